@@ -1,0 +1,6 @@
+//! Thin, safe functions over system calls and `/proc`: one for each call, file descriptors
+//! borrowed as [`std::os::fd::AsFd`] and returned owned.
+//!
+//! All `unsafe` of the crate is below this module.
+
+pub mod mountinfo;

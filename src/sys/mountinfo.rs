@@ -1,0 +1,148 @@
+//! `/proc/PID/mountinfo`, as proc_pid_mountinfo(5) describes it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::bytes::ByteString;
+
+/// One mounted file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The mount's number, the `mnt_id` of an fd's fdinfo.
+    pub id: u32,
+    /// The number of the mount that this one is mounted on.
+    pub parent: u32,
+    /// Major and minor number of the file system's device, `st_dev` of its files.
+    pub device: (u32, u32),
+    /// The directory of the file system that is mounted here.
+    pub root: ByteString,
+    /// Where it is mounted, seen from the reading process's root.
+    pub point: ByteString,
+    /// Options of this mount (`ro`, `nosuid`, …).
+    pub options: ByteString,
+    /// Whether changes of the tree below propagate to other mounts.
+    pub shared: bool,
+    /// The file system's type (`overlay`, `ext4`, …).
+    pub kind: String,
+    /// What is mounted: a device, or a name without meaning.
+    pub source: ByteString,
+    /// Options of the file system (`lowerdir=…`).
+    pub super_options: ByteString,
+}
+
+impl Mount {
+    /// Whether nothing can be written through this mount.
+    pub fn is_read_only(&self) -> bool {
+        let read_only =
+            |options: &ByteString| options.as_bytes().split(|b| *b == b',').any(|o| o == b"ro");
+        read_only(&self.options) || read_only(&self.super_options)
+    }
+}
+
+/// Reads the mounts that process `pid` sees (`self` for our own).
+pub fn mounts_of(pid: &str) -> Result<Vec<Mount>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let text = std::fs::read(&path).with_context(|| format!("reading {path}"))?;
+    parse_mountinfo(&text).with_context(|| format!("reading {path}"))
+}
+
+/// Parses the whole file, in the order of mounting.
+pub fn parse_mountinfo(text: &[u8]) -> Result<Vec<Mount>> {
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            parse_line(line).with_context(|| format!("mountinfo line {:?}", ByteString::from(line)))
+        })
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Result<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut next = |what: &'static str| fields.next().with_context(|| format!("it has no {what}"));
+    let id = number(next("mount number")?)?;
+    let parent = number(next("parent")?)?;
+    let device = std::str::from_utf8(next("device")?)?;
+    let (major, minor) = device.split_once(':').context("its device has no colon")?;
+    let device = (major.parse()?, minor.parse()?);
+    let root = unescape(next("root")?);
+    let point = unescape(next("mount point")?);
+    let options = unescape(next("options")?);
+    let mut shared = false;
+    loop {
+        match next("separator")? {
+            b"-" => break,
+            tag => shared |= tag.starts_with(b"shared:"),
+        }
+    }
+    let kind = String::from_utf8_lossy(next("type")?).into_owned();
+    let source = unescape(next("source")?);
+    let super_options = unescape(next("file system options")?);
+    Ok(Mount { id, parent, device, root, point, options, shared, kind, source, super_options })
+}
+
+fn number(field: &[u8]) -> Result<u32> {
+    Ok(std::str::from_utf8(field)?.parse()?)
+}
+
+/// Undoes the kernel's `\ooo` (seq_path and seq_escape in fs/seq_file.c).
+fn unescape(field: &[u8]) -> ByteString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = match tail {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if first == b'\\' => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                after
+            }
+            _ => {
+                bytes.push(first);
+                tail
+            }
+        };
+    }
+    bytes.into()
+}
+
+/// The mount that holds `path`: the deepest one above it, and of several on one point the last.
+pub fn mount_of<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, mount)| path.starts_with(mount.point.as_path()))
+        .max_by_key(|(order, mount)| (mount.point.as_path().as_os_str().as_bytes().len(), *order))
+        .map(|(_, mount)| mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &[u8] = b"22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
+        36 22 0:31 / /a\\040b rw,nosuid shared:7 master:2 - overlay overlay ro,lowerdir=/l\\054x:/m,upperdir=/u\n";
+
+    #[test]
+    fn fields_and_escapes() {
+        let mounts = parse_mountinfo(SAMPLE).unwrap();
+        assert_eq!(mounts[0].device, (254, 0));
+        assert!(!mounts[0].shared && !mounts[0].is_read_only());
+        assert_eq!(mounts[1].point.as_bytes(), b"/a b");
+        assert_eq!(mounts[1].super_options.as_bytes(), b"ro,lowerdir=/l,x:/m,upperdir=/u");
+        assert!(mounts[1].shared && mounts[1].is_read_only());
+    }
+
+    #[test]
+    fn the_deepest_mount_holds_a_path() {
+        let mounts = parse_mountinfo(SAMPLE).unwrap();
+        assert_eq!(mount_of(&mounts, Path::new("/a b/c")).unwrap().id, 36);
+        assert_eq!(mount_of(&mounts, Path::new("/a bc")).unwrap().id, 22);
+    }
+
+    #[test]
+    fn a_cut_line_is_an_error() {
+        for end in [3, 10, 20, 42] {
+            assert!(parse_mountinfo(&SAMPLE[..end]).is_err(), "{end}");
+        }
+    }
+}
