@@ -4,3 +4,5 @@
 //! All `unsafe` of the crate is below this module.
 
 pub mod mountinfo;
+pub mod process;
+pub mod socket;

@@ -1,0 +1,131 @@
+//! The administrator's configuration, `/etc/ocicle/ocicle.toml`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+/// Where the configuration is.
+pub const PATH: &str = "/etc/ocicle/ocicle.toml";
+
+/// Where checkpoints are kept unless told otherwise.
+pub const STORE: &str = "/var/lib/ocicle";
+
+/// Every setting; what a file does not say has its default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// The real runtime: a path, or a name on `PATH`.
+    pub runtime: Option<PathBuf>,
+    /// Where `ocicle checkpoint` keeps its versions.
+    pub store: PathBuf,
+    /// How many seconds a container may take to freeze.
+    pub freeze_timeout: f64,
+    /// Settings of CRIU.
+    pub criu: Criu,
+    /// What rules from a container's annotations may use.
+    pub allow: Allow,
+}
+
+/// Settings of CRIU.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Criu {
+    /// The largest deleted file that is kept in an image, as CRIU writes sizes (`64M`).
+    pub ghost_limit: String,
+}
+
+/// What rules from a container's annotations may use: nothing, unless the administrator says so.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Allow {
+    /// Files of the host that `file:` may open: paths, in which `*` stands for any part of one
+    /// name and `**` for any number of names.
+    pub files: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            runtime: None,
+            store: STORE.into(),
+            freeze_timeout: 10.0,
+            criu: Criu::default(),
+            allow: Allow::default(),
+        }
+    }
+}
+
+impl Default for Criu {
+    fn default() -> Self {
+        Self { ghost_limit: "1G".into() }
+    }
+}
+
+impl Config {
+    /// Reads the configuration; where there is none, everything has its default.
+    pub fn load() -> Result<Self> {
+        Self::load_from(Path::new(PATH))
+    }
+
+    fn load_from(path: &Path) -> Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        Self::parse(&text).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        let seconds = config.freeze_timeout;
+        ensure!(
+            seconds > 0.0 && seconds <= 3600.0,
+            "freeze-timeout is {seconds}, not between 0 and 3600 seconds"
+        );
+        let limit = config.criu.ghost_limit.trim_end_matches(['K', 'M', 'G']);
+        ensure!(
+            !limit.is_empty() && limit.bytes().all(|byte| byte.is_ascii_digit()),
+            "criu.ghost-limit is {:?}, not a number with K, M or G",
+            config.criu.ghost_limit
+        );
+        Ok(config)
+    }
+
+    /// How long a container may take to freeze.
+    pub fn freeze_limit(&self) -> Duration {
+        Duration::from_secs_f64(self.freeze_timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_has_its_default() {
+        let config =
+            Config::parse("runtime = '/usr/sbin/runc'\n[criu]\nghost-limit = '8M'\n").unwrap();
+        assert_eq!(config.runtime.unwrap().to_str(), Some("/usr/sbin/runc"));
+        assert_eq!(config.store.to_str(), Some(STORE));
+        assert_eq!(config.criu.ghost_limit, "8M");
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        for (text, named) in [
+            ("frobnicate = 1", "frobnicate"),
+            ("freeze-timeout = 0", "freeze-timeout"),
+            ("freeze-timeout = nan", "freeze-timeout"),
+            ("[criu]\nghost-limit = '1G\\nfoo'", "ghost-limit"),
+            ("[allow]\nfile = []", "file"),
+        ] {
+            let message = format!("{:#}", Config::parse(text).unwrap_err());
+            assert!(message.contains(named), "{message}");
+        }
+    }
+}

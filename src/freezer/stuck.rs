@@ -1,0 +1,47 @@
+//! Naming the processes that did not freeze.
+
+use std::fs;
+
+use super::Freezer;
+use crate::bytes::ByteString;
+
+/// How many are named; the rest is counted.
+const NAMED: usize = 5;
+
+/// The processes of a group that are not stopped by its freezer, in words.
+pub(super) fn describe(freezer: &Freezer) -> String {
+    let Ok(processes) = freezer.processes() else { return "its processes cannot be read".into() };
+    let stuck: Vec<String> = processes.into_iter().filter_map(running_thread).collect();
+    match stuck.len() {
+        0 => "every process looks frozen, the kernel does not say so".to_owned(),
+        many if many > NAMED => format!("{} and {} more", stuck[..NAMED].join(", "), many - NAMED),
+        _ => stuck.join(", "),
+    }
+}
+
+/// The first thread of a process that is neither frozen nor stopped by a tracer.
+fn running_thread(pid: i32) -> Option<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    tasks.flatten().find_map(|task| {
+        let read = |file| fs::read(task.path().join(file)).unwrap_or_default();
+        let waits_in = String::from_utf8_lossy(&read("wchan")).into_owned();
+        if is_stopped(&waits_in) {
+            return None;
+        }
+        let name = ByteString::from(read("comm").trim_ascii_end());
+        let place = if waits_in.is_empty() || waits_in == "0" {
+            "running".into()
+        } else {
+            format!("in {waits_in}")
+        };
+        Some(format!("process {pid} ({name}) is {place}"))
+    })
+}
+
+/// Where a thread that is frozen waits: `__refrigerator` under version 1,
+/// `do_freezer_trap` under version 2, `ptrace_stop` and `do_signal_stop` count as frozen there.
+fn is_stopped(waits_in: &str) -> bool {
+    ["__refrigerator", "do_freezer_trap", "ptrace_stop", "do_signal_stop", "get_signal"]
+        .iter()
+        .any(|place| waits_in.starts_with(place))
+}

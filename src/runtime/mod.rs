@@ -1,0 +1,209 @@
+//! The real runtime: runc, crun, or another that has their command line.
+
+pub mod arguments;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::bytes::ByteString;
+use crate::config::Config;
+use crate::sys::process::{find_program, is_program};
+
+/// The program that does the work, and the global flags that it is called with.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    program: PathBuf,
+    globals: Vec<OsString>,
+}
+
+impl Runtime {
+    /// Finds the real runtime: `OCICLE_RUNTIME`, then the configuration, then the first of crun
+    /// and runc on `PATH`. Whatever is ocicle itself is refused, or passed over on `PATH`.
+    pub fn find(config: &Config) -> Result<Self> {
+        let program = if let Some(named) =
+            std::env::var_os("OCICLE_RUNTIME").filter(|name| !name.is_empty())
+        {
+            Self::named(&named).context("the real runtime of OCICLE_RUNTIME")?
+        } else if let Some(named) = &config.runtime {
+            Self::named(named.as_os_str()).context("the real runtime of the configuration")?
+        } else {
+            ["crun", "runc"]
+                .iter()
+                .find_map(|name| find_program(name, is_ourselves))
+                .ok_or_else(|| anyhow!("neither crun nor runc is on PATH").context(MISSING))?
+        };
+        Ok(Self { program, globals: Vec::new() })
+    }
+
+    /// The runtime of that path, or of that name on `PATH`.
+    pub fn named(name: &OsStr) -> Result<PathBuf> {
+        let path = Path::new(name);
+        let program = if path.components().count() > 1 {
+            Some(path.to_owned())
+        } else {
+            find_program(path.to_str().unwrap_or_default(), is_ourselves)
+        };
+        let program = program
+            .filter(|program| is_program(program))
+            .with_context(|| format!("there is no program {}", ByteString::from(path)))?;
+        ensure!(!is_ourselves(&program), "{} is ocicle itself", program.display());
+        Ok(program)
+    }
+
+    /// The same runtime, called with these global flags.
+    pub fn with_globals(self, globals: Vec<OsString>) -> Self {
+        Self { globals, ..self }
+    }
+
+    /// A runtime at a known path.
+    pub fn at(program: PathBuf) -> Self {
+        Self { program, globals: Vec::new() }
+    }
+
+    /// Where the program is.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Its name, `runc` or `crun` for the two that ocicle is tested with.
+    pub fn name(&self) -> String {
+        let name = self.program.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// The `--root` among its global flags.
+    pub fn root(&self) -> Option<PathBuf> {
+        arguments::value_of(&self.globals, "--root").map(PathBuf::from)
+    }
+
+    /// The program, its global flags, and `rest`.
+    pub fn command_line(&self, rest: &[OsString]) -> Vec<OsString> {
+        std::iter::once(self.program.clone().into_os_string())
+            .chain(self.globals.iter().cloned())
+            .chain(rest.iter().cloned())
+            .collect()
+    }
+
+    /// Becomes the runtime; returns only when that fails.
+    pub fn exec(&self, rest: &[OsString]) -> anyhow::Error {
+        let error = Command::new(&self.program).args(&self.globals).args(rest).exec();
+        anyhow::Error::new(error).context(format!("executing {}", self.program.display()))
+    }
+
+    /// The state of a container, as `state` prints it.
+    ///
+    /// # Errors
+    /// What the runtime says when it does not know the container.
+    pub fn state(&self, id: &str) -> Result<State> {
+        let output = self.quiet(&["state", id])?;
+        if !output.status.success() {
+            bail!(
+                "{}",
+                last_line(&output.stderr).unwrap_or_else(|| format!(
+                    "{} state ended with {}",
+                    self.name(),
+                    output.status
+                ))
+            );
+        }
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("reading what {} state printed", self.name()))
+    }
+
+    /// Removes what is left of a stopped container.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        let output = self.quiet(&["delete", id])?;
+        if !output.status.success() {
+            bail!("{} delete {id}: {}", self.name(), last_line(&output.stderr).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// The first line of what `--version` prints.
+    pub fn version(&self) -> Result<String> {
+        let output = self.quiet(&["--version"])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    /// Runs a command of our own, whose errors must not reach the caller's log.
+    fn quiet(&self, rest: &[&str]) -> Result<Output> {
+        Command::new(&self.program)
+            .args(arguments::without_log(&self.globals))
+            .args(rest)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("running {} {}", self.program.display(), rest.join(" ")))
+    }
+}
+
+const MISSING: &str = "no OCI runtime found";
+
+/// What the runtime knows of a container (the OCI runtime specification's *State*).
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct State {
+    /// `creating`, `created`, `running`, `paused` or `stopped`.
+    pub status: String,
+    /// The first process, as the host numbers it; 0 when there is none.
+    #[serde(default)]
+    pub pid: i32,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+}
+
+fn last_line(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(ByteString::from(line.trim()).to_string())
+}
+
+/// Whether a program is this one: the same file, or a copy of it.
+fn is_ourselves(program: &Path) -> bool {
+    let same = || -> std::io::Result<bool> {
+        let (mut ours, mut theirs) = (File::open("/proc/self/exe")?, File::open(program)?);
+        let (our, their) = (ours.metadata()?, theirs.metadata()?);
+        if (our.dev(), our.ino()) == (their.dev(), their.ino()) {
+            return Ok(true);
+        }
+        Ok(our.len() == their.len() && same_bytes(&mut ours, &mut theirs)?)
+    };
+    same().unwrap_or(false)
+}
+
+fn same_bytes(one: &mut File, other: &mut File) -> std::io::Result<bool> {
+    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        let length = one.read(&mut left)?;
+        if length == 0 {
+            return Ok(true);
+        }
+        match other.read_exact(&mut right[..length]) {
+            Ok(()) if left[..length] == right[..length] => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_this_program_is_this_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = directory.path().join("runc");
+        std::fs::copy("/proc/self/exe", &copy).unwrap();
+        assert!(is_ourselves(&copy));
+        assert!(!is_ourselves(Path::new("/bin/sh")));
+        assert!(Runtime::named(copy.as_os_str()).unwrap_err().to_string().contains("itself"));
+    }
+}

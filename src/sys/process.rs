@@ -1,0 +1,140 @@
+//! Processes: `/proc/PID`, pidfds, our own inherited descriptors.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
+
+/// A process's pidfd; `None` when there is no such process any more.
+pub fn pidfd(pid: i32) -> Result<Option<OwnedFd>> {
+    let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+    match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("opening process {pid}")),
+    }
+}
+
+/// Waits until one of `fds` can be read or has ended; which of them did, none after `limit`.
+pub fn wait_readable(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> Result<Vec<bool>> {
+    wait_for(fds, PollFlags::IN, limit)
+}
+
+/// As [`wait_readable`], for the exceptional condition by which cgroup and proc files say that
+/// their content changed.
+pub fn wait_changed(fd: BorrowedFd<'_>, limit: Duration) -> Result<bool> {
+    Ok(wait_for(&[fd], PollFlags::PRI, Some(limit))?[0])
+}
+
+fn wait_for(fds: &[BorrowedFd<'_>], what: PollFlags, limit: Option<Duration>) -> Result<Vec<bool>> {
+    let mut polled: Vec<PollFd<'_>> =
+        fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, what)).collect();
+    let limit = limit.map(|limit| Timespec {
+        tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    match rustix::event::poll(&mut polled, limit.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error).context("waiting for an event"),
+    }
+    Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect())
+}
+
+/// The numbers of a process in each pid namespace from ours inwards (`NSpid` of proc_pid_status(5)).
+pub fn namespaced_pids(pid: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    parse_nspid(&text).with_context(|| format!("reading {path}"))
+}
+
+fn parse_nspid(status: &str) -> Result<Vec<i32>> {
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("NSpid:")).context("it has no NSpid")?;
+    line.split_ascii_whitespace().map(|number| Ok(number.parse()?)).collect()
+}
+
+/// The parent and the name of a process (proc_pid_stat(5)).
+pub fn parent_and_name(pid: i32) -> Result<(i32, String)> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read(&path).with_context(|| format!("reading {path}"))?;
+    parse_stat(&String::from_utf8_lossy(&text)).with_context(|| format!("reading {path}"))
+}
+
+/// The name is between the first and the last parenthesis: it may hold any byte itself.
+fn parse_stat(stat: &str) -> Result<(i32, String)> {
+    let (open, close) = stat.find('(').zip(stat.rfind(')')).context("it has no name")?;
+    let mut fields = stat.get(close + 1..).unwrap_or_default().split_ascii_whitespace();
+    let parent = fields.nth(1).context("it has no parent")?.parse()?;
+    Ok((parent, stat.get(open + 1..close).context("its name is cut")?.to_owned()))
+}
+
+/// The descriptors that this process was started with.
+///
+/// A rule may name one of them by number; a number that we opened ourselves since is none.
+#[derive(Clone, Debug, Default)]
+pub struct InheritedFds(BTreeSet<RawFd>);
+
+impl InheritedFds {
+    /// Reads what is open now: to be called before anything else is opened.
+    pub fn capture() -> Result<Self> {
+        let mut numbers = BTreeSet::new();
+        for entry in fs::read_dir("/proc/self/fd").context("reading our own descriptors")? {
+            let number = entry?.file_name().to_string_lossy().parse::<RawFd>()?;
+            numbers.insert(number);
+        }
+        // The descriptor of the directory itself was among them, and is gone by now.
+        numbers.retain(|number| fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok());
+        Ok(Self(numbers))
+    }
+
+    /// Whether `number` was open when this process started.
+    pub fn contains(&self, number: RawFd) -> bool {
+        self.0.contains(&number)
+    }
+}
+
+/// Finds a program as execvp(3) does, leaving out what `refuse` says.
+pub fn find_program(name: &str, refuse: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
+        .find(|candidate| is_program(candidate) && !refuse(candidate))
+}
+
+/// Whether there is a file that we may execute.
+pub fn is_program(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_parentheses_and_spaces() {
+        assert_eq!(parse_stat("7 (a) b (c) S 3 7 7 0").unwrap(), (3, "a) b (c".to_owned()));
+        assert!(parse_stat("7 (a S 3").is_err());
+        assert!(parse_stat("7 )(").is_err());
+    }
+
+    #[test]
+    fn pids_of_each_namespace() {
+        assert_eq!(parse_nspid("Name:\tx\nNSpid:\t812\t7\n").unwrap(), [812, 7]);
+        assert!(parse_nspid("Name:\tx\n").is_err());
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_no_pidfd() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(pidfd(pid).unwrap().is_some());
+        child.wait().unwrap();
+        assert!(pidfd(pid).unwrap().is_none());
+    }
+}
