@@ -2,6 +2,9 @@
 
 pub mod bytes;
 pub mod config;
+pub mod container;
+pub mod criu;
 pub mod freezer;
+pub mod guardian;
 pub mod runtime;
 pub mod sys;

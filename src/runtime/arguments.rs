@@ -88,7 +88,7 @@ impl Call {
     pub fn parse(arguments: &[OsString]) -> Option<Self> {
         let (id, flags) = arguments.split_last()?;
         let asks_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
-        if is_flag(id) || asks_help || takes_next(flags.last()) {
+        if is_flag(id) || asks_help || !are_whole(flags) {
             return None;
         }
         let (flags, substitute) = take_substitutions(flags)?;
@@ -159,6 +159,17 @@ fn takes_next(argument: Option<&OsString>) -> bool {
     argument.is_some_and(|argument| {
         GLOBAL_VALUES.iter().chain(&COMMAND_VALUES).any(|flag| argument == flag)
     })
+}
+
+/// Whether the last flag has its value: else the word behind it is the value, and no container.
+fn are_whole(flags: &[OsString]) -> bool {
+    let mut rest = flags.iter();
+    while let Some(argument) = rest.next() {
+        if takes_next(Some(argument)) && rest.next().is_none() {
+            return false;
+        }
+    }
+    true
 }
 
 fn inline_value<'a>(argument: &'a OsStr, flag: &str) -> Option<&'a OsStr> {

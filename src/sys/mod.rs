@@ -3,6 +3,7 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod inherited;
 pub mod mountinfo;
 pub mod process;
 pub mod socket;

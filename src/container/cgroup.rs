@@ -1,0 +1,151 @@
+//! Finding a container's control group.
+//!
+//! The runtime's own record comes first: a container that manages control groups itself (an
+//! init system, say) moves its processes into groups below the container's. Without a record it
+//! is the group of the first process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::freezer::{Freezer, Version};
+use crate::runtime::Runtime;
+use crate::sys::mountinfo::{Mount, mounts_of};
+
+pub(super) fn freezer_of(runtime: &Runtime, id: &str, init: i32) -> Result<Freezer> {
+    let hierarchy = Hierarchy::mounted()?;
+    let membership = |pid: &str| -> Result<PathBuf> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let group = parse_membership(&text, hierarchy.version)
+            .with_context(|| format!("reading {path}"))?;
+        hierarchy.locate(Path::new(group))
+    };
+    let group_of_init = membership(&init.to_string())?;
+    let directory = recorded(runtime, id, &hierarchy)
+        .filter(|recorded| group_of_init.starts_with(recorded))
+        .unwrap_or(group_of_init);
+    ensure!(directory != hierarchy.mount_point(), "it is the root group");
+    ensure!(
+        !membership("self")?.starts_with(&directory),
+        "{} holds this very process, which would freeze itself",
+        directory.display()
+    );
+    Ok(Freezer::new(hierarchy.version, directory))
+}
+
+/// The mounted hierarchy that can freeze: version 1 where its freezer is mounted, as there a
+/// runtime uses no other.
+struct Hierarchy {
+    version: Version,
+    mount: Mount,
+}
+
+impl Hierarchy {
+    fn mounted() -> Result<Self> {
+        Self::among(&mounts_of("self")?)
+            .context("no freezer is mounted: neither cgroup v2 nor the freezer of v1")
+    }
+
+    fn among(mounts: &[Mount]) -> Option<Self> {
+        let has_freezer = |mount: &&Mount| {
+            let mut options = mount.super_options.as_bytes().split(|byte| *byte == b',');
+            mount.kind == "cgroup" && options.any(|option| option == b"freezer")
+        };
+        let v1 = mounts.iter().rfind(has_freezer).map(|mount| (Version::V1, mount));
+        let v2 =
+            mounts.iter().rfind(|mount| mount.kind == "cgroup2").map(|mount| (Version::V2, mount));
+        v1.or(v2).map(|(version, mount)| Self { version, mount: mount.clone() })
+    }
+
+    fn mount_point(&self) -> &Path {
+        self.mount.point.as_path()
+    }
+
+    /// Where the group of that path, as `/proc/PID/cgroup` names it, is in the file system.
+    fn locate(&self, group: &Path) -> Result<PathBuf> {
+        let below = group.strip_prefix(self.mount.root.as_path()).with_context(|| {
+            format!(
+                "the group {} is not below what is mounted at {}",
+                group.display(),
+                self.mount.point
+            )
+        })?;
+        Ok(self.mount_point().join(below).components().collect())
+    }
+}
+
+fn parse_membership(text: &str, version: Version) -> Result<&str> {
+    let wanted = |controllers: &str| match version {
+        Version::V1 => controllers.split(',').any(|controller| controller == "freezer"),
+        Version::V2 => controllers.is_empty(),
+    };
+    text.lines()
+        .find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            wanted(controllers).then_some(path)
+        })
+        .context("it names no group of the freezer's hierarchy")
+}
+
+/// What runc writes in `state.json` and crun in `status`, as far as we need it.
+#[derive(Deserialize)]
+struct Record {
+    #[serde(default)]
+    cgroup_paths: std::collections::BTreeMap<String, PathBuf>,
+    #[serde(default, rename = "cgroup-path")]
+    cgroup_path: Option<PathBuf>,
+}
+
+fn recorded(runtime: &Runtime, id: &str, hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let root = runtime.root().unwrap_or_else(|| Path::new("/run").join(runtime.name()));
+    let record = ["state.json", "status"].iter().find_map(|name| {
+        let text = fs::read(root.join(id).join(name)).ok()?;
+        serde_json::from_slice::<Record>(&text).ok()
+    })?;
+    let controller = match hierarchy.version {
+        Version::V1 => "freezer",
+        Version::V2 => "",
+    };
+    let of_crun = || {
+        let path = record.cgroup_path.as_deref().filter(|path| !path.as_os_str().is_empty())?;
+        hierarchy.locate(&Path::new("/").join(path)).ok()
+    };
+    record.cgroup_paths.get(controller).cloned().or_else(of_crun).filter(|path| path.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::mountinfo::parse_mountinfo;
+
+    const HYBRID: &[u8] = b"30 1 0:26 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\
+        31 1 0:27 /box /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn version_1_comes_first_where_both_are_mounted() {
+        let mounts = parse_mountinfo(HYBRID).unwrap();
+        let hierarchy = Hierarchy::among(&mounts).unwrap();
+        assert_eq!(hierarchy.version, Version::V1);
+        assert_eq!(Hierarchy::among(&mounts[1..]).unwrap().version, Version::V2);
+    }
+
+    #[test]
+    fn a_group_is_found_below_what_is_mounted() {
+        let mounts = parse_mountinfo(HYBRID).unwrap();
+        let hierarchy = Hierarchy::among(&mounts[1..]).unwrap();
+        let found = hierarchy.locate(Path::new("/box/web")).unwrap();
+        assert_eq!(found.to_str(), Some("/sys/fs/cgroup/unified/web"));
+        assert!(hierarchy.locate(Path::new("/other/web")).is_err());
+    }
+
+    #[test]
+    fn membership_of_each_version() {
+        let text = "4:cpu,cpuacct:/c\n3:freezer:/f:x\n0::/unified\n";
+        assert_eq!(parse_membership(text, Version::V1).unwrap(), "/f:x");
+        assert_eq!(parse_membership(text, Version::V2).unwrap(), "/unified");
+        assert!(parse_membership("4:cpu:/c\n", Version::V2).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! A container, as its runtime, its bundle and the kernel describe it.
+
+mod cgroup;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::Spec;
+
+use crate::freezer::Freezer;
+use crate::runtime::Runtime;
+use crate::sys::process::{namespaced_pids, parent_and_name};
+
+/// A container that has processes.
+#[derive(Debug)]
+pub struct Container {
+    /// Its name.
+    pub id: String,
+    /// Its first process, as the host numbers it.
+    pub init: i32,
+    /// Where its bundle and its root file system are.
+    pub bundle: Bundle,
+    /// Its control group.
+    pub freezer: Freezer,
+}
+
+/// A bundle: `config.json` and what it names.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The bundle's directory.
+    pub directory: PathBuf,
+    /// The root file system.
+    pub rootfs: PathBuf,
+    /// What `config.json` says.
+    pub spec: Spec,
+}
+
+/// A process of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number on the host.
+    pub host: i32,
+    /// Its number in the container.
+    pub inner: i32,
+}
+
+impl Bundle {
+    /// Reads a bundle's `config.json`.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let directory = fs::canonicalize(directory)
+            .with_context(|| format!("opening the bundle {}", directory.display()))?;
+        let config = directory.join("config.json");
+        let spec = Spec::load(&config).with_context(|| format!("reading {}", config.display()))?;
+        let root = spec.root().as_ref().context("config.json names no root file system")?;
+        let rootfs = directory.join(root.path());
+        let rootfs = fs::canonicalize(&rootfs)
+            .with_context(|| format!("opening the root file system {}", rootfs.display()))?;
+        Ok(Self { directory, rootfs, spec })
+    }
+
+    /// Whether the container cannot write its root file system.
+    pub fn is_read_only(&self) -> bool {
+        self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false)
+    }
+
+    /// The annotations `prefix` and `prefix.*`, sorted by name.
+    pub fn annotations(&self, prefix: &str) -> Vec<(String, String)> {
+        let belongs = |name: &str| {
+            name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let all = self.spec.annotations().iter().flatten();
+        let mut found: Vec<_> = all
+            .filter(|(name, _)| belongs(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        found.sort();
+        found
+    }
+}
+
+impl Container {
+    /// Finds a container that runs or is paused.
+    pub fn discover(runtime: &Runtime, id: &str) -> Result<Self> {
+        ensure_name(id)?;
+        let state = runtime.state(id)?;
+        match state.status.as_str() {
+            "running" | "paused" => {}
+            status => {
+                bail!("it is {status}: only a running or paused container has a state to keep")
+            }
+        }
+        ensure!(state.pid > 0, "{} names no process", runtime.name());
+        let freezer =
+            cgroup::freezer_of(runtime, id, state.pid).context("finding its control group")?;
+        Ok(Self {
+            id: id.to_owned(),
+            init: state.pid,
+            bundle: Bundle::read(&state.bundle)?,
+            freezer,
+        })
+    }
+
+    /// The processes that CRIU dumps: init and what descends from it. A process that came in
+    /// through `exec` is in the control group, and is frozen, and is not among them.
+    pub fn dumped_processes(&self) -> Result<Vec<Process>> {
+        let all = self.freezer.processes()?;
+        let level = namespaced_pids(self.init)?.len();
+        let mut dumped = Vec::new();
+        for host in all {
+            if !self.descends_from_init(host) {
+                continue;
+            }
+            // A process that ended since the listing has nothing to keep.
+            if let Ok(numbers) = namespaced_pids(host)
+                && let Some(inner) = numbers.get(level - 1)
+            {
+                dumped.push(Process { host, inner: *inner });
+            }
+        }
+        dumped.sort_by_key(|process| process.inner);
+        Ok(dumped)
+    }
+
+    fn descends_from_init(&self, process: i32) -> bool {
+        let mut at = process;
+        while at != self.init {
+            match parent_and_name(at) {
+                Ok((parent, _)) if parent > 1 => at = parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Makes sure that the container sees, as its root, the directory that we would snapshot.
+    pub fn ensure_root_is(&self, rootfs: &Path) -> Result<()> {
+        let seen = fs::metadata(format!("/proc/{}/root/", self.init))
+            .context("looking at its root directory")?;
+        let ours =
+            fs::metadata(rootfs).with_context(|| format!("looking at {}", rootfs.display()))?;
+        ensure!(
+            (seen.dev(), seen.ino()) == (ours.dev(), ours.ino()),
+            "its root directory is not {}: it is mounted where this process does not see it",
+            rootfs.display()
+        );
+        Ok(())
+    }
+}
+
+/// Refuses a name that no runtime accepts: it becomes part of paths.
+pub fn ensure_name(id: &str) -> Result<()> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    ensure!(
+        !id.is_empty() && id.len() <= 1024 && id != "." && id != ".." && id.bytes().all(allowed),
+        "{id:?} is no container name"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_path() {
+        for bad in ["", ".", "..", "a/b", "../x", "a b", "a\n"] {
+            assert!(ensure_name(bad).is_err(), "{bad:?}");
+        }
+        assert!(ensure_name("web-1_2.3+x").is_ok());
+    }
+}

@@ -1,0 +1,37 @@
+//! CRIU's action script: brings the points of a dump to ocicle's door.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use super::door::{Answer, Knock, knock};
+
+/// The name by which the program knows that it is to be the action script.
+pub const NAME: &str = "criu-action";
+
+/// All images are written and every task is stopped; what the script says now decides whether
+/// CRIU goes on (criu(8), `--action-script`; cr_dump_finish in criu/cr-dump.c).
+pub const POST_DUMP: &str = "post-dump";
+
+/// The action script's program. Only `post-dump` is of interest.
+pub fn main() -> ExitCode {
+    match std::env::var("CRTOOLS_SCRIPT_ACTION") {
+        Ok(point) if point == POST_DUMP => match ask(point) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{NAME}: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn ask(point: String) -> Result<()> {
+    let (answer, _) = knock(&Knock::Action(point)).context("asking whether to commit")?;
+    match answer {
+        Answer::Continue => Ok(()),
+        Answer::Stop(why) => bail!(why),
+        Answer::Become { .. } => bail!("that is no answer for an action script"),
+    }
+}

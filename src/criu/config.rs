@@ -1,0 +1,76 @@
+//! CRIU's configuration file: a line for each long option (criu(8), *CONFIGURATION FILES*).
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// What CRIU is told beside what the runtime tells it.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// A program to call at each point of a dump or restore.
+    pub action_script: Option<PathBuf>,
+    /// Files that CRIU shall not look up: `file[MOUNT:INODE]`, in hexadecimal.
+    pub external: Vec<String>,
+    /// Open files to be replaced: the number CRIU inherits, and the name it looks up.
+    pub inherit: Vec<(RawFd, String)>,
+    /// The largest deleted file to keep in the image.
+    pub ghost_limit: Option<String>,
+}
+
+impl Configuration {
+    /// Writes it to a new file, behind what the caller's own `CRIU_CONFIG_FILE` says.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let text = callers()? + &self.to_text();
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        if let Some(script) = &self.action_script {
+            let _ = writeln!(text, "action-script {}", script.display());
+        }
+        for file in &self.external {
+            let _ = writeln!(text, "external {file}");
+        }
+        for (number, key) in &self.inherit {
+            let _ = writeln!(text, "inherit-fd fd[{number}]:{key}");
+        }
+        if let Some(limit) = &self.ghost_limit {
+            let _ = writeln!(text, "ghost-limit {limit}");
+        }
+        text
+    }
+}
+
+/// CRIU reads one file of that variable, and it is ours: so it holds the caller's too.
+fn callers() -> Result<String> {
+    let Some(path) = std::env::var_os("CRIU_CONFIG_FILE") else { return Ok(String::new()) };
+    let mut text = fs::read_to_string(&path)
+        .with_context(|| format!("reading {} (CRIU_CONFIG_FILE)", Path::new(&path).display()))?;
+    text.push('\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_each_option() {
+        let configuration = Configuration {
+            action_script: Some("/run/x/criu-action".into()),
+            external: vec!["file[1f:2a]".into()],
+            inherit: vec![(400, "ocicle/7".into())],
+            ghost_limit: Some("1G".into()),
+        };
+        assert_eq!(
+            configuration.to_text(),
+            "action-script /run/x/criu-action\nexternal file[1f:2a]\n\
+             inherit-fd fd[400]:ocicle/7\nghost-limit 1G\n"
+        );
+    }
+}

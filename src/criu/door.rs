@@ -1,0 +1,204 @@
+//! The door: where the CRIU that a runtime starts, and its action script, find ocicle.
+//!
+//! A directory of its own below `/run/ocicle`, readable by root alone:
+//!
+//! ```text
+//! door            the socket
+//! bin/criu        first on the runtime's PATH: this program, as the interposer
+//! criu-action     CRIU's action script: this program again
+//! criu.conf       CRIU's configuration, written when CRIU is admitted
+//! ```
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use super::config::Configuration;
+use super::{action, interposer};
+use crate::sys::process::find_program;
+use crate::sys::socket::{Channel, Listener};
+
+/// The environment variable that names the socket.
+pub const VARIABLE: &str = "OCICLE_DOOR";
+
+/// Where the directories are.
+const RUN: &str = "/run/ocicle";
+
+/// What comes to the door.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Knock {
+    /// CRIU, asked for this.
+    Criu(Work),
+    /// The action script, at this point.
+    Action(String),
+}
+
+/// The answer to a knock.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// Become this program, with this configuration; the descriptors that come along take the
+    /// numbers from [`interposer::FIRST_FD`] on.
+    Become { program: PathBuf, configuration: Option<PathBuf> },
+    /// Go on.
+    Continue,
+    /// Fail.
+    Stop(String),
+}
+
+/// What CRIU was asked for, as far as it matters here (`criu_req_type` of CRIU's rpc.proto).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// A dump.
+    Dump,
+    /// A restore.
+    Restore,
+    /// A version, a check for features, anything else.
+    Other,
+}
+
+/// The door, open for one runtime.
+#[derive(Debug)]
+pub struct Door {
+    directory: TempDir,
+    listener: Listener,
+    criu: PathBuf,
+}
+
+/// Somebody at the door.
+#[derive(Debug)]
+pub enum Visitor<'a> {
+    /// CRIU waits to be let in.
+    Criu(Criu<'a>),
+    /// CRIU's action script waits for an answer.
+    Action(Action),
+}
+
+/// CRIU, at the door.
+#[derive(Debug)]
+pub struct Criu<'a> {
+    door: &'a Door,
+    channel: Channel,
+    /// What it was asked for.
+    pub work: Work,
+}
+
+/// CRIU's action script, at the door.
+#[derive(Debug)]
+pub struct Action {
+    channel: Channel,
+    /// CRIU's name of the point it is at (`post-dump`, …).
+    pub point: String,
+}
+
+impl Door {
+    /// Opens a door. The real CRIU is the first on `PATH`.
+    pub fn open() -> Result<Self> {
+        let criu = real_criu()?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(RUN)
+            .with_context(|| format!("making {RUN}"))?;
+        let directory = tempfile::Builder::new()
+            .prefix("door-")
+            .tempdir_in(RUN)
+            .with_context(|| format!("making a directory in {RUN}"))?;
+        let ourselves = fs::read_link("/proc/self/exe").context("finding this program")?;
+        let binaries = directory.path().join("bin");
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&binaries)
+            .context("making the interposer's directory")?;
+        symlink(&ourselves, binaries.join(interposer::NAME)).context("placing the interposer")?;
+        symlink(&ourselves, directory.path().join(action::NAME))
+            .context("placing the action script")?;
+        let listener = Listener::bind(&directory.path().join("door"))?;
+        Ok(Self { directory, listener, criu })
+    }
+
+    /// The door's directory, to be removed when this process dies.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The action script, for CRIU's configuration.
+    pub fn action_script(&self) -> PathBuf {
+        self.directory.path().join(action::NAME)
+    }
+
+    /// The environment that leads a runtime's CRIU here.
+    pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let first = std::iter::once(self.directory.path().join("bin"));
+        let path = std::env::join_paths(first.chain(std::env::split_paths(&path)))?;
+        Ok(vec![("PATH", path), (VARIABLE, self.directory.path().join("door").into())])
+    }
+
+    /// Lets the next one come forward.
+    pub fn accept(&self) -> Result<Visitor<'_>> {
+        let channel = self.listener.accept()?;
+        match channel.receive()? {
+            Some((Knock::Criu(work), _)) => Ok(Visitor::Criu(Criu { door: self, channel, work })),
+            Some((Knock::Action(point), _)) => Ok(Visitor::Action(Action { channel, point })),
+            None => bail!("somebody came to the door and left"),
+        }
+    }
+}
+
+impl AsFd for Door {
+    /// Becomes readable when somebody is at the door.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Criu<'_> {
+    /// Lets it in as it is.
+    pub fn admit(self) -> Result<()> {
+        let program = self.door.criu.clone();
+        self.channel.send(&Answer::Become { program, configuration: None }, &[])
+    }
+
+    /// Lets it in with a configuration, and with descriptors for its `inherit-fd` lines.
+    pub fn admit_with(self, configuration: &Configuration, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let path = self.door.directory.path().join("criu.conf");
+        configuration.write(&path)?;
+        let program = self.door.criu.clone();
+        self.channel.send(&Answer::Become { program, configuration: Some(path) }, fds)
+    }
+
+    /// Sends it away: the runtime's command fails.
+    pub fn refuse(self, why: &str) -> Result<()> {
+        self.channel.send(&Answer::Stop(why.to_owned()), &[])
+    }
+}
+
+impl Action {
+    /// Lets CRIU go on, or makes it fail and leave the container running.
+    pub fn answer(self, outcome: &Result<()>) -> Result<()> {
+        let answer = match outcome {
+            Ok(()) => Answer::Continue,
+            Err(error) => Answer::Stop(format!("{error:#}")),
+        };
+        self.channel.send(&answer, &[])
+    }
+}
+
+/// The first CRIU on `PATH`.
+pub fn real_criu() -> Result<PathBuf> {
+    find_program("criu", |_| false).context("there is no criu on PATH")
+}
+
+/// Goes to the door that the environment names.
+pub(super) fn knock(knock: &Knock) -> Result<(Answer, Vec<std::os::fd::OwnedFd>)> {
+    let path = std::env::var_os(VARIABLE).with_context(|| format!("{VARIABLE} is not set"))?;
+    let channel = Channel::connect(Path::new(&path))?;
+    channel.send(knock, &[])?;
+    channel.receive()?.context("ocicle is gone")
+}

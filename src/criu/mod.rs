@@ -1,0 +1,11 @@
+//! CRIU: how ocicle speaks to the one that the runtime starts, and what it leaves behind.
+//!
+//! runc and crun start `criu swrk N` from `PATH`. A runtime that ocicle starts finds there, first,
+//! the [`interposer`]: it asks ocicle for admission over the [`door`], takes along the file
+//! descriptors that replace open files and a [configuration file](config), and becomes the real
+//! CRIU. CRIU in turn calls the [`action`] script, which comes to the same door.
+
+pub mod action;
+pub mod config;
+pub mod door;
+pub mod interposer;

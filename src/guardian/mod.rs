@@ -1,0 +1,149 @@
+//! The guardian: a process beside ocicle that makes things good when ocicle is killed.
+//!
+//! It is started before a container is frozen, runs the runtime's `checkpoint` on our behalf
+//! (so that it can wait for its end), and knows what to do when the connection to us ends
+//! without a farewell:
+//!
+//! 1. thaw the container, if freezing it was our doing;
+//! 2. wait for the runtime, and with it CRIU, to end. They fail by themselves, as nobody commits
+//!    the dump. They are not killed: processes with CRIU's code in them would not survive that;
+//! 3. thaw again, since CRIU leaves a control group that it found frozen frozen;
+//! 4. remove what is half-made.
+//!
+//! It is a session leader, so that what is sent to our process group does not reach it, and it
+//! leaves every signal blocked.
+
+mod watch;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::ByteString;
+use crate::freezer::Freezer;
+use crate::sys::socket::Channel;
+
+pub use watch::main;
+
+/// The name by which the program knows that it is to be the guardian.
+pub const NAME: &str = "ocicle-guardian";
+
+/// What is asked of the guardian.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    /// Thaw this control group if we die.
+    Thaw(Freezer),
+    /// Remove these if we die: files, and directories with all that is in them.
+    Remove(Vec<PathBuf>),
+    /// Run a program; its standard error goes to the descriptor that comes along.
+    Run { command: Vec<ByteString>, environment: Vec<(ByteString, ByteString)> },
+    /// All is well.
+    Farewell,
+}
+
+/// What the guardian reports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// The program ended with this exit status.
+    Exit(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// It could not be started.
+    NotStarted(String),
+}
+
+impl Ended {
+    /// Whether it ended well.
+    pub fn success(&self) -> bool {
+        *self == Self::Exit(0)
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exit(status) => write!(f, "exit status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::NotStarted(why) => write!(f, "it could not be started: {why}"),
+        }
+    }
+}
+
+/// Our side of the connection to a guardian.
+#[derive(Debug)]
+pub struct Guardian {
+    channel: Channel,
+    process: Child,
+}
+
+impl Guardian {
+    /// Starts a guardian.
+    pub fn start() -> Result<Self> {
+        let (channel, theirs) = Channel::pair()?;
+        let process = Command::new("/proc/self/exe")
+            .arg0(NAME)
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .spawn()
+            .context("starting the guardian")?;
+        Ok(Self { channel, process })
+    }
+
+    /// Has `freezer` thawed if we die from now on.
+    pub fn thaw_if_we_die(&self, freezer: &Freezer) -> Result<()> {
+        self.order(&Order::Thaw(freezer.clone()))
+    }
+
+    /// Has `paths` removed if we die from now on, instead of those named before.
+    pub fn remove_if_we_die(&self, paths: &[&Path]) -> Result<()> {
+        self.order(&Order::Remove(paths.iter().map(|path| (*path).to_owned()).collect()))
+    }
+
+    /// Starts a program, whose end [`Guardian::ended`] will tell.
+    pub fn run(
+        &self,
+        command: &[OsString],
+        environment: &[(&str, OsString)],
+        errors: &File,
+    ) -> Result<()> {
+        let command = command.iter().cloned().map(ByteString::from).collect();
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).into(), value.clone().into()))
+            .collect();
+        self.channel
+            .send(&Order::Run { command, environment }, &[errors.as_fd()])
+            .context("giving the guardian an order")
+    }
+
+    /// Waits for the end of the program.
+    pub fn ended(&self) -> Result<Ended> {
+        match self.channel.receive().context("listening to the guardian")? {
+            Some((ended, _)) => Ok(ended),
+            None => bail!("the guardian was killed"),
+        }
+    }
+
+    /// Tells the guardian that all is well, and sees it go.
+    pub fn dismiss(mut self) -> Result<()> {
+        self.order(&Order::Farewell)?;
+        self.process.wait().context("waiting for the guardian")?;
+        Ok(())
+    }
+
+    fn order(&self, order: &Order) -> Result<()> {
+        self.channel.send(order, &[]).context("giving the guardian an order")
+    }
+}
+
+impl AsFd for Guardian {
+    /// Becomes readable when [`Guardian::ended`] has something to tell.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}

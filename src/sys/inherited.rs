@@ -1,0 +1,17 @@
+//! Descriptors that a caller left open for us, known by their numbers alone.
+#![expect(unsafe_code, reason = "a number is made a descriptor here, and nowhere else")]
+
+use std::os::fd::{BorrowedFd, RawFd};
+
+use rustix::io::{FdFlags, fcntl_getfd};
+
+/// The open descriptor of that number.
+pub fn inherited(number: RawFd) -> Option<BorrowedFd<'static>> {
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: it is not -1; whether it is open is asked before it is handed out. Nothing in this
+    // program closes a descriptor that it has not opened, so it stays open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_getfd(fd).ok().map(|_: FdFlags| fd)
+}
