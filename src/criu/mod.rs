@@ -8,4 +8,5 @@
 pub mod action;
 pub mod config;
 pub mod door;
+pub mod failure;
 pub mod interposer;

@@ -37,8 +37,8 @@ pub const NAME: &str = "ocicle-guardian";
 /// What is asked of the guardian.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    /// Thaw this control group if we die.
-    Thaw(Freezer),
+    /// Thaw this control group if we die; none any more.
+    Thaw(Option<Freezer>),
     /// Remove these if we die: files, and directories with all that is in them.
     Remove(Vec<PathBuf>),
     /// Run a program; its standard error goes to the descriptor that comes along.
@@ -76,9 +76,13 @@ impl std::fmt::Display for Ended {
 }
 
 /// Our side of the connection to a guardian.
+///
+/// Dropped without a farewell, it does what it does when we die, and is waited for: so there is
+/// one way of cleaning up, whatever went wrong.
 #[derive(Debug)]
 pub struct Guardian {
-    channel: Channel,
+    /// There until the drop.
+    channel: Option<Channel>,
     process: Child,
 }
 
@@ -91,12 +95,17 @@ impl Guardian {
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .spawn()
             .context("starting the guardian")?;
-        Ok(Self { channel, process })
+        Ok(Self { channel: Some(channel), process })
     }
 
     /// Has `freezer` thawed if we die from now on.
     pub fn thaw_if_we_die(&self, freezer: &Freezer) -> Result<()> {
-        self.order(&Order::Thaw(freezer.clone()))
+        self.order(&Order::Thaw(Some(freezer.clone())))
+    }
+
+    /// Has nothing thawed any more.
+    pub fn thaw_no_more(&self) -> Result<()> {
+        self.order(&Order::Thaw(None))
     }
 
     /// Has `paths` removed if we die from now on, instead of those named before.
@@ -116,34 +125,45 @@ impl Guardian {
             .iter()
             .map(|(name, value)| ((*name).into(), value.clone().into()))
             .collect();
-        self.channel
+        self.channel()
             .send(&Order::Run { command, environment }, &[errors.as_fd()])
             .context("giving the guardian an order")
     }
 
     /// Waits for the end of the program.
     pub fn ended(&self) -> Result<Ended> {
-        match self.channel.receive().context("listening to the guardian")? {
+        match self.channel().receive().context("listening to the guardian")? {
             Some((ended, _)) => Ok(ended),
             None => bail!("the guardian was killed"),
         }
     }
 
     /// Tells the guardian that all is well, and sees it go.
-    pub fn dismiss(mut self) -> Result<()> {
-        self.order(&Order::Farewell)?;
-        self.process.wait().context("waiting for the guardian")?;
-        Ok(())
+    pub fn dismiss(self) -> Result<()> {
+        self.order(&Order::Farewell)
     }
 
     fn order(&self, order: &Order) -> Result<()> {
-        self.channel.send(order, &[]).context("giving the guardian an order")
+        self.channel().send(order, &[]).context("giving the guardian an order")
+    }
+
+    fn channel(&self) -> &Channel {
+        self.channel.as_ref().expect("the channel is there until the drop")
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        drop(self.channel.take());
+        if let Err(error) = self.process.wait() {
+            tracing::error!("waiting for the guardian: {error}");
+        }
     }
 }
 
 impl AsFd for Guardian {
     /// Becomes readable when [`Guardian::ended`] has something to tell.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.channel.as_fd()
+        self.channel().as_fd()
     }
 }

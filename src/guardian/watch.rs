@@ -85,7 +85,7 @@ impl Watch {
 
     fn obey(&mut self, order: Order, fds: Vec<OwnedFd>) -> Result<()> {
         match order {
-            Order::Thaw(freezer) => self.thaw = Some(freezer),
+            Order::Thaw(freezer) => self.thaw = freezer,
             Order::Remove(paths) => self.remove = paths,
             Order::Farewell => {}
             Order::Run { command, environment } => match start(&command, &environment, fds) {

@@ -1,0 +1,154 @@
+//! The image directory while a checkpoint is made in it.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::criu::door::Door;
+use crate::guardian::Guardian;
+use crate::store::STAGING;
+use crate::store::lock::Lock;
+use crate::store::manifest::{self, Manifest};
+
+/// An image directory that is being filled.
+#[derive(Debug)]
+pub struct ImageDirectory {
+    path: PathBuf,
+    disposable: bool,
+}
+
+impl ImageDirectory {
+    /// Makes the directory ready: what it held is no checkpoint from now on, as CRIU overwrites
+    /// its images.
+    pub(super) fn prepare(
+        path: &Path,
+        disposable: bool,
+        guardian: &Guardian,
+        _held: &Lock,
+    ) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("making {}", path.display()))?;
+        let directory = Self { path: path.to_owned(), disposable };
+        if manifest::is_there(path) {
+            manifest::withdraw(path)?;
+        }
+        directory.remove_if_we_die(guardian, None)?;
+        let staging = directory.staging();
+        match fs::remove_dir_all(&staging) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", staging.display()));
+            }
+            _ => {}
+        }
+        // The runtime's own images may stay; layers and tables of ours would be taken for new.
+        remove_our_files(path)?;
+        for new in [staging, directory.staging_of_root()] {
+            DirBuilder::new()
+                .mode(0o700)
+                .create(&new)
+                .with_context(|| format!("making {}", new.display()))?;
+        }
+        Ok(directory)
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.path.join(STAGING)
+    }
+
+    /// Where the root file system is staged.
+    pub(super) fn staging_of_root(&self) -> PathBuf {
+        self.staging().join("rootfs")
+    }
+
+    /// Has everything half-made removed if we die. Of a directory that is not ours `ocicle-staging`
+    /// stays, empty: it says that the images in it are no checkpoint.
+    pub(super) fn remove_if_we_die(&self, guardian: &Guardian, door: Option<&Door>) -> Result<()> {
+        let half_made = if self.disposable { self.path.clone() } else { self.staging_of_root() };
+        let paths: Vec<&Path> =
+            std::iter::once(half_made.as_path()).chain(door.map(Door::directory)).collect();
+        guardian.remove_if_we_die(&paths)
+    }
+
+    /// Makes sure that the file system has room for what the dump and the packing will write:
+    /// the memory of the processes, and as much again as is staged.
+    pub(super) fn ensure_space(&self, processes: &[i32]) -> Result<()> {
+        let space = rustix::fs::statvfs(&self.path)
+            .with_context(|| format!("looking at {}", self.path.display()))?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let needed = resident(processes) + staged_bytes(&self.staging_of_root())?;
+        ensure!(
+            free > needed,
+            "there is too little space at {}: {} MiB are free, {} MiB are needed",
+            self.path.display(),
+            free >> 20,
+            (needed >> 20) + 1
+        );
+        Ok(())
+    }
+
+    /// Makes a checkpoint of what is staged, and makes it durable.
+    pub(super) fn commit_staged(
+        &self,
+        manifest: &Manifest,
+        guardian: &Guardian,
+        door: &Door,
+    ) -> Result<()> {
+        File::open(&self.path)
+            .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
+            .with_context(|| format!("syncing {}", self.path.display()))?;
+        manifest.commit(&self.path)?;
+        guardian.remove_if_we_die(&[door.directory()])
+    }
+
+    /// Takes back what was committed.
+    pub(super) fn withdraw(&self, guardian: &Guardian, door: &Door) -> Result<()> {
+        manifest::withdraw(&self.path)?;
+        self.remove_if_we_die(guardian, Some(door))
+    }
+}
+
+fn remove_our_files(directory: &Path) -> Result<()> {
+    for entry in
+        fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?
+    {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("ocicle-") || name == "user_info.txt");
+        if ours && !entry.file_type()?.is_dir() {
+            fs::remove_file(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The memory that the processes have in use, in bytes. One that ended has none.
+fn resident(processes: &[i32]) -> u64 {
+    let page = rustix::param::page_size() as u64;
+    let pages = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    processes.iter().filter_map(pages).sum::<u64>() * page
+}
+
+/// What is staged, in bytes on disk.
+fn staged_bytes(directory: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in
+        fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?
+    {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        bytes += if found.is_dir() { staged_bytes(&entry.path())? } else { found.blocks() * 512 };
+    }
+    Ok(bytes)
+}

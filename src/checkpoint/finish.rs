@@ -1,0 +1,102 @@
+//! After the thaw: the open-file table, the layers, the digests, the manifest.
+//!
+//! Done again from the beginning when it was interrupted, by whoever needs the checkpoint next.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::timeline::Timeline;
+use crate::fault;
+use crate::files::{self, Table};
+use crate::snapshot::{self, Progress};
+use crate::store::STAGING;
+use crate::store::digest::FileRecord;
+use crate::store::manifest::{self, Manifest, MustSubstitute, State, sync_directory};
+
+/// Makes a complete checkpoint of what is staged in `images`.
+pub fn complete(
+    images: &Path,
+    mut manifest: Manifest,
+    timeline: Option<&mut Timeline>,
+    progress: &dyn Progress,
+) -> Result<Manifest> {
+    let mut unused = Timeline::start();
+    let timeline = timeline.unwrap_or(&mut unused);
+    let table = timeline.time("table", || write_table(images))?;
+    manifest.must_substitute = must_substitute(&table);
+    manifest.parts = timeline.time("pack", || pack(images, progress))?;
+    fault::point("packed");
+    manifest.files = timeline.time("digest", || records(images))?;
+    manifest.state = State::Complete;
+    if manifest.timeline.is_empty() {
+        manifest.timeline = timeline.phases();
+    }
+    sync_all(images, &manifest)?;
+    manifest.commit(images)?;
+    fault::point("manifest-written");
+    let staging = images.join(STAGING);
+    fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
+    sync_directory(images)?;
+    Ok(manifest)
+}
+
+fn write_table(images: &Path) -> Result<Table> {
+    let table = Table::from_images(images).context("reading the open files from CRIU's images")?;
+    let mut json = serde_json::to_vec_pretty(&table)?;
+    json.push(b'\n');
+    manifest::replace(images, files::TABLE, &json)?;
+    manifest::replace(images, files::USER_INFO, table.to_user_info().as_bytes())?;
+    Ok(table)
+}
+
+fn must_substitute(table: &Table) -> Vec<MustSubstitute> {
+    let record = |file: &files::OpenFile| MustSubstitute {
+        id: file.id.0,
+        name: file.name.clone(),
+        holders: file
+            .holders
+            .iter()
+            .map(|holder| format!("{}:{}", holder.pid, holder.fd))
+            .collect(),
+    };
+    table.files.iter().filter(|file| file.must_substitute).map(record).collect()
+}
+
+fn pack(images: &Path, progress: &dyn Progress) -> Result<Vec<snapshot::PartRecord>> {
+    let staging = images.join(STAGING).join("rootfs");
+    if !snapshot::is_sealed(&staging) {
+        return Ok(Vec::new());
+    }
+    Ok(vec![snapshot::pack(&staging, images, progress).context("packing the root file system")?])
+}
+
+/// CRIU's images, the runtime's descriptors and the table: what a restore reads, and nothing
+/// that an engine may write beside it.
+fn records(images: &Path) -> Result<Vec<FileRecord>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(images).with_context(|| format!("reading {}", images.display()))? {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().into_string()
+            && entry.file_type()?.is_file()
+            && (name.ends_with(".img")
+                || [files::TABLE, files::USER_INFO, "descriptors.json"].contains(&name.as_str()))
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    names.iter().map(|name| FileRecord::of(images, name)).collect()
+}
+
+fn sync_all(images: &Path, manifest: &Manifest) -> Result<()> {
+    let parts = manifest.parts.iter().flat_map(snapshot::PartRecord::files);
+    for record in manifest.files.iter().chain(parts) {
+        let path = images.join(&record.name);
+        fs::File::open(&path)
+            .and_then(|file| file.sync_all())
+            .with_context(|| format!("syncing {}", path.display()))?;
+    }
+    sync_directory(images)
+}

@@ -1,0 +1,103 @@
+//! Why CRIU failed, in its own words.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::anyhow;
+
+use super::log;
+use crate::bytes::ByteString;
+use crate::guardian::Ended;
+use crate::hint::WithHint;
+use crate::runtime::Runtime;
+
+/// A log larger than this is read from its end.
+const LOG_LIMIT: u64 = 64 << 20;
+
+/// Where CRIU's log may be: its name is not ours to know, since configuration files can set it.
+#[derive(Debug)]
+pub struct Logs {
+    directories: Vec<PathBuf>,
+    since: SystemTime,
+}
+
+impl Logs {
+    /// The places where runc and crun have it written, to logs written since `since`.
+    pub fn of(runtime: &Runtime, id: &str, images: &Path, since: SystemTime) -> Self {
+        let root = runtime.root().unwrap_or_else(|| Path::new("/run").join(runtime.name()));
+        Self { directories: vec![images.to_owned(), root.join(id).join("criu.work")], since }
+    }
+
+    /// Looks in another directory first.
+    pub fn look_in(&mut self, directory: Option<&Path>) {
+        self.directories.splice(0..0, directory.map(Path::to_owned));
+    }
+
+    /// The log that was written last.
+    fn newest(&self) -> Option<PathBuf> {
+        let logs = self
+            .directories
+            .iter()
+            .filter_map(|directory| fs::read_dir(directory).ok())
+            .flatten()
+            .flatten();
+        logs.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .filter(|(written, _)| *written >= self.since)
+            .max()
+            .map(|(_, path)| path)
+    }
+}
+
+/// Says why a command of the runtime failed: CRIU's first real error, or what the runtime said.
+pub fn explain(
+    command: &str,
+    runtime: &Runtime,
+    ended: &Ended,
+    errors: &File,
+    logs: &Logs,
+) -> anyhow::Error {
+    let log = logs.newest();
+    let cause = log.as_deref().and_then(|path| log::explain(&tail(path)?));
+    let said = last_words(errors);
+    match (cause, log) {
+        (Some(cause), Some(path)) => {
+            let error = anyhow!(
+                "CRIU: {} (log: {})",
+                ByteString::from(cause.message.as_str()),
+                path.display()
+            );
+            match cause.hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        }
+        (_, path) => {
+            let words =
+                said.map_or_else(|| ended.to_string(), |words| format!("{words} ({ended})"));
+            let log = path.map_or_else(String::new, |path| format!(" (log: {})", path.display()));
+            anyhow!("{} {command}: {words}{log}", runtime.name())
+        }
+    }
+}
+
+fn tail(path: &Path) -> Option<Vec<u8>> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_LIMIT))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LOG_LIMIT).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// The last line of what the runtime wrote to its standard error.
+fn last_words(mut errors: &File) -> Option<String> {
+    let mut bytes = Vec::new();
+    errors.seek(SeekFrom::Start(0)).ok()?;
+    errors.take(1 << 20).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(ByteString::from(line.trim()).to_string())
+}

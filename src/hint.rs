@@ -1,0 +1,80 @@
+//! Errors that carry advice.
+
+use std::fmt;
+
+/// Advice, attached to an error: what its reader can do next. Shown on a line of its own.
+#[derive(Clone, Debug)]
+struct Hint(String);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An error's message with advice beside it.
+#[derive(Debug)]
+struct Hinted {
+    error: anyhow::Error,
+    hint: Hint,
+}
+
+impl fmt::Display for Hinted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)
+    }
+}
+
+impl std::error::Error for Hinted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.chain().nth(1)
+    }
+}
+
+/// Attaching advice.
+pub trait WithHint {
+    /// What comes out.
+    type Hinted;
+
+    /// Adds what the reader can do next.
+    fn hint(self, hint: impl Into<String>) -> Self::Hinted;
+}
+
+impl WithHint for anyhow::Error {
+    type Hinted = Self;
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self::new(Hinted { error: self, hint: Hint(hint.into()) })
+    }
+}
+
+impl<T, E: Into<anyhow::Error>> WithHint for Result<T, E> {
+    type Hinted = anyhow::Result<T>;
+
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|error| error.into().hint(hint))
+    }
+}
+
+/// The advice of an error, the outermost first.
+pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Hinted>())
+        .map(|hinted| hinted.hint.0.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn advice_survives_context_and_is_not_in_the_message() {
+        let error: anyhow::Result<()> = Err(anyhow!("inner")).context("outer").hint("do this");
+        let error = error.context("more").unwrap_err();
+        assert_eq!(hint_of(&error), Some("do this"));
+        assert_eq!(format!("{error:#}"), "more: outer: inner");
+        assert_eq!(hint_of(&anyhow!("none")), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! One checkpoint or restore of a container at a time.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+const LOCKS: &str = "/run/ocicle/locks";
+
+/// Held while a container is checkpointed or restored; the kernel releases it with the process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the lock of a container.
+    ///
+    /// # Errors
+    /// At once, when another process holds it.
+    pub fn take(id: &str) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(LOCKS)
+            .with_context(|| format!("making {LOCKS}"))?;
+        let path = std::path::Path::new(LOCKS).join(id);
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                bail!("another checkpoint or restore of {id} is under way")
+            }
+            Err((_, error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The manifest of a checkpoint, its schema and how it comes to disk.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::digest::{FileRecord, digest};
+use crate::bytes::ByteString;
+use crate::freezer::{FrozenBy, Version};
+use crate::snapshot::{PartRecord, RootIdentity};
+
+/// The manifest's name in an image directory.
+pub const NAME: &str = "ocicle-manifest.json";
+/// The name of the file that holds the manifest's digest.
+pub const DIGEST: &str = "ocicle-manifest.b3sum";
+/// The version of the schema that is written, and the newest that is read.
+pub const SCHEMA: u32 = 1;
+/// A manifest larger than this is refused.
+const LIMIT: u64 = 16 << 20;
+
+/// Everything that is known of a checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the schema.
+    pub schema: u32,
+    /// What a reader has to know.
+    #[serde(default)]
+    pub features: Features,
+    /// The version of ocicle that wrote it.
+    pub ocicle: String,
+    /// How far it has come.
+    pub state: State,
+    /// When the container was frozen.
+    pub created: jiff::Timestamp,
+    /// The container.
+    pub container: Container,
+    /// What became of it.
+    pub left: Left,
+    /// How it was frozen.
+    pub freeze: Freeze,
+    /// What happened when, in the order of beginning.
+    #[serde(default)]
+    pub timeline: Vec<Phase>,
+    /// The programs that took part.
+    pub programs: Programs,
+    /// Flags of the runtime's `checkpoint` that its `restore` needs again.
+    #[serde(default)]
+    pub flags: Vec<String>,
+    /// The root file system, to know it again.
+    pub root: RootIdentity,
+    /// The snapshot of each file system; empty while `staged`.
+    #[serde(default)]
+    pub parts: Vec<PartRecord>,
+    /// Every other file of the image directory; empty while `staged`.
+    #[serde(default)]
+    pub files: Vec<FileRecord>,
+    /// Open files that a restore must replace, since CRIU cannot reach them by path.
+    #[serde(default)]
+    pub must_substitute: Vec<MustSubstitute>,
+}
+
+/// What a reader has to know to use a manifest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Features {
+    /// May be ignored by who does not know them.
+    #[serde(default)]
+    pub compatible: Vec<String>,
+    /// Who does not know them may look and not restore.
+    #[serde(default)]
+    pub read_only: Vec<String>,
+    /// Who does not know them must refuse.
+    #[serde(default)]
+    pub incompatible: Vec<String>,
+}
+
+/// The features that this version knows.
+const KNOWN: [&str; 0] = [];
+
+/// How far a checkpoint has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Everything is on disk, the snapshot not packed yet.
+    Staged,
+    /// Nothing is left to do.
+    Complete,
+}
+
+/// The container of a checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Container {
+    /// Its name.
+    pub id: String,
+    /// Its bundle, at the time.
+    pub bundle: PathBuf,
+    /// Its root file system, at the time.
+    pub rootfs: PathBuf,
+}
+
+/// What became of the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Left {
+    /// It went on.
+    Running,
+    /// It stayed frozen, as it was.
+    Frozen,
+    /// It was stopped.
+    Stopped,
+}
+
+/// How the container was frozen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Freeze {
+    /// By whom.
+    pub by: FrozenBy,
+    /// Through which hierarchy.
+    pub cgroup: Version,
+    /// How many milliseconds passed from the request to freeze to the thaw, or, of a container
+    /// that was stopped, to the commit.
+    pub milliseconds: f64,
+}
+
+/// A step, in milliseconds from the beginning of the command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Its name.
+    pub name: String,
+    /// When it began.
+    pub begin: f64,
+    /// When it ended.
+    pub end: f64,
+}
+
+/// The programs that took part in a checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Programs {
+    /// What the runtime says of its version.
+    pub runtime: String,
+    /// CRIU's version.
+    pub criu: String,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
+/// An open file that a restore must replace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MustSubstitute {
+    /// Its file identifier.
+    pub id: u32,
+    /// Where it was.
+    pub name: ByteString,
+    /// Who holds it, as `pid:fd`.
+    pub holders: Vec<String>,
+}
+
+/// Whether a directory holds a manifest.
+pub fn is_there(directory: &Path) -> bool {
+    fs::symlink_metadata(directory.join(NAME)).is_ok()
+}
+
+impl Manifest {
+    /// Reads and checks the manifest of an image directory.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let text = read_limited(&directory.join(NAME))?;
+        let sum = read_limited(&directory.join(DIGEST))?;
+        ensure!(sum == sum_of(&text).into_bytes(), "{NAME} was altered: its digest is another");
+        Self::parse(&text).with_context(|| format!("reading {}", directory.join(NAME).display()))
+    }
+
+    fn parse(text: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Head {
+            schema: u32,
+            #[serde(default)]
+            features: Features,
+        }
+        // The head first: the rest of a newer schema may look otherwise.
+        let head: Head = serde_json::from_slice(text)?;
+        ensure!(
+            head.schema == SCHEMA,
+            "its schema is {}, and this ocicle knows {SCHEMA}",
+            head.schema
+        );
+        let unknown: Vec<&str> = head
+            .features
+            .incompatible
+            .iter()
+            .chain(&head.features.read_only)
+            .map(String::as_str)
+            .filter(|feature| !KNOWN.contains(feature))
+            .collect();
+        ensure!(
+            unknown.is_empty(),
+            "it needs what this ocicle does not know: {}",
+            unknown.join(", ")
+        );
+        Ok(serde_json::from_slice(text)?)
+    }
+
+    /// Writes the manifest: the last step of a checkpoint, since its existence is what says that
+    /// there is one.
+    pub fn commit(&self, directory: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        replace(directory, DIGEST, sum_of(&text).as_bytes())?;
+        replace(directory, NAME, &text)?;
+        sync_directory(directory)
+    }
+
+    /// Makes sure that every file of the checkpoint is what it was.
+    pub fn verify(&self, directory: &Path) -> Result<()> {
+        let mut wrong = Vec::new();
+        for record in self.files.iter().chain(self.parts.iter().flat_map(PartRecord::files)) {
+            if let Err(error) = record.verify(directory) {
+                wrong.push(format!("{error:#}"));
+            }
+        }
+        if !wrong.is_empty() {
+            bail!("the checkpoint is damaged: {}", wrong.join("; "));
+        }
+        Ok(())
+    }
+}
+
+/// Takes a manifest back: what it stood for is no checkpoint any more.
+pub fn withdraw(directory: &Path) -> Result<()> {
+    for name in [NAME, DIGEST] {
+        match fs::remove_file(directory.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("removing {}", directory.join(name).display()));
+            }
+            _ => {}
+        }
+    }
+    sync_directory(directory)
+}
+
+fn sum_of(text: &[u8]) -> String {
+    format!("{}  {NAME}\n", digest(text).trim_start_matches("blake3:"))
+}
+
+/// Writes a small file durably, in one step.
+pub fn replace(directory: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".ocicle-").tempfile_in(directory)?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        file.persist(directory.join(name))?;
+        Ok(())
+    };
+    write().with_context(|| format!("writing {}", directory.join(name).display()))
+}
+
+/// Brings the names in a directory to disk.
+pub fn sync_directory(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|file| file.sync_all())
+        .with_context(|| format!("syncing {}", directory.display()))
+}
+
+fn read_limited(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut text = Vec::new();
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    file.take(LIMIT + 1)
+        .read_to_end(&mut text)
+        .with_context(|| format!("reading {}", path.display()))?;
+    ensure!(text.len() as u64 <= LIMIT, "{} is too large", path.display());
+    Ok(text)
+}

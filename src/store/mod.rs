@@ -1,0 +1,31 @@
+//! What ocicle keeps on disk.
+//!
+//! # A checkpoint
+//! is a directory: CRIU's images, as the runtime made them, and beside them
+//!
+//! ```text
+//! ocicle-manifest.json       what the checkpoint is; written last
+//! ocicle-manifest.b3sum      the manifest's digest, as b3sum(1) writes it
+//! ocicle-files.json          the open-file table
+//! user_info.txt              the same, a line for each open file
+//! ocicle-rootfs.N.tar        the files of the root file system, as OCI layers
+//! ocicle-rootfs.index.json   what belongs to the snapshot, and where in the layers it is
+//! ocicle-staging/            there while a checkpoint is made, or when that was interrupted
+//! ```
+//!
+//! A directory with `ocicle-staging` and without a manifest is no checkpoint: it was interrupted.
+//! A manifest whose state is `staged` is one: the container was stopped, everything is on disk,
+//! and only the packing of `ocicle-staging` into layers is left to do.
+//!
+//! # The store
+//! keeps the versions of each container, `STORE/ID/vN`, each a checkpoint as above. A version
+//! without a manifest is none, and is removed by the next command that holds the lock of its
+//! container.
+
+pub mod digest;
+pub mod lock;
+pub mod manifest;
+pub mod versions;
+
+/// The directory, in an image directory, that holds what is not packed yet.
+pub const STAGING: &str = "ocicle-staging";

@@ -1,0 +1,200 @@
+//! The versions of containers below the store.
+
+use std::fmt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::lock::Lock;
+use super::manifest::{self, Manifest};
+use crate::container::ensure_name;
+
+/// The number of a version, written `vN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(u32);
+
+impl FromStr for Version {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let number = text.strip_prefix('v').unwrap_or(text);
+        match number.parse() {
+            Ok(number) if number > 0 => Ok(Self(number)),
+            _ => bail!("{text:?} is no version: versions are v1, v2, …"),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("v{}", self.0))
+    }
+}
+
+/// A container's name, and perhaps a version: `web` or `web@v2`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The container.
+    pub id: String,
+    /// Its version; the newest where there is none.
+    pub version: Option<Version>,
+}
+
+impl FromStr for Reference {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (id, version) = match text.split_once('@') {
+            Some((id, version)) => (id, Some(version.parse()?)),
+            None => (text, None),
+        };
+        ensure_name(id)?;
+        Ok(Self { id: id.to_owned(), version })
+    }
+}
+
+/// The directory that holds all versions of all containers.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// One version of a container.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The container.
+    pub id: String,
+    /// Its number.
+    pub version: Version,
+    /// Its directory.
+    pub directory: PathBuf,
+}
+
+impl Store {
+    /// The store at that path, which need not exist yet.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Makes the directory of the next version. What an interrupted one left is removed.
+    pub fn claim(&self, id: &str, _held: &Lock) -> Result<Entry> {
+        ensure_name(id)?;
+        let container = self.root.join(id);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&container)
+            .with_context(|| format!("making {}", container.display()))?;
+        let mut last = 0;
+        for entry in self.entries(id)? {
+            if manifest::is_there(&entry.directory) {
+                last = last.max(entry.version.0);
+            } else {
+                fs::remove_dir_all(&entry.directory).with_context(|| {
+                    format!(
+                        "removing what an interrupted checkpoint left at {}",
+                        entry.directory.display()
+                    )
+                })?;
+            }
+        }
+        let version = Version(last.checked_add(1).context("there are too many versions")?);
+        let directory = container.join(version.to_string());
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+        Ok(Entry { id: id.to_owned(), version, directory })
+    }
+
+    /// Finds a version, the newest where none is named.
+    pub fn find(&self, reference: &Reference) -> Result<Entry> {
+        let id = &reference.id;
+        let complete = || -> Result<Vec<Entry>> {
+            Ok(self
+                .entries(id)?
+                .into_iter()
+                .filter(|entry| manifest::is_there(&entry.directory))
+                .collect())
+        };
+        let mut versions = complete()?;
+        ensure!(!versions.is_empty(), "{} holds no checkpoint of {id}", self.root.display());
+        match reference.version {
+            None => Ok(versions.remove(versions.len() - 1)),
+            Some(wanted) => {
+                let names: Vec<String> =
+                    versions.iter().map(|entry| entry.version.to_string()).collect();
+                versions.into_iter().find(|entry| entry.version == wanted).with_context(|| {
+                    format!("{id} has no version {wanted}: there is {}", names.join(", "))
+                })
+            }
+        }
+    }
+
+    /// Every version of every container, with its manifest.
+    pub fn list(&self) -> Result<Vec<(Entry, Result<Manifest>)>> {
+        let mut found = Vec::new();
+        for id in names_in(&self.root)? {
+            for entry in self.entries(&id)? {
+                if manifest::is_there(&entry.directory) {
+                    let manifest = Manifest::read(&entry.directory);
+                    found.push((entry, manifest));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The directories of a container's versions, complete or not, in their order.
+    fn entries(&self, id: &str) -> Result<Vec<Entry>> {
+        let container = self.root.join(id);
+        let mut entries: Vec<Entry> = names_in(&container)?
+            .into_iter()
+            .filter(|name| name.starts_with('v'))
+            .filter_map(|name| {
+                let version = name.parse().ok()?;
+                Some(Entry { id: id.to_owned(), version, directory: container.join(name) })
+            })
+            .collect();
+        entries.sort_by_key(|entry| entry.version);
+        Ok(entries)
+    }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("reading {}", directory.display()));
+        }
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", directory.display()))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_and_versions() {
+        let reference: Reference = "web@v12".parse().unwrap();
+        assert_eq!((reference.id.as_str(), reference.version), ("web", Some(Version(12))));
+        assert_eq!("web@3".parse::<Reference>().unwrap().version, Some(Version(3)));
+        assert_eq!("web".parse::<Reference>().unwrap().version, None);
+        for bad in ["web@", "web@v0", "web@x", "@v1", "a/b", "web@v-1", "web@v99999999999"] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad}");
+        }
+    }
+}
