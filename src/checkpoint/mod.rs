@@ -21,7 +21,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -138,6 +138,7 @@ struct Dump<'a> {
     door: Door,
     guardian: Guardian,
     errors: File,
+    since: SystemTime,
     timeline: Timeline,
 }
 
@@ -154,7 +155,7 @@ impl<'a> Dump<'a> {
         directory.remove_if_we_die(&guardian, Some(&door))?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         guardian.run(&command_line(request), &door.environment()?, &errors)?;
-        Ok(Self { request, container, directory, door, guardian, errors, timeline })
+        Ok(Self { request, container, directory, door, guardian, errors, since: SystemTime::now(), timeline })
     }
 
     /// From the freeze to the thaw.
@@ -309,9 +310,9 @@ impl<'a> Dump<'a> {
 
     fn explain(&self, ended: &Ended) -> anyhow::Error {
         let mut logs =
-            failure::Logs::of(&self.request.runtime, &self.request.id, &self.request.images);
+            failure::Logs::of(&self.request.runtime, &self.request.id, &self.request.images, self.since);
         logs.look_in(self.request.work.as_deref());
-        failure::explain("checkpoint", &self.request.runtime, ended, &self.errors, &logs)
+        failure::explain("checkpoint", &self.request.runtime, ended, Some(&self.errors), &logs)
     }
 }
 

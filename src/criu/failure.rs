@@ -35,6 +35,13 @@ impl Logs {
         self.directories.splice(0..0, directory.map(Path::to_owned));
     }
 
+    /// Whether CRIU restored the processes: what ends with another status then is the container.
+    pub fn say_restored(&self) -> bool {
+        const DONE: &[u8] = b"Restore finished successfully";
+        let log = self.newest().and_then(|path| tail(&path)).unwrap_or_default();
+        log.windows(DONE.len()).any(|words| words == DONE)
+    }
+
     /// The log that was written last.
     fn newest(&self) -> Option<PathBuf> {
         let logs = self
@@ -61,7 +68,7 @@ pub fn explain(
 ) -> anyhow::Error {
     let log = logs.newest();
     let cause = log.as_deref().and_then(|path| log::explain(&tail(path)?));
-    let said = last_words(errors);
+    let said = errors.and_then(last_words);
     match (cause, log) {
         (Some(cause), Some(path)) => {
             let error = anyhow!(

@@ -1,0 +1,46 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{checkpoint, files, list, restore, thaw};
+
+/// Checkpoint and restore containers of runc and crun: memory and files of one instant.
+#[derive(Debug, Parser)]
+#[command(name = "ocicle", version, propagate_version = true, max_term_width = 100)]
+pub(super) struct Arguments {
+    /// The runtime's state directory, as its own --root
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+
+    /// The real runtime: a path, or a name on PATH
+    #[arg(long, global = true, value_name = "RUNTIME")]
+    pub runtime: Option<PathBuf>,
+
+    /// Where checkpoints are kept [default: /var/lib/ocicle]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+
+    /// Say what is being done
+    #[arg(long, global = true)]
+    pub debug: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Keep a container's memory and files as its next version
+    Checkpoint(checkpoint::Options),
+    /// Put a container's files back and let it go on from a checkpoint
+    Restore(restore::Options),
+    /// List the open files of a container or of a checkpoint
+    Files(files::Options),
+    /// List checkpoints
+    #[command(visible_alias = "ls")]
+    List(list::Options),
+    /// Let a frozen container run
+    Thaw(thaw::Options),
+}

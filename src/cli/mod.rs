@@ -1,0 +1,53 @@
+//! The command line of `ocicle`.
+
+mod arguments;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::commands::{self, Machine};
+use crate::config::Config;
+use crate::output;
+use crate::runtime::Runtime;
+use crate::store::versions::Store;
+use crate::sys::process::InheritedFds;
+use arguments::{Arguments, Command};
+
+/// The operator's program.
+pub fn main() -> ExitCode {
+    let inherited = InheritedFds::capture();
+    let arguments = Arguments::parse();
+    output::start_log(arguments.debug);
+    match inherited.and_then(|inherited| run(arguments, inherited)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments, inherited: InheritedFds) -> Result<()> {
+    let config = Config::load()?;
+    let store = Store::at(arguments.store.as_deref().unwrap_or(&config.store));
+    let machine = || -> Result<Machine> {
+        let mut globals = Vec::new();
+        if let Some(root) = &arguments.root {
+            globals.extend(["--root".into(), root.clone().into_os_string()]);
+        }
+        let runtime = match &arguments.runtime {
+            Some(name) => Runtime::at(Runtime::named(name.as_os_str()).context("the runtime of --runtime")?),
+            None => Runtime::find(&config)?,
+        };
+        Ok(Machine { runtime: runtime.with_globals(globals), config: config.clone(), store: store.clone() })
+    };
+    match arguments.command {
+        Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),
+        Command::Restore(options) => commands::restore::run(&machine()?, &options, inherited),
+        Command::Files(options) => commands::files::run(&options, &store, machine),
+        Command::List(options) => commands::list::run(&store, &options),
+        Command::Thaw(options) => commands::thaw::run(&machine()?, &options),
+    }
+}

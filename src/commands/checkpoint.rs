@@ -1,0 +1,95 @@
+//! `ocicle checkpoint`.
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result};
+
+use super::Machine;
+use crate::checkpoint::{self, checkpoint};
+use crate::container::ensure_name;
+use crate::output::{self, progress::Bar};
+use crate::store::lock::Lock;
+use crate::store::versions::Reference;
+
+/// What can be asked of a checkpoint.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    id: String,
+    /// Let the container go on
+    #[arg(short = 'R', long)]
+    leave_running: bool,
+    #[command(flatten)]
+    criu: CriuOptions,
+}
+
+/// Flags that the runtime hands to CRIU, for a checkpoint and a restore.
+#[derive(Debug, clap::Args)]
+pub struct CriuOptions {
+    /// Allow established TCP connections
+    #[arg(long)]
+    tcp_established: bool,
+    /// Allow file locks
+    #[arg(long)]
+    file_locks: bool,
+    /// Allow connections to unix sockets outside the container
+    #[arg(long)]
+    ext_unix_sk: bool,
+    /// Allow a session and terminal that began outside the container
+    #[arg(long)]
+    shell_job: bool,
+    /// How CRIU manages control groups: soft, full, strict or ignore
+    #[arg(long, value_name = "MODE")]
+    manage_cgroups_mode: Option<String>,
+}
+
+impl CriuOptions {
+    /// The flags as the runtime takes them.
+    pub(super) fn flags(&self) -> Vec<OsString> {
+        let switches = [
+            (self.tcp_established, "--tcp-established"),
+            (self.file_locks, "--file-locks"),
+            (self.ext_unix_sk, "--ext-unix-sk"),
+            (self.shell_job, "--shell-job"),
+        ];
+        let mut flags: Vec<OsString> = switches.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()).collect();
+        if let Some(mode) = &self.manage_cgroups_mode {
+            flags.extend(["--manage-cgroups-mode".into(), mode.into()]);
+        }
+        flags
+    }
+}
+
+/// Makes the next version of a container, and prints its name.
+pub fn run(machine: &Machine, options: &Options) -> Result<()> {
+    let id = &options.id;
+    let context = || format!("checkpointing {id}");
+    ensure_name(id)?;
+    checkpoint::preflight::ensure_capable().with_context(context)?;
+    let held = Lock::take(id).with_context(context)?;
+    let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
+    // Before a directory is made for it.
+    machine.runtime.state(id).with_context(context)?;
+    let entry = machine.store.claim(id, &held).with_context(context)?;
+    let mut flags = options.criu.flags();
+    if options.leave_running {
+        flags.push("--leave-running".into());
+    }
+    let request = checkpoint::Request {
+        runtime: machine.runtime.clone(),
+        id: id.clone(),
+        images: entry.directory.clone(),
+        work: Some(entry.directory.join("work")),
+        flags,
+        leave_running: options.leave_running,
+        freeze_limit: machine.config.freeze_limit(),
+        ghost_limit: machine.config.criu.ghost_limit.clone(),
+        disposable: true,
+        base: base.map(|base| base.directory),
+    };
+    let manifest = checkpoint(&request, &held, &Bar::new("packing")).with_context(context)?;
+    output::line(&format!("{id}@{}", entry.version));
+    output::note(&format!("frozen for {:.0} ms", manifest.freeze.milliseconds));
+    Ok(())
+}

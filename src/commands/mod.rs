@@ -1,0 +1,32 @@
+//! The commands of `ocicle`, one module each: options, work, what is printed.
+
+pub mod checkpoint;
+pub mod files;
+pub mod list;
+pub mod restore;
+pub mod thaw;
+
+use crate::config::Config;
+use crate::runtime::Runtime;
+use crate::store::versions::Store;
+
+/// What commands that touch containers work with.
+#[derive(Debug)]
+pub struct Machine {
+    /// The real runtime.
+    pub runtime: Runtime,
+    /// The administrator's configuration.
+    pub config: Config,
+    /// Where checkpoints are.
+    pub store: Store,
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Columns
+    #[default]
+    Table,
+    /// JSON
+    Json,
+}

@@ -1,0 +1,95 @@
+//! `ocicle restore`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use super::Machine;
+use super::checkpoint::CriuOptions;
+use crate::hint::WithHint;
+use crate::output::{self, progress::Bar};
+use crate::restore;
+use crate::runtime::Runtime;
+use crate::store::lock::Lock;
+use crate::store::manifest::Manifest;
+use crate::store::versions::{Reference, Version};
+use crate::sys::process::InheritedFds;
+
+/// What can be asked of a restore.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The container, or one of its versions: web, web@v2
+    #[arg(value_name = "CONTAINER")]
+    reference: Reference,
+    /// The version; the newest if unsaid
+    version: Option<Version>,
+    /// Replace an open file: IDENTIFIER=SOURCE, PID:FD=SOURCE, PATH=SOURCE or IDENTIFIER,FD;
+    /// a source is fd:N, file:/PATH or null
+    #[arg(short, long, value_name = "RULE")]
+    substitute: Vec<String>,
+    /// The bundle of the new container; that of the old one if unsaid
+    #[arg(short, long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Where to write the number of the container's first process
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// A socket that gets the master of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    #[command(flatten)]
+    criu: CriuOptions,
+}
+
+/// Restores a container in the background, and prints its name.
+pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Result<()> {
+    let id = &options.reference.id;
+    let context = || format!("restoring {id}");
+    crate::checkpoint::preflight::ensure_capable().with_context(context)?;
+    let held = Lock::take(id).with_context(context)?;
+    let version = options.version.or(options.reference.version);
+    let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context).hint("`ocicle list` shows the checkpoints there are")?;
+    let bundle = match &options.bundle {
+        Some(bundle) => bundle.clone(),
+        None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,
+    };
+    let work = entry.directory.join("work");
+    std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
+    let request = restore::Request {
+        runtime: machine.runtime.clone(),
+        id: id.clone(),
+        images: entry.directory.clone(),
+        work: Some(work),
+        bundle,
+        flags: flags(options),
+        rules: options.substitute.clone(),
+        allow: machine.config.allow.clone(),
+        inherited,
+    };
+    let prepared = restore::Prepared::new(&request, &Bar::new("checking")).with_context(context)?;
+    make_room(&machine.runtime, id).with_context(context)?;
+    let ended = prepared.run(&held, &Bar::new("restoring")).with_context(context)?;
+    if !ended.success() {
+        bail!("restoring {id}: {} restore ended with {ended}", machine.runtime.name());
+    }
+    output::line(&format!("{id}@{}", entry.version));
+    Ok(())
+}
+
+fn flags(options: &Options) -> Vec<std::ffi::OsString> {
+    let mut flags = options.criu.flags();
+    flags.push("--detach".into());
+    for (flag, value) in [("--pid-file", &options.pid_file), ("--console-socket", &options.console_socket)] {
+        if let Some(value) = value {
+            flags.extend([flag.into(), value.into()]);
+        }
+    }
+    flags
+}
+
+/// Removes what the runtime still keeps of a container that stopped: else it refuses the name.
+fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
+    match runtime.state(id) {
+        Ok(state) if state.status == "stopped" => runtime.delete(id),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,24 @@
+//! `ocicle thaw`.
+
+use anyhow::{Context, Result};
+
+use super::Machine;
+use crate::container::Container;
+use crate::output;
+
+/// What can be asked of a thaw.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    id: String,
+}
+
+/// Lets a container run, whoever froze it.
+pub fn run(machine: &Machine, options: &Options) -> Result<()> {
+    let id = &options.id;
+    let thaw = || Container::discover(&machine.runtime, id)?.freezer.thaw();
+    thaw().with_context(|| format!("thawing {id}"))?;
+    output::line(id);
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Everything that is printed: lines, tables, JSON, errors, progress.
+
+pub mod progress;
+
+use std::io::Write;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::Result;
+
+use crate::hint::hint_of;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const HINT: Style = AnsiColor::Cyan.on_default();
+const HEADING: Style = Style::new().bold();
+
+/// Sends what the program says of its work to standard error: warnings, or everything.
+pub fn start_log(debug: bool) {
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).without_time().init();
+}
+
+/// Prints a line. Whoever closed the pipe does not want it.
+pub fn line(text: &str) {
+    let _ = writeln!(anstream::stdout(), "{text}");
+}
+
+/// Prints text that has its own line ends.
+pub fn text(text: &str) {
+    let _ = write!(anstream::stdout(), "{text}");
+}
+
+/// Prints a remark, to a person only.
+pub fn note(text: &str) {
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        let _ = writeln!(anstream::stderr(), "{text}");
+    }
+}
+
+/// Prints JSON.
+pub fn json(value: &serde_json::Value) -> Result<()> {
+    line(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Prints an error: its cause on one line, advice on another.
+pub fn error(error: &anyhow::Error) {
+    let mut stderr = anstream::stderr();
+    let _ = writeln!(stderr, "{ERROR}error:{ERROR:#} {error:#}");
+    if let Some(hint) = hint_of(error) {
+        let _ = writeln!(stderr, "{HINT}hint:{HINT:#} {hint}");
+    }
+}
+
+/// Columns with headings.
+#[derive(Debug)]
+pub struct Table(comfy_table::Table);
+
+impl Table {
+    /// A table without rows.
+    pub fn new(headings: &[&str]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_preset(comfy_table::presets::NOTHING);
+        table.set_header(headings.iter().map(|heading| format!("{HEADING}{heading}{HEADING:#}")));
+        Self(table)
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: Vec<String>) {
+        self.0.add_row(cells);
+    }
+
+    /// Prints it.
+    pub fn print(&mut self) {
+        let columns = self.0.column_count();
+        for (at, column) in self.0.column_iter_mut().enumerate() {
+            column.set_padding((0, if at + 1 == columns { 0 } else { 2 }));
+        }
+        line(&self.0.trim_fmt());
+    }
+}
+
+/// A number of bytes for a reader.
+pub fn bytes(number: u64) -> String {
+    indicatif::BinaryBytes(number).to_string()
+}
+
+/// A time for a reader, in the machine's time zone.
+pub fn local_time(time: jiff::Timestamp) -> String {
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
+}

@@ -1,0 +1,144 @@
+//! Running the runtime's `restore`, and letting its CRIU in.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use super::Request;
+use crate::criu::config::Configuration;
+use crate::criu::door::{Door, Visitor, Work};
+use crate::criu::failure::{self, Logs};
+use crate::criu::interposer::FIRST_FD;
+use crate::guardian::Ended;
+use crate::store::manifest::Manifest;
+use crate::substitute::{self, Replacement};
+use crate::sys::process::{pidfd, wait_readable};
+
+/// What somebody may send to a runtime in the foreground, which hands it to the container.
+const FORWARDED: [Signal; 8] = [
+    Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM,
+    Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT,
+];
+
+/// Runs the runtime and waits for its end.
+///
+/// # Errors
+/// When CRIU did not restore the container: its cause. The runtime's own message has gone to
+/// standard error, which may be the container's and is therefore not ours to capture.
+pub(super) fn run(request: &Request, manifest: &Manifest, images: &Path, replacements: &[Replacement]) -> Result<Ended> {
+    let door = Door::open()?;
+    let (view, configuration) = view(&door, images, replacements)?;
+    let since = SystemTime::now();
+    let signals = Signals::catch()?;
+    let command = command_line(request, manifest, &view);
+    let mut runtime = start(&command, &door)?;
+    let fds: Vec<BorrowedFd<'_>> = replacements.iter().map(|replacement| replacement.fd.as_fd()).collect();
+    let ended = attend(&mut runtime, &door, &configuration, &fds, &signals)?;
+
+    let mut logs = Logs::of(&request.runtime, &request.id, images, since);
+    logs.look_in(request.work.as_deref());
+    if ended.success() || logs.say_restored() {
+        return Ok(ended);
+    }
+    Err(failure::explain("restore", &request.runtime, &ended, None, &logs))
+}
+
+/// The images that CRIU is to read: the originals, or a view of them in which the replaced files
+/// are looked up by name.
+fn view(door: &Door, images: &Path, replacements: &[Replacement]) -> Result<(PathBuf, Configuration)> {
+    if replacements.is_empty() {
+        return Ok((images.to_owned(), Configuration::default()));
+    }
+    let view = door.directory().join("images");
+    let ids: Vec<_> = replacements.iter().map(|replacement| replacement.id).collect();
+    let keys = substitute::rewrite(images, &view, &ids).context("rewriting CRIU's images")?;
+    let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
+    Ok((view, Configuration { inherit, ..Configuration::default() }))
+}
+
+fn command_line(request: &Request, manifest: &Manifest, view: &Path) -> Vec<OsString> {
+    let mut rest: Vec<OsString> = vec!["restore".into(), "--image-path".into(), view.into()];
+    if let Some(work) = &request.work {
+        rest.extend(["--work-path".into(), work.into()]);
+    }
+    rest.extend(["--bundle".into(), request.bundle.clone().into()]);
+    rest.extend(request.flags.iter().cloned());
+    let known = |flag: &&String| !request.flags.iter().any(|given| given == flag.as_str());
+    rest.extend(manifest.flags.iter().filter(known).map(OsString::from));
+    rest.push(request.id.clone().into());
+    request.runtime.command_line(&rest)
+}
+
+fn start(command: &[OsString], door: &Door) -> Result<Child> {
+    Command::new(&command[0])
+        .args(&command[1..])
+        .envs(door.environment()?)
+        .spawn()
+        .with_context(|| format!("executing {}", Path::new(&command[0]).display()))
+}
+
+/// Answers at the door and hands on signals until the runtime ends.
+fn attend(runtime: &mut Child, door: &Door, configuration: &Configuration, fds: &[BorrowedFd<'_>], signals: &Signals) -> Result<Ended> {
+    let process = i32::try_from(runtime.id())?;
+    while let Some(end) = pidfd(process)? {
+        let ready = wait_readable(&[door.as_fd(), signals.as_fd(), end.as_fd()], None)?;
+        if ready[0] {
+            attend_visitor(door, configuration, fds)?;
+        }
+        if ready[1] {
+            signals.forward(process)?;
+        }
+        if ready[2] {
+            break;
+        }
+    }
+    let status = runtime.wait().context("waiting for the runtime")?;
+    Ok(status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Exit))
+}
+
+fn attend_visitor(door: &Door, configuration: &Configuration, fds: &[BorrowedFd<'_>]) -> Result<()> {
+    match door.accept() {
+        Ok(Visitor::Criu(criu)) if criu.work == Work::Restore => criu.admit_with(configuration, fds),
+        Ok(Visitor::Criu(criu)) => criu.admit(),
+        Ok(Visitor::Action(action)) => action.answer(&Ok(())),
+        Err(error) => {
+            tracing::debug!("at the door: {error:#}");
+            Ok(())
+        }
+    }
+}
+
+/// Signals that are read instead of acted on.
+struct Signals(SignalFd);
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        let set: SigSet = FORWARDED.into_iter().collect();
+        set.thread_block().context("blocking signals")?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self(SignalFd::with_flags(&set, flags).context("reading signals")?))
+    }
+
+    fn forward(&self, process: i32) -> Result<()> {
+        while let Some(signal) = self.0.read_signal().context("reading a signal")? {
+            let signal = Signal::try_from(i32::try_from(signal.ssi_signo)?)?;
+            // It may just have ended.
+            let _ = kill(Pid::from_raw(process), signal);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,138 @@
+//! `ocicle-runtime`: the command line of runc and crun, with another checkpoint and restore.
+//!
+//! Everything else is the real runtime's, by `exec`: same arguments, descriptors, environment and
+//! exit status.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::checkpoint::{self, checkpoint};
+use crate::config::Config;
+use crate::container::ensure_name;
+use crate::guardian::Ended;
+use crate::hint::hint_of;
+use crate::restore;
+use crate::runtime::Runtime;
+use crate::runtime::arguments::{Call, CommandLine, value_of, without};
+use crate::store::lock::Lock;
+use crate::sys::process::InheritedFds;
+
+/// Flags of `checkpoint` with which the runtime makes no checkpoint that could be restored from
+/// its directory alone: ocicle has nothing to add to them.
+const PARTIAL: [&str; 3] = ["--pre-dump", "--lazy-pages", "--page-server"];
+
+/// The shim's program.
+pub fn main() -> ExitCode {
+    let inherited = InheritedFds::capture();
+    let line = CommandLine::parse(std::env::args_os().skip(1).collect());
+    match inherited.and_then(|inherited| serve(&line, inherited)) {
+        Ok(status) => status,
+        Err(error) => {
+            report(&line.globals, &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
+    let config = Config::load()?;
+    let runtime = Runtime::find(&config)?.with_globals(line.globals.clone());
+    let behind = line.rest.get(1..).unwrap_or_default();
+    match (line.command(), Call::parse(behind)) {
+        (Some("checkpoint"), Some(call)) if !PARTIAL.iter().any(|flag| call.has(flag) || call.value(flag).is_some()) => {
+            serve_checkpoint(runtime, &config, &call)
+        }
+        (Some("restore"), Some(call)) => serve_restore(runtime, config, call, inherited, &line.rest),
+        _ => Err(runtime.exec(&line.rest)),
+    }
+}
+
+fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<ExitCode> {
+    let context = || format!("checkpointing {}", call.id);
+    ensure_name(&call.id)?;
+    let held = Lock::take(&call.id).with_context(context)?;
+    let request = checkpoint::Request {
+        runtime,
+        id: call.id.clone(),
+        images: images_of(call)?,
+        work: call.path("--work-path"),
+        flags: without(&without(&call.flags, "--image-path"), "--work-path"),
+        leave_running: call.has("--leave-running"),
+        freeze_limit: config.freeze_limit(),
+        ghost_limit: config.criu.ghost_limit.clone(),
+        disposable: false,
+        base: None,
+    };
+    checkpoint(&request, &held, &()).with_context(context)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve_restore(runtime: Runtime, config: Config, call: Call, inherited: InheritedFds, rest: &[OsString]) -> Result<ExitCode> {
+    let images = images_of(&call)?;
+    if !restore::is_ours(&images)? {
+        return Err(runtime.exec(rest));
+    }
+    ensure_name(&call.id)?;
+    let held = Lock::take(&call.id)?;
+    let directories = ["--image-path", "--work-path", "--bundle", "-b"];
+    let request = restore::Request {
+        runtime,
+        images,
+        work: call.path("--work-path"),
+        bundle: call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into()),
+        flags: directories.iter().fold(call.flags, |flags, flag| without(&flags, flag)),
+        rules: call.substitute,
+        allow: config.allow,
+        inherited,
+        id: call.id,
+    };
+    let restore = || restore::Prepared::new(&request, &())?.run(&held, &());
+    Ok(status_of(&restore().with_context(|| format!("restoring {}", request.id))?))
+}
+
+/// The image directory of a call; runc and crun take `checkpoint` where none is named.
+fn images_of(call: &Call) -> Result<PathBuf> {
+    let named = call.path("--image-path").unwrap_or_else(|| "checkpoint".into());
+    std::path::absolute(&named).with_context(|| format!("finding {}", named.display()))
+}
+
+fn status_of(ended: &Ended) -> ExitCode {
+    match ended {
+        Ended::Exit(status) => u8::try_from(*status).map_or(ExitCode::FAILURE, ExitCode::from),
+        // As shells and runc do.
+        Ended::Signal(signal) => u8::try_from(128 + signal).map_or(ExitCode::FAILURE, ExitCode::from),
+        Ended::NotStarted(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Tells an error as runc does: to the log that the caller asked for, in its format, and to
+/// standard error.
+fn report(globals: &[OsString], error: &anyhow::Error) {
+    let mut message = format!("{error:#}");
+    if let Some(hint) = hint_of(error) {
+        message = format!("{message} (hint: {hint})");
+    }
+    eprintln!("ocicle-runtime: {message}");
+    if let Some(log) = value_of(globals, "--log") {
+        let json = value_of(globals, "--log-format").is_some_and(|format| format == "json");
+        if let Err(failed) = log_to(Path::new(log), &message, json) {
+            eprintln!("ocicle-runtime: {failed:#}");
+        }
+    }
+}
+
+fn log_to(log: &Path, message: &str, json: bool) -> Result<()> {
+    let time = jiff::Timestamp::now();
+    let line = if json {
+        serde_json::json!({ "level": "error", "msg": message, "time": time.to_string() }).to_string()
+    } else {
+        format!("time=\"{time}\" level=error msg={message:?}")
+    };
+    let mut file = File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    writeln!(file, "{line}").with_context(|| format!("writing {}", log.display()))
+}
