@@ -3,4 +3,6 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod fs;
+pub mod mount;
 pub mod mountinfo;
