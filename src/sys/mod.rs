@@ -3,7 +3,9 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod fs;
 pub mod inherited;
+pub mod mount;
 pub mod mountinfo;
 pub mod process;
 pub mod socket;

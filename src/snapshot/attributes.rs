@@ -1,0 +1,131 @@
+//! The attributes of one inode: read, compared, set.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+
+use super::index::{Identity, Meta, Time, is_overlay_xattr};
+use crate::sys::fs;
+
+/// What an inode is, as far as stat(2) and readlink(2) tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    Dir,
+    File,
+    Symlink(Vec<u8>),
+    Char(u32, u32),
+    Block(u32, u32),
+    Fifo,
+    Socket,
+}
+
+/// An inode that was looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub shape: Shape,
+    pub meta: Meta,
+    pub identity: Identity,
+    pub device: u64,
+    pub names: u64,
+}
+
+impl Found {
+    /// Looks at what an `O_PATH` descriptor refers to.
+    pub(super) fn look(entry: impl AsFd) -> io::Result<Self> {
+        let stat = fs::stat(&entry)?;
+        let shape = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Shape::Dir,
+            FileType::Symlink => Shape::Symlink(fs::link_target(&entry)?),
+            FileType::CharacterDevice => {
+                Shape::Char(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+            }
+            FileType::BlockDevice => {
+                Shape::Block(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+            }
+            FileType::Fifo => Shape::Fifo,
+            FileType::Socket => Shape::Socket,
+            _ => Shape::File,
+        };
+        let mut xattrs = std::collections::BTreeMap::new();
+        for name in fs::xattr_names(&entry)? {
+            if is_overlay_xattr(&name) {
+                continue;
+            }
+            if let Some(value) = fs::xattr(&entry, &name)? {
+                xattrs.insert(name.into(), value.into());
+            }
+        }
+        let identity = identity(&stat);
+        let meta = Meta {
+            // The mode of a symbolic link means nothing and cannot be set.
+            mode: if matches!(shape, Shape::Symlink(_)) { 0o777 } else { stat.st_mode & 0o7777 },
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: identity.mtime,
+            xattrs,
+        };
+        Ok(Self { shape, meta, identity, device: stat.st_dev, names: u64::from(stat.st_nlink) })
+    }
+
+    /// Device and inode number.
+    pub(super) fn inode(&self) -> (u64, u64) {
+        (self.device, self.identity.ino)
+    }
+}
+
+/// What stat(2) tells that changes with every change.
+pub(super) fn identity(stat: &Stat) -> Identity {
+    Identity {
+        ino: stat.st_ino,
+        size: stat.st_size as u64,
+        mtime: Time(stat.st_mtime, stat.st_mtime_nsec as u32),
+        ctime: Time(stat.st_ctime, stat.st_ctime_nsec as u32),
+    }
+}
+
+/// Makes the attributes of what an `O_PATH` descriptor refers to equal to `meta`.
+///
+/// The order matters: chown(2) clears setuid, setgid and `security.capability`; a mode set after an
+/// ACL would change the ACL's mask, and a default ACL of the directory has given a new file an ACL
+/// that must go first; everything changes ctime, and only the last step sets mtime.
+pub(super) fn apply(entry: impl AsFd, meta: &Meta) -> Result<()> {
+    let now = Found::look(&entry).context("reading its attributes")?;
+    let is_link = matches!(now.shape, Shape::Symlink(_));
+    let changes_owner = (now.meta.uid, now.meta.gid) != (meta.uid, meta.gid);
+    if changes_owner {
+        fs::set_owner(&entry, meta.uid, meta.gid).context("setting its owner")?;
+    }
+    for xattr in now.meta.xattrs.keys().filter(|name| !meta.xattrs.contains_key(*name)) {
+        match fs::remove_xattr(&entry, xattr.as_bytes()) {
+            Ok(()) => {}
+            // chown has removed it; or a security module owns it and lets nobody.
+            Err(error) if is_one_of(&error, &[Errno::NODATA]) => {}
+            Err(error)
+                if xattr.as_bytes().starts_with(b"security.")
+                    && is_one_of(&error, &[Errno::ACCESS, Errno::OPNOTSUPP]) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("removing its attribute {xattr}"));
+            }
+        }
+    }
+    let mode_now = fs::stat(&entry)?.st_mode & 0o7777;
+    if !is_link && mode_now != meta.mode {
+        fs::set_mode(&entry, meta.mode).context("setting its mode")?;
+    }
+    for (xattr, value) in &meta.xattrs {
+        let same = now.meta.xattrs.get(xattr) == Some(value);
+        let is_acl = xattr.as_bytes().starts_with(b"system.posix_acl");
+        if !same || is_acl || changes_owner {
+            fs::set_xattr(&entry, xattr.as_bytes(), value.as_bytes())
+                .with_context(|| format!("setting its attribute {xattr}"))?;
+        }
+    }
+    fs::set_mtime(&entry, meta.mtime.0, meta.mtime.1).context("setting its time")
+}
+
+fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| errnos.contains(&errno))
+}

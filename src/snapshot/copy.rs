@@ -1,0 +1,130 @@
+//! Copies the bytes of files: cloned, by the kernel, or by hand; holes stay holes.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::io::Errno;
+
+use super::index::STRETCH_LIMIT;
+use crate::sys::fs;
+
+/// Bytes read or written at once.
+pub(super) const BUFFER: usize = 1 << 20;
+
+/// Copies all of `source` to the empty file `target`, and says how many bytes were moved.
+pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<u64> {
+    match rustix::fs::ioctl_ficlone(target, source) {
+        Ok(()) => return Ok(0),
+        Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
+        Err(_) => {}
+    }
+    let size = fs::stat(source)?.st_size as u64;
+    rustix::fs::ftruncate(target, size)?;
+    let mut moved = 0;
+    let mut at = 0;
+    while let Some((start, end)) = fs::next_data(source, at, size)? {
+        moved += copy_range(source.as_fd(), target.as_fd(), start, end)?;
+        at = end;
+    }
+    Ok(moved)
+}
+
+fn copy_range(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<u64> {
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        let length = (end - from).min(1 << 30) as usize;
+        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
+            // Between kinds of file systems, and on old ones, the kernel does not copy.
+            Err(_) => {
+                from += copy_by_hand(source, target, from, end)?;
+                break;
+            }
+        }
+    }
+    // Less than asked for: the file was cut short meanwhile, which its ctime will tell.
+    Ok(from - start)
+}
+
+fn copy_by_hand(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<u64> {
+    let (source, target) = (as_file(source)?, as_file(target)?);
+    let mut buffer = vec![0; BUFFER.min((end - start) as usize)];
+    let mut at = start;
+    while at < end {
+        let length = buffer.len().min((end - at) as usize);
+        match source.read_at(&mut buffer[..length], at)? {
+            0 => break,
+            read => {
+                target.write_all_at(&buffer[..read], at)?;
+                at += read as u64;
+            }
+        }
+    }
+    Ok(at - start)
+}
+
+fn as_file(fd: BorrowedFd<'_>) -> io::Result<File> {
+    Ok(File::from(fd.try_clone_to_owned()?))
+}
+
+/// The stretches of data of a file, to 512 bytes (tar's block, so that every reader of sparse
+/// members agrees where a stretch begins), small holes closed until there are few enough.
+pub(super) fn stretches(file: impl AsFd, size: u64) -> io::Result<Vec<(u64, u64)>> {
+    let mut list: Vec<(u64, u64)> = Vec::new();
+    let mut least_hole = 4096;
+    let mut at = 0;
+    while let Some((start, end)) = fs::next_data(&file, at, size)? {
+        at = end;
+        add_stretch(&mut list, start & !511, end.next_multiple_of(512).min(size), least_hole);
+        if list.len() > STRETCH_LIMIT {
+            least_hole *= 4;
+            let old = std::mem::take(&mut list);
+            for (start, length) in old {
+                add_stretch(&mut list, start, start + length, least_hole);
+            }
+        }
+    }
+    Ok(list)
+}
+
+fn add_stretch(list: &mut Vec<(u64, u64)>, start: u64, end: u64, least_hole: u64) {
+    match list.last_mut() {
+        Some((first, length)) if start < *first + *length + least_hole => *length = end - *first,
+        _ => list.push((start, end - start)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_holes_are_closed_until_few_are_left() {
+        let file = tempfile::tempfile().unwrap();
+        let count = 3 * STRETCH_LIMIT as u64;
+        file.set_len(count * 8192).unwrap();
+        for n in 0..count {
+            file.write_all_at(b"x", n * 8192).unwrap();
+        }
+        let found = stretches(&file, count * 8192).unwrap();
+        assert!(found.len() <= STRETCH_LIMIT, "{}", found.len());
+        assert!(found.windows(2).all(|pair| pair[0].0 + pair[0].1 < pair[1].0));
+    }
+
+    #[test]
+    fn holes_stay_holes() {
+        let (source, target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        source.write_all_at(b"tail", 10 << 20).unwrap();
+        source.set_len(20 << 20).unwrap();
+        let (source, target): (OwnedFd, OwnedFd) = (source.into(), target.into());
+        copy_file(&source, &target).unwrap();
+        let stat = fs::stat(&target).unwrap();
+        assert_eq!(stat.st_size, 20 << 20);
+        assert!(stat.st_blocks * 512 < 1 << 20);
+        assert_eq!(stretches(&target, 20 << 20).unwrap(), [(10 << 20, 4096)]);
+    }
+}

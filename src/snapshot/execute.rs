@@ -1,0 +1,342 @@
+//! Carries out a plan, through the root as the container sees it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, FileType, Mode, makedev};
+use serde::Serialize;
+
+use super::attributes::{Found, Shape, apply};
+use super::copy::copy_file;
+use super::index::{Entry, Kind, Meta};
+use super::plan::{Plan, Verb, look_lower};
+use super::{Progress, join, shown, split};
+use crate::bytes::ByteString;
+use crate::sys::fs;
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Paths that were removed, a tree counting once.
+    pub removed: u64,
+    /// Paths that were made anew.
+    pub created: u64,
+    /// Files whose content was put back.
+    pub replaced: u64,
+    /// Names that were linked to their inode again.
+    pub linked: u64,
+    /// Paths of which only attributes were set.
+    pub attributes: u64,
+    /// Bytes of content written.
+    pub bytes: u64,
+    /// What could not be known.
+    pub notes: Vec<String>,
+}
+
+/// What a path is made from.
+enum Made<'a> {
+    Entry(&'a Entry),
+    Lower(Found, OwnedFd),
+}
+
+impl Made<'_> {
+    fn meta(&self) -> &Meta {
+        match self {
+            Self::Entry(entry) => &entry.meta,
+            Self::Lower(found, _) => &found.meta,
+        }
+    }
+
+    fn is_dir(&self) -> bool {
+        match self {
+            Self::Entry(entry) => matches!(entry.kind, Kind::Dir { .. }),
+            Self::Lower(found, _) => found.shape == Shape::Dir,
+        }
+    }
+}
+
+impl Plan<'_> {
+    /// Makes the root equal to the snapshot. After an error, a new plan goes on from there: each
+    /// file is the old one or the new one, whole.
+    pub fn execute(self, progress: &dyn Progress) -> Result<Report> {
+        let mut report = Report { notes: self.notes().to_vec(), ..Report::default() };
+        progress.expect(self.bytes_to_write());
+        self.remove_all(&mut report)?;
+        self.make_all(&mut report, progress)?;
+        self.link_all(&mut report)?;
+        self.finish_dirs()?;
+        Ok(report)
+    }
+
+    fn of(&self, verb: Verb) -> impl DoubleEndedIterator<Item = &[u8]> {
+        self.actions().iter().filter(move |a| a.verb == verb).map(|a| a.path.as_bytes())
+    }
+
+    fn bytes_to_write(&self) -> u64 {
+        let size = |path: &ByteString| match self.part.index().get(path.as_bytes()) {
+            Some(Entry { kind: Kind::File { content, .. }, .. }) => content.length,
+            _ => 0,
+        };
+        let makes = |verb| matches!(verb, Verb::Create | Verb::Replace);
+        self.actions().iter().filter(|a| makes(a.verb)).map(|a| size(&a.path)).sum()
+    }
+
+    /// First, which also gives room back.
+    fn remove_all(&self, report: &mut Report) -> Result<()> {
+        for path in self.of(Verb::Remove).rev() {
+            self.remove_tree(path).with_context(|| format!("removing {}", shown(path)))?;
+            report.removed += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes a path with all that is in it, and holds no more than one directory open at a time.
+    fn remove_tree(&self, path: &[u8]) -> Result<()> {
+        let mut todo = vec![path.to_vec()];
+        while let Some(path) = todo.last().cloned() {
+            let (parent, name) = split(&path).context("the root cannot be removed")?;
+            let dir = fs::open_dir(self.root.top(), parent)?;
+            match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {
+                    todo.pop();
+                    continue;
+                }
+                Err(rustix::io::Errno::ISDIR) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("removing {}", shown(&path))),
+            }
+            match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
+                Ok(()) => {
+                    todo.pop();
+                }
+                Err(rustix::io::Errno::NOTEMPTY) => {
+                    self.remove_files(&path, &mut todo)?;
+                }
+                Err(errno) => return Err(errno).with_context(|| format!("removing {}", shown(&path))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties a directory of all that is no directory; those are left to the caller.
+    fn remove_files(&self, path: &[u8], todo: &mut Vec<Vec<u8>>) -> Result<()> {
+        let dir = fs::open_dir(self.root.top(), path)?;
+        for name in fs::names(&dir)? {
+            let child = || shown(&join(path, &name));
+            match rustix::fs::unlinkat(&dir, &name[..], AtFlags::empty()) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::ISDIR) => todo.push(join(path, &name)),
+                Err(errno) => return Err(errno).with_context(|| format!("removing {}", child())),
+            }
+        }
+        Ok(())
+    }
+
+    fn make_all(&self, report: &mut Report, progress: &dyn Progress) -> Result<()> {
+        for action in self.actions() {
+            let path = action.path.as_bytes();
+            let context = || format!("restoring {}", shown(path));
+            match action.verb {
+                Verb::Create | Verb::Replace => {
+                    report.bytes += self.make(path, progress).with_context(context)?;
+                }
+                Verb::Attributes => self.set_attributes(path).with_context(context)?,
+                Verb::Remove | Verb::Link => {}
+            }
+            match action.verb {
+                Verb::Create => report.created += 1,
+                Verb::Replace => report.replaced += 1,
+                Verb::Attributes => report.attributes += 1,
+                Verb::Remove | Verb::Link => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What a path that is to be there is made from.
+    fn made(&self, path: &[u8]) -> Result<Made<'_>> {
+        if let Some(entry) = self.part.index().get(path) {
+            return Ok(Made::Entry(entry));
+        }
+        let lower = self.lower.as_ref().context("it is neither in the snapshot nor below")?;
+        let (parent, name) = split(path).context("the root is in every snapshot")?;
+        let dir = fs::open_dir(lower, parent).context("opening the lower directory")?;
+        let (found, entry) = look_lower(&dir, name)?.context("it is gone from the lower layers")?;
+        Ok(Made::Lower(found, entry))
+    }
+
+    /// Sets the attributes of anything but a directory; those come last.
+    fn set_attributes(&self, path: &[u8]) -> Result<()> {
+        let made = self.made(path)?;
+        if made.is_dir() {
+            return Ok(());
+        }
+        let (parent, name) = split(path).context("the root is a directory")?;
+        let dir = fs::open_dir(self.root.top(), parent)?;
+        apply(fs::open_entry(dir, name)?.context("it is gone")?, made.meta())
+    }
+
+    fn make(&self, path: &[u8], progress: &dyn Progress) -> Result<u64> {
+        let made = self.made(path)?;
+        let (parent, name) = split(path).context("the root is always there")?;
+        let dir = fs::open_dir(self.root.top(), parent)?;
+        if made.is_dir() {
+            // Attributes come last: meanwhile nobody else gets in.
+            rustix::fs::mkdirat(&dir, name, Mode::RWXU).context("making the directory")?;
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        take_name(&dir, name, |dir, temporary| {
+            bytes = self.make_node(dir, temporary, &made, progress)?;
+            let entry = fs::open_entry(dir, temporary)?.context("it is gone")?;
+            apply(entry, made.meta())
+        })?;
+        Ok(bytes)
+    }
+
+    /// Makes a new inode without attributes.
+    fn make_node(
+        &self,
+        dir: &OwnedFd,
+        name: &[u8],
+        made: &Made<'_>,
+        progress: &dyn Progress,
+    ) -> Result<u64> {
+        let node = |kind: FileType, major: u32, minor: u32| -> Result<u64> {
+            let mode = Mode::RUSR | Mode::WUSR;
+            rustix::fs::mknodat(dir, name, kind, mode, makedev(major, minor))?;
+            Ok(0)
+        };
+        let link = |target: &[u8]| -> Result<u64> {
+            rustix::fs::symlinkat(target, dir, name)?;
+            Ok(0)
+        };
+        match made {
+            Made::Entry(entry) => match &entry.kind {
+                Kind::File { .. } => self.make_file(dir, name, entry, progress),
+                Kind::Symlink { target } => link(target.as_bytes()),
+                Kind::Char { major, minor } => node(FileType::CharacterDevice, *major, *minor),
+                Kind::Block { major, minor } => node(FileType::BlockDevice, *major, *minor),
+                Kind::Fifo => node(FileType::Fifo, 0, 0),
+                Kind::Socket => node(FileType::Socket, 0, 0),
+                Kind::Dir { .. } | Kind::Link { .. } | Kind::Whiteout => bail!("it is no inode"),
+            },
+            Made::Lower(found, entry) => match &found.shape {
+                Shape::File => {
+                    let target = fs::create_file(dir, name)?;
+                    Ok(copy_file(&fs::open_for_reading(entry)?, &target)?)
+                }
+                Shape::Symlink(target) => link(target),
+                Shape::Char(major, minor) => node(FileType::CharacterDevice, *major, *minor),
+                Shape::Block(major, minor) => node(FileType::BlockDevice, *major, *minor),
+                Shape::Fifo => node(FileType::Fifo, 0, 0),
+                Shape::Socket => node(FileType::Socket, 0, 0),
+                Shape::Dir => bail!("it is no inode"),
+            },
+        }
+    }
+
+    fn make_file(
+        &self,
+        dir: &OwnedFd,
+        name: &[u8],
+        entry: &Entry,
+        progress: &dyn Progress,
+    ) -> Result<u64> {
+        let Kind::File { size, content } = &entry.kind else { bail!("it is no file") };
+        let file = File::from(fs::create_file(dir, name)?);
+        file.set_len(*size).context("setting its length")?;
+        self.part.stored(content, |at, bytes| {
+            file.write_all_at(bytes, at).context("writing its content")?;
+            progress.advance(bytes.len() as u64);
+            Ok(())
+        })?;
+        Ok(content.length)
+    }
+
+    fn link_all(&self, report: &mut Report) -> Result<()> {
+        for path in self.of(Verb::Link) {
+            self.link(path).with_context(|| format!("linking {}", shown(path)))?;
+            report.linked += 1;
+        }
+        Ok(())
+    }
+
+    fn link(&self, path: &[u8]) -> Result<()> {
+        let (first, _) = self.part.index().inode(path).context("it is not in the index")?;
+        let (from, first) = split(first).context("the root has one name")?;
+        let from = fs::open_dir(self.root.top(), from)?;
+        let (parent, name) = split(path).context("the root has one name")?;
+        let dir = fs::open_dir(self.root.top(), parent)?;
+        take_name(&dir, name, |dir, temporary| {
+            Ok(rustix::fs::linkat(&from, first, dir, temporary, AtFlags::empty())?)
+        })
+    }
+
+    /// Sets the attributes of the directories that were made or in which something was done: last,
+    /// since each change in a directory sets its time, and the deepest first.
+    fn finish_dirs(&self) -> Result<()> {
+        let mut dirs = BTreeSet::new();
+        for action in self.actions() {
+            let path = action.path.as_bytes();
+            if let Some((parent, _)) = split(path) {
+                dirs.insert(parent);
+            }
+            if action.verb != Verb::Remove && self.made(path).is_ok_and(|made| made.is_dir()) {
+                dirs.insert(path);
+            }
+        }
+        for path in dirs.into_iter().rev() {
+            self.finish_dir(path)
+                .with_context(|| format!("setting the attributes of {}", shown(path)))?;
+        }
+        Ok(())
+    }
+
+    fn finish_dir(&self, path: &[u8]) -> Result<()> {
+        let made = self.made(path)?;
+        let Some((parent, name)) = split(path) else {
+            return apply(self.root.top(), made.meta());
+        };
+        let dir = fs::open_dir(self.root.top(), parent)?;
+        apply(fs::open_entry(dir, name)?.context("it is gone")?, made.meta())
+    }
+}
+
+/// Lets `make` make something under a temporary name, then gives it `name`: whoever dies in between
+/// leaves the old file as it was.
+fn take_name(
+    dir: &OwnedFd,
+    name: &[u8],
+    mut make: impl FnMut(&OwnedFd, &[u8]) -> Result<()>,
+) -> Result<()> {
+    for attempt in 0..1000 {
+        let temporary = format!(".ocicle-{}-{attempt}", std::process::id());
+        let made = make(dir, temporary.as_bytes()).and_then(|()| {
+            rustix::fs::renameat(dir, &temporary, dir, name).context("giving it its name")?;
+            // Two names of one inode: rename(2) then does nothing, and the temporary one stays.
+            let _ = rustix::fs::unlinkat(dir.as_fd(), &temporary, AtFlags::empty());
+            Ok(())
+        });
+        match made {
+            Ok(()) => return Ok(()),
+            Err(error) if is_taken(&error) => {}
+            Err(error) => {
+                let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+                return Err(error);
+            }
+        }
+    }
+    bail!("every temporary name beside it is taken")
+}
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    let exists = rustix::io::Errno::EXIST;
+    error.downcast_ref::<rustix::io::Errno>() == Some(&exists)
+        || error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.raw_os_error() == Some(exists.raw_os_error()))
+}

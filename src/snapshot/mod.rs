@@ -1,0 +1,77 @@
+//! The snapshot of one *part*, a writable root file system, and its restore.
+//!
+//! ```text
+//! running   Stage::create, pre_copy    copies what the part holds, in advance
+//! frozen    Stage::take, seal          copies what changed since, writes the staging index
+//! thawed    pack                       staging → an OCI layer tar and the index
+//! later     Part::open, plan, execute  makes a root equal to the index
+//! ```
+//!
+//! # What is in a part
+//! `ocicle-NAME.index.json` is the [`Index`]: each path with its kind and attributes, and for each
+//! regular file where its bytes are: layer, offset, digest, and which stretches are no holes.
+//! `ocicle-NAME.0.tar`, `.1.tar`, … are OCI layers, to be applied in this order. A later version of
+//! the same part adds one layer with what changed, and its index goes on referring to older layers,
+//! whose files the caller links into the new directory.
+//!
+//! With the **overlay** driver the entries are what deviates from the image's layers; with the
+//! **directory** driver they are the whole tree.
+//!
+//! # What is in staging
+//! `index.json` and `blobs/N`, one for each inode with content: bytes only, no owner, no mode, no
+//! device, no link. Nothing in staging does anything by being there.
+
+mod attributes;
+mod copy;
+mod execute;
+mod index;
+mod pack;
+mod part;
+mod plan;
+mod probe;
+mod stage;
+mod tar;
+mod walk;
+
+pub use execute::Report;
+pub use index::{Content, Driver, Entry, Identity, Index, Kind, Meta, Time};
+pub use pack::{FileRecord, PartRecord, pack};
+pub use part::{Lookup, Part};
+pub use plan::{Action, Plan, Verb, plan};
+pub use probe::{LayerIdentity, Root, RootIdentity, probe};
+pub use stage::{CopyStats, Stage};
+
+/// Told how far long work has come. The core draws nothing.
+pub trait Progress: Sync {
+    /// So many bytes more are to be done.
+    fn expect(&self, bytes: u64);
+    /// So many bytes more are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// Tells nobody.
+impl Progress for () {
+    fn expect(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+}
+
+/// A path as it stands in errors: escaped, and the root with a name.
+fn shown(path: &[u8]) -> String {
+    format!("/{}", crate::bytes::ByteString::from(path))
+}
+
+/// `parent/name`, where the root is the empty path.
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}
+
+/// The parent and the last name of a path; the root has neither.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    if path.is_empty() {
+        return None;
+    }
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => Some((&path[..slash], &path[slash + 1..])),
+        None => Some((b"", path)),
+    }
+}

@@ -1,0 +1,502 @@
+//! Turns staging into a layer tar and the index.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::copy::{BUFFER, stretches};
+use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta};
+use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
+use super::tar::{Member, Writer, is_sparse};
+use super::{Progress, join, shown, split};
+
+/// One file of a part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its name in the image directory.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// BLAKE3 of all of it, in hexadecimal digits.
+    pub blake3: String,
+}
+
+/// The files of a part, for the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// The index.
+    pub index: FileRecord,
+    /// The layers, the oldest first.
+    pub layers: Vec<FileRecord>,
+}
+
+/// Packs a sealed staging directory into `out`: `ocicle-PREFIX.N.tar` and `ocicle-PREFIX.index.json`.
+///
+/// Staging is only read, and files get their names when they are whole and on disk: whoever finds a
+/// pack that was cut short calls this again. The layers of the base must be in `out` already. The
+/// directory itself is the caller's to fsync.
+pub fn pack(
+    staging: &Path,
+    out: &Path,
+    prefix: &str,
+    progress: &dyn Progress,
+) -> Result<PartRecord> {
+    let staged: Index<Staged> = read_json(&staging.join(STAGED_INDEX))?;
+    let base_path = staging.join(STAGED_BASE);
+    let base: Option<Base> =
+        if base_path.exists() { Some(read_json(&base_path)?) } else { None };
+    let packer = Packer::new(&staged, base.as_ref(), staging, out)?;
+    packer.run(prefix, progress).with_context(|| format!("packing {}", staging.display()))
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    serde_json::from_reader(BufReader::with_capacity(BUFFER, file))
+        .with_context(|| format!("reading {}", path.display()))
+}
+
+struct Packer<'a> {
+    staged: &'a Index<Staged>,
+    base: Option<&'a Base>,
+    blobs: PathBuf,
+    out: &'a Path,
+    /// The names of each inode that has several, by the first.
+    names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
+    base_names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
+}
+
+/// The content of a file before it is written.
+struct Source {
+    file: Option<File>,
+    /// Where its stored bytes are in `file`.
+    runs: Vec<(u64, u64)>,
+    /// Where they belong.
+    stretches: Vec<(u64, u64)>,
+    /// Where they are already, and need not be written for this file's sake.
+    known: Option<Content>,
+}
+
+type Layer = Writer<Hashing<BufWriter<File>>>;
+
+impl<'a> Packer<'a> {
+    fn new(
+        staged: &'a Index<Staged>,
+        base: Option<&'a Base>,
+        staging: &Path,
+        out: &'a Path,
+    ) -> Result<Self> {
+        ensure!(
+            base.is_none_or(|base| base.layers.len() < LAYER_LIMIT),
+            "the part has {LAYER_LIMIT} layers: take this snapshot without a base"
+        );
+        Ok(Self {
+            staged,
+            base,
+            blobs: staging.join(BLOBS),
+            out,
+            names: link_groups(staged),
+            base_names: base.map(|base| link_groups(&base.index)).unwrap_or_default(),
+        })
+    }
+
+    fn run(&self, prefix: &str, progress: &dyn Progress) -> Result<PartRecord> {
+        let mut layers = self.base.map(|base| base.layers.clone()).unwrap_or_default();
+        let name = format!("ocicle-{prefix}.{}.tar", layers.len());
+        let partial = self.out.join(format!("{name}.partial"));
+        let file = File::create(&partial)
+            .with_context(|| format!("creating {}", partial.display()))?;
+        let buffered = BufWriter::with_capacity(BUFFER, file);
+        let mut layer = Writer::new(Hashing { to: buffered, hash: blake3::Hasher::new() });
+        let number = layers.len() as u32;
+        let contents = self
+            .write_members(&mut layer, number, progress)
+            .with_context(|| format!("writing {name}"))?;
+        let size = layer.position();
+        if size > 0 || layers.is_empty() {
+            let hashing = layer.finish()?;
+            let blake3 = hashing.hash.finalize().to_hex().to_string();
+            let file = hashing.to.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all().with_context(|| format!("writing {name} to disk"))?;
+            std::fs::rename(&partial, self.out.join(&name))?;
+            layers.push(FileRecord { name, size: file.metadata()?.len(), blake3 });
+        } else {
+            drop(layer);
+            std::fs::remove_file(&partial)?;
+        }
+        let index = self.write_index(prefix, contents)?;
+        Ok(PartRecord { index, layers })
+    }
+
+    fn write_index(&self, prefix: &str, mut contents: HashMap<&[u8], Content>) -> Result<FileRecord> {
+        let mut entries = BTreeMap::new();
+        for (path, entry) in &self.staged.entries {
+            let kind = match &entry.kind {
+                Kind::File { size, .. } => {
+                    let content = contents
+                        .remove(path.as_bytes())
+                        .with_context(|| format!("finding the content of {path}"))?;
+                    Kind::File { size: *size, content }
+                }
+                kind => without_content(kind),
+            };
+            let entry =
+                Entry { kind, meta: entry.meta.clone(), identity: entry.identity.clone() };
+            entries.insert(path.clone(), entry);
+        }
+        let staged = self.staged;
+        let index =
+            Index { schema: staged.schema, driver: staged.driver, root: staged.root.clone(), entries };
+        let name = format!("ocicle-{prefix}.index.json");
+        let partial = self.out.join(format!("{name}.partial"));
+        let write = || -> Result<FileRecord> {
+            let buffered = BufWriter::with_capacity(BUFFER, File::create(&partial)?);
+            let mut hashing = Hashing { to: buffered, hash: blake3::Hasher::new() };
+            serde_json::to_writer(&mut hashing, &index)?;
+            hashing.write_all(b"\n")?;
+            let blake3 = hashing.hash.finalize().to_hex().to_string();
+            let file = hashing.to.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            std::fs::rename(&partial, self.out.join(&name))?;
+            Ok(FileRecord { name: name.clone(), size: file.metadata()?.len(), blake3 })
+        };
+        write().with_context(|| format!("writing {name}"))
+    }
+
+    /// Writes what is new against the base, and tells where each file's content is.
+    fn write_members(
+        &self,
+        layer: &mut Layer,
+        number: u32,
+        progress: &dyn Progress,
+    ) -> Result<HashMap<&'a [u8], Content>> {
+        let staged = |entry: &Entry<Staged>| match &entry.kind {
+            Kind::File { size, content: Staged::Blob(_) } => *size,
+            _ => 0,
+        };
+        progress.expect(self.staged.entries.values().map(staged).sum());
+        let mut contents = HashMap::new();
+        // A directory that was something else in the base, or showed what is below, hides what
+        // older layers have in it: everything in it is written again.
+        let mut again: Vec<&[u8]> = Vec::new();
+        self.write_removals(layer)?;
+        for (path, entry) in &self.staged.entries {
+            let path = path.as_bytes();
+            while again.last().is_some_and(|dir| !is_below(path, dir)) {
+                again.pop();
+            }
+            let forced = !again.is_empty();
+            let written = self
+                .write_entry(layer, number, path, entry, forced, &mut contents)
+                .with_context(|| format!("writing {}", shown(path)))?;
+            if written && self.is_new_dir(path, entry) {
+                again.push(path);
+            }
+            progress.advance(staged(entry));
+        }
+        Ok(contents)
+    }
+
+    /// Whether a directory does not continue the same directory of the base.
+    fn is_new_dir(&self, path: &[u8], entry: &Entry<Staged>) -> bool {
+        let Kind::Dir { opaque } = entry.kind else { return false };
+        let was = self.base.and_then(|base| base.index.get(path)).map(|entry| &entry.kind);
+        match was {
+            Some(Kind::Dir { opaque: was }) => opaque && !*was,
+            _ => true,
+        }
+    }
+
+    fn write_entry(
+        &self,
+        layer: &mut Layer,
+        number: u32,
+        path: &'a [u8],
+        entry: &'a Entry<Staged>,
+        forced: bool,
+        contents: &mut HashMap<&'a [u8], Content>,
+    ) -> Result<bool> {
+        let first = match &entry.kind {
+            Kind::Link { to } => to.as_bytes(),
+            _ => path,
+        };
+        let Some(inode) = self.staged.get(first) else { return Ok(false) };
+        if let Kind::File { size, content } = &inode.kind {
+            if let Some(already) = contents.get(first) {
+                // Another name: content is known, only the member may be missing.
+                let is_new = already.layer == number && already.length > 0;
+                let changed = forced || is_new || self.is_changed(path, first, inode, Some(already));
+                return self.write_other(layer, path, first, inode, changed, false).map(|()| changed);
+            }
+            let source = self.source(first, *size, content)?;
+            let changed = forced || self.is_changed(path, first, inode, source.known.as_ref());
+            let content = if changed {
+                let name = self.primary(first);
+                self.write_file(layer, number, &name, *size, &inode.meta, source)?
+            } else {
+                source.known.context("finding unchanged content")?
+            };
+            contents.insert(first, content);
+            return Ok(changed);
+        }
+        let changed = forced || self.is_changed(path, first, inode, None);
+        self.write_other(layer, path, first, inode, changed, first == path)?;
+        Ok(changed)
+    }
+
+    /// Whether a member must be written: the base has not the very same at this path.
+    fn is_changed(
+        &self,
+        path: &[u8],
+        first: &[u8],
+        inode: &Entry<Staged>,
+        content: Option<&Content>,
+    ) -> bool {
+        let Some(base) = self.base else { return true };
+        let Some((base_first, was)) = base.index.inode(path) else { return true };
+        let same_kind = match (&was.kind, &inode.kind) {
+            (Kind::File { content: was, .. }, Kind::File { .. }) => Some(was) == content,
+            (Kind::File { .. }, _) | (_, Kind::File { .. }) => false,
+            (was, is) => *was == without_content(is),
+        };
+        // Links of one layer to a file of another are not understood everywhere, so that a change
+        // of one name writes them all.
+        let same_names = base_first == first && self.base_names.get(first) == self.names.get(first);
+        !(same_kind && same_names && was.meta == inode.meta)
+    }
+
+    /// Under which name an inode's bytes are in the tar. A name that a layer takes for a whiteout
+    /// cannot stand there: readers of layers pass over `.wh..wh.` names.
+    fn primary(&self, first: &[u8]) -> Vec<u8> {
+        if !is_hidden(first) {
+            return first.to_vec();
+        }
+        let visible = self.names.get(first).and_then(|n| n.iter().find(|n| !is_hidden(n)));
+        visible.map_or_else(
+            || {
+                let digest = blake3::hash(first).to_hex();
+                format!(".wh..wh.ocicle.{}", &digest[..32]).into_bytes()
+            },
+            |name| name.to_vec(),
+        )
+    }
+
+    /// Writes anything but the content of a regular file.
+    fn write_other(
+        &self,
+        layer: &mut Layer,
+        path: &[u8],
+        first: &[u8],
+        inode: &Entry<Staged>,
+        changed: bool,
+        is_first: bool,
+    ) -> Result<()> {
+        if !changed || is_hidden(path) {
+            return Ok(());
+        }
+        let primary = self.primary(first);
+        let is_primary = if matches!(inode.kind, Kind::File { .. }) {
+            primary == path
+        } else {
+            is_first || primary == path
+        };
+        let member = match &inode.kind {
+            Kind::Socket => return Ok(()),
+            // The content stands under this name already.
+            Kind::File { .. } if is_primary => return Ok(()),
+            Kind::Whiteout => return write_whiteout(layer, path),
+            _ if !is_primary => Member::Link(&primary),
+            Kind::Dir { .. } => Member::Dir,
+            Kind::Symlink { target } => Member::Symlink(target.as_bytes()),
+            Kind::Char { major, minor } => Member::Char(*major, *minor),
+            Kind::Block { major, minor } => Member::Block(*major, *minor),
+            Kind::Fifo => Member::Fifo,
+            Kind::File { .. } | Kind::Link { .. } => return Ok(()),
+        };
+        // The root's own attributes are those of `./`.
+        let name: &[u8] = if path.is_empty() { b"." } else { path };
+        layer.header(name, &inode.meta, &member)?;
+        if matches!(inode.kind, Kind::Dir { opaque: true }) && self.is_new_dir(path, inode) {
+            let marker = join(path, b".wh..wh..opq");
+            layer.header(&marker, &Meta::default(), &Member::File(0, &[]))?;
+        }
+        Ok(())
+    }
+
+    /// Whiteouts for what the base has and this part has not.
+    fn write_removals(&self, layer: &mut Layer) -> Result<()> {
+        let Some(base) = self.base else { return Ok(()) };
+        for (path, was) in &base.index.entries {
+            let path = path.as_bytes();
+            let Some((parent, _)) = split(path) else { continue };
+            let gone = self.staged.get(path).is_none() && was.kind != Kind::Whiteout;
+            let parent_is = self.staged.get(parent).map(|entry| &entry.kind);
+            let parent_was = base.index.get(parent).map(|entry| &entry.kind);
+            let in_dir = matches!(parent_is, Some(Kind::Dir { .. }))
+                && matches!(parent_was, Some(Kind::Dir { .. }));
+            if gone && in_dir && !is_hidden(path) {
+                write_whiteout(layer, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn source(&self, path: &[u8], size: u64, content: &Staged) -> Result<Source> {
+        match content {
+            Staged::Empty => {
+                let known = self.base.and_then(|base| match &base.index.get(path)?.kind {
+                    Kind::File { size: 0, content } => Some(content.clone()),
+                    _ => None,
+                });
+                Ok(Source { file: None, runs: Vec::new(), stretches: Vec::new(), known })
+            }
+            Staged::Base(content) => {
+                let base = self.base.context("reading the base, which staging has not")?;
+                let record = base.layers.get(content.layer as usize);
+                let name = &record.context("finding a layer of the base")?.name;
+                let file = File::open(self.out.join(name)).with_context(|| {
+                    format!("opening {name}, a layer of the base that belongs here")
+                })?;
+                Ok(Source {
+                    file: Some(file),
+                    runs: vec![(content.offset, content.length)],
+                    stretches: content.stretches(),
+                    known: Some(content.clone()),
+                })
+            }
+            Staged::Blob(number) => {
+                let file = File::open(self.blobs.join(number.to_string()))
+                    .with_context(|| format!("opening blob {number}"))?;
+                ensure!(file.metadata()?.len() == size, "blob {number} has another length");
+                let stretches = stretches(&file, size)?;
+                let mut source =
+                    Source { file: Some(file), runs: stretches.clone(), stretches, known: None };
+                source.known = self.same_in_base(path, size, &source)?;
+                Ok(source)
+            }
+        }
+    }
+
+    /// Where the base has the same bytes for the same path.
+    fn same_in_base(&self, path: &[u8], size: u64, source: &Source) -> Result<Option<Content>> {
+        let Some((_, was)) = self.base.and_then(|base| base.index.inode(path)) else {
+            return Ok(None);
+        };
+        let Kind::File { size: was_size, content } = &was.kind else { return Ok(None) };
+        if *was_size != size || content.stretches() != source.stretches {
+            return Ok(None);
+        }
+        let mut hash = blake3::Hasher::new();
+        source.read(|bytes| {
+            hash.update(bytes);
+            Ok(())
+        })?;
+        Ok((*content.digest == *hash.finalize().to_hex()).then(|| content.clone()))
+    }
+
+    fn write_file(
+        &self,
+        layer: &mut Layer,
+        number: u32,
+        name: &[u8],
+        size: u64,
+        meta: &Meta,
+        source: Source,
+    ) -> Result<Content> {
+        layer.header(name, meta, &Member::File(size, &source.stretches))?;
+        let offset = layer.position();
+        let mut hash = blake3::Hasher::new();
+        source.read(|bytes| {
+            hash.update(bytes);
+            layer.data(bytes)
+        })?;
+        let length = layer.position() - offset;
+        layer.pad()?;
+        let map = if is_sparse(size, &source.stretches) { source.stretches } else { Vec::new() };
+        Ok(Content {
+            layer: if length == 0 { 0 } else { number },
+            offset: if length == 0 { 0 } else { offset },
+            length,
+            map,
+            digest: hash.finalize().to_hex().to_string(),
+        })
+    }
+}
+
+impl Source {
+    fn read(&self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut buffer = vec![0; BUFFER];
+        for (start, length) in &self.runs {
+            let (mut at, end) = (*start, start + length);
+            while at < end {
+                let want = buffer.len().min((end - at) as usize);
+                file.read_exact_at(&mut buffer[..want], at).context("reading staged content")?;
+                take(&buffer[..want])?;
+                at += want as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_whiteout(layer: &mut Layer, path: &[u8]) -> Result<()> {
+    let Some((parent, name)) = split(path) else { return Ok(()) };
+    let marker = join(parent, &[b".wh.", name].concat());
+    Ok(layer.header(&marker, &Meta::default(), &Member::File(0, &[]))?)
+}
+
+/// Whether a reader of layers would take a path, or a directory on it, for a whiteout.
+fn is_hidden(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".wh."))
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    dir.is_empty() || (path.starts_with(dir) && path.get(dir.len()) == Some(&b'/'))
+}
+
+fn link_groups<C>(index: &Index<C>) -> HashMap<&[u8], BTreeSet<&[u8]>> {
+    let mut groups: HashMap<&[u8], BTreeSet<&[u8]>> = HashMap::new();
+    for (path, entry) in &index.entries {
+        if let Kind::Link { to } = &entry.kind {
+            groups.entry(to.as_bytes()).or_default().insert(path.as_bytes());
+        }
+    }
+    groups
+}
+
+/// A kind that is no file, for an index with content of another type.
+fn without_content(kind: &Kind<Staged>) -> Kind {
+    match kind {
+        Kind::Dir { opaque } => Kind::Dir { opaque: *opaque },
+        Kind::Symlink { target } => Kind::Symlink { target: target.clone() },
+        Kind::Link { to } => Kind::Link { to: to.clone() },
+        Kind::Char { major, minor } => Kind::Char { major: *major, minor: *minor },
+        Kind::Block { major, minor } => Kind::Block { major: *major, minor: *minor },
+        Kind::Fifo => Kind::Fifo,
+        Kind::Socket => Kind::Socket,
+        Kind::File { .. } | Kind::Whiteout => Kind::Whiteout,
+    }
+}
+
+/// Passes bytes on and hashes them.
+struct Hashing<W> {
+    to: W,
+    hash: blake3::Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}

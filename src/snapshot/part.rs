@@ -1,0 +1,211 @@
+//! A packed part, opened for reading. Everything in it is checked first.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Mode, OFlags};
+
+use super::copy::BUFFER;
+use super::index::{Content, Driver, Entry, Index, Kind, LAYER_LIMIT};
+use super::pack::{FileRecord, PartRecord};
+use super::{Progress, shown, split};
+use crate::sys::fs;
+
+/// An index larger than this is refused.
+const INDEX_LIMIT: u64 = 2 << 30;
+
+/// A packed part.
+pub struct Part {
+    record: PartRecord,
+    index: Index,
+    layers: Vec<File>,
+}
+
+/// What a part knows about a path.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    /// It was there, like this: for a hard link, the entry of its inode.
+    Present(&'a Entry),
+    /// It was not there.
+    Absent,
+    /// It was as the layers below show it.
+    Below,
+}
+
+impl Part {
+    /// Opens the part that `record` names in the directory `dir`, and checks its index.
+    ///
+    /// Content is checked when it is read; [`Self::verify`] checks all of it.
+    pub fn open(dir: &Path, record: &PartRecord) -> Result<Self> {
+        let directory =
+            fs::open_host_dir(dir).with_context(|| format!("opening {}", dir.display()))?;
+        ensure!(!record.layers.is_empty(), "the part has no layer");
+        ensure!(record.layers.len() <= LAYER_LIMIT, "the part has more than {LAYER_LIMIT} layers");
+        let index = open_index(&directory, &record.index)
+            .with_context(|| format!("reading {}", record.index.name))?;
+        let layers = record
+            .layers
+            .iter()
+            .map(|layer| {
+                open_file(&directory, layer).with_context(|| format!("opening {}", layer.name))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let sizes: Vec<u64> = record.layers.iter().map(|layer| layer.size).collect();
+        index
+            .check()
+            .and_then(|()| index.check_content(&sizes))
+            .with_context(|| format!("reading {}", record.index.name))?;
+        Ok(Self { record: record.clone(), index, layers })
+    }
+
+    /// The files it is made of.
+    pub fn record(&self) -> &PartRecord {
+        &self.record
+    }
+
+    /// Everything but content.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// What a path, relative to the root and without `.` and `..`, was.
+    pub fn lookup(&self, path: &[u8]) -> Lookup<'_> {
+        let mut at = path;
+        loop {
+            let entry = self.index.get(at);
+            let is_it = at.len() == path.len();
+            match entry.map(|entry| &entry.kind) {
+                Some(Kind::Whiteout) => return Lookup::Absent,
+                Some(Kind::Link { to }) if is_it => {
+                    return self.index.get(to.as_bytes()).map_or(Lookup::Absent, Lookup::Present);
+                }
+                Some(_) if is_it => return entry.map_or(Lookup::Absent, Lookup::Present),
+                Some(Kind::Dir { opaque: false }) | None => {}
+                Some(_) => return Lookup::Absent,
+            }
+            match split(at) {
+                Some((parent, _)) => at = parent,
+                None if self.index.driver == Driver::Directory => return Lookup::Absent,
+                None => return Lookup::Below,
+            }
+        }
+    }
+
+    /// The content of a regular file, which must have at most `limit` bytes.
+    pub fn read(&self, path: &[u8], limit: u64) -> Result<Vec<u8>> {
+        let read = || -> Result<Vec<u8>> {
+            let Lookup::Present(Entry { kind: Kind::File { size, content }, .. }) =
+                self.lookup(path)
+            else {
+                bail!("it is no regular file of the snapshot");
+            };
+            ensure!(*size <= limit, "it is longer than {limit} bytes");
+            let mut bytes = vec![0; *size as usize];
+            self.stored(content, |at, stored| {
+                let at = at as usize;
+                bytes[at..at + stored.len()].copy_from_slice(stored);
+                Ok(())
+            })?;
+            Ok(bytes)
+        };
+        read().with_context(|| format!("reading {} of the snapshot", shown(path)))
+    }
+
+    /// Hands out the stored bytes of a file, with the offset in the file of each piece, and fails
+    /// at the end if they are not what was stored.
+    pub(super) fn stored(
+        &self,
+        content: &Content,
+        mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut hash = blake3::Hasher::new();
+        let mut buffer = vec![0; BUFFER.min(content.length as usize)];
+        let mut from = content.offset;
+        for (start, length) in content.stretches() {
+            let mut at = start;
+            while at < start + length {
+                let want = buffer.len().min((start + length - at) as usize);
+                let piece = &mut buffer[..want];
+                self.read_stored(content, from, piece)?;
+                hash.update(piece);
+                take(at, piece)?;
+                at += want as u64;
+                from += want as u64;
+            }
+        }
+        ensure!(
+            *hash.finalize().to_hex() == *content.digest,
+            "its bytes in {} are not those that were stored",
+            self.layer_name(content)
+        );
+        Ok(())
+    }
+
+    /// Reads stored bytes as they are, unchecked.
+    pub(super) fn read_stored(&self, content: &Content, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let layer = self.layers.get(content.layer as usize).context("its layer is not there")?;
+        layer
+            .read_exact_at(buffer, offset)
+            .with_context(|| format!("reading {}", self.layer_name(content)))
+    }
+
+    fn layer_name(&self, content: &Content) -> &str {
+        self.record.layers.get(content.layer as usize).map_or("", |layer| &layer.name)
+    }
+
+    /// Reads all layers and compares them with their digests.
+    pub fn verify(&self, progress: &dyn Progress) -> Result<()> {
+        progress.expect(self.record.layers.iter().map(|layer| layer.size).sum());
+        for (record, layer) in self.record.layers.iter().zip(&self.layers) {
+            let mut hash = blake3::Hasher::new();
+            let mut buffer = vec![0; BUFFER];
+            let mut at = 0;
+            while at < record.size {
+                let want = buffer.len().min((record.size - at) as usize);
+                layer
+                    .read_exact_at(&mut buffer[..want], at)
+                    .with_context(|| format!("reading {}", record.name))?;
+                hash.update(&buffer[..want]);
+                at += want as u64;
+                progress.advance(want as u64);
+            }
+            ensure!(
+                *hash.finalize().to_hex() == *record.blake3,
+                "{} is not the file that was written",
+                record.name
+            );
+        }
+        Ok(())
+    }
+}
+
+fn open_file(dir: &OwnedFd, record: &FileRecord) -> Result<File> {
+    fs::check_name(record.name.as_bytes())?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, &record.name, flags, Mode::empty())?);
+    let now = file.metadata()?;
+    ensure!(now.is_file(), "it is no regular file");
+    ensure!(
+        now.len() == record.size,
+        "it has {} bytes, the manifest says {}",
+        now.len(),
+        record.size
+    );
+    Ok(file)
+}
+
+fn open_index(dir: &OwnedFd, record: &FileRecord) -> Result<Index> {
+    ensure!(record.size <= INDEX_LIMIT, "it is larger than {INDEX_LIMIT} bytes");
+    let file = open_file(dir, record)?;
+    let mut bytes = Vec::with_capacity(record.size as usize);
+    BufReader::new(file.take(record.size)).read_to_end(&mut bytes)?;
+    ensure!(
+        *blake3::hash(&bytes).to_hex() == *record.blake3,
+        "it is not the file that was written"
+    );
+    Ok(serde_json::from_slice(&bytes)?)
+}

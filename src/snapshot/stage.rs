@@ -1,0 +1,442 @@
+//! Staging: the index and the bytes of a part, taken in two passes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use super::attributes::{Found, Shape, identity};
+use super::copy::copy_file;
+use super::index::{Content, Entry, Identity, Index, Kind, Meta, SCHEMA, Time};
+use super::pack::FileRecord;
+use super::part::Part;
+use super::probe::Root;
+use super::walk::{Seen, Still, Tree, open_existing, walk};
+use super::{shown, split};
+use crate::bytes::ByteString;
+use crate::sys::fs;
+
+pub(super) const STAGED_INDEX: &str = "index.json";
+pub(super) const STAGED_BASE: &str = "base.json";
+pub(super) const BLOBS: &str = "blobs";
+
+/// Where the content of a file is while it is staged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Staged {
+    /// There is none.
+    Empty,
+    /// In the blob of this number.
+    Blob(u64),
+    /// Unchanged in the part that this one is based on.
+    Base(Content),
+}
+
+/// What staging keeps of the part that this one is based on.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Base {
+    pub layers: Vec<FileRecord>,
+    pub index: Index,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CopyStats {
+    /// Paths seen.
+    pub entries: u64,
+    /// Files with content that were copied now.
+    pub copied: u64,
+    /// Their lengths.
+    pub bytes: u64,
+    /// Files whose content was there already, from the first pass or the base.
+    pub kept: u64,
+}
+
+/// A part on its way into a staging directory.
+pub struct Stage {
+    root: Root,
+    dir: PathBuf,
+    blobs: OwnedFd,
+    next_blob: AtomicU64,
+    /// What was copied so far, by device and inode number.
+    copies: HashMap<(u64, u64), Copied>,
+    /// Files of the base whose identity counts, by inode number.
+    base: HashMap<u64, (Identity, Content)>,
+    taken: Option<Index<Staged>>,
+}
+
+/// A file that was copied.
+struct Copied {
+    blob: Staged,
+    /// What stat(2) said before, if a later change must show in it.
+    identity: Option<Identity>,
+}
+
+impl Stage {
+    /// Prepares a staging directory, which must be there, be empty and be readable by its owner
+    /// only. `base` is the previous snapshot of the same root.
+    pub fn create(staging: &Path, root: Root, base: Option<&Part>) -> Result<Self> {
+        let dir = fs::open_host_dir(staging)
+            .with_context(|| format!("opening {}", staging.display()))?;
+        let fresh = || -> io::Result<OwnedFd> {
+            rustix::fs::mkdirat(&dir, BLOBS, Mode::RWXU)?;
+            fs::open_dir(&dir, BLOBS.as_bytes())
+        };
+        let blobs = fresh().with_context(|| format!("preparing {}", staging.display()))?;
+        let mut known = HashMap::new();
+        if let Some(base) = base {
+            let base = Base { layers: base.record().layers.clone(), index: base.index().clone() };
+            write_json(staging, STAGED_BASE, &base)?;
+            for entry in base.index.entries.into_values() {
+                if let (Kind::File { content, .. }, Some(id)) = (entry.kind, entry.identity) {
+                    known.insert(id.ino, (id, content));
+                }
+            }
+        }
+        Ok(Self {
+            root,
+            dir: staging.to_owned(),
+            blobs,
+            next_blob: AtomicU64::new(0),
+            copies: HashMap::new(),
+            base: known,
+            taken: None,
+        })
+    }
+
+    /// Copies everything while the container runs. Nothing read here is trusted later, unless it is
+    /// proven unchanged.
+    pub fn pre_copy(&mut self) -> Result<CopyStats> {
+        self.pass(&HashSet::new(), Still::Running).map(|(stats, _)| stats)
+    }
+
+    /// Takes the snapshot while the container is frozen: looks at everything again, and copies what
+    /// [`Self::pre_copy`] has not, or what has changed since.
+    ///
+    /// `volatile` are the files, by device and inode number, that may change without a trace in
+    /// their times: mapped shared and writable, or open for direct writing.
+    pub fn take(&mut self, volatile: &HashSet<(u64, u64)>) -> Result<CopyStats> {
+        let (stats, entries) = self.pass(volatile, Still::Frozen)?;
+        self.taken = Some(Index {
+            schema: SCHEMA,
+            driver: self.root.driver(),
+            root: self.root.identity().clone(),
+            entries,
+        });
+        Ok(stats)
+    }
+
+    /// Writes the index, so that [`super::pack`] can go on in another process, and removes the blobs
+    /// that a later copy replaced.
+    pub fn seal(self) -> Result<()> {
+        let Some(index) = &self.taken else {
+            bail!("sealing a snapshot that was not taken");
+        };
+        let used: HashSet<_> = index
+            .entries
+            .values()
+            .filter_map(|entry| match entry.kind {
+                Kind::File { content: Staged::Blob(blob), .. } => Some(blob),
+                _ => None,
+            })
+            .collect();
+        for blob in 0..self.next_blob.load(Ordering::Relaxed) {
+            if !used.contains(&blob) {
+                // One that was never finished is not there.
+                let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
+            }
+        }
+        write_json(&self.dir, STAGED_INDEX, index)
+    }
+
+    /// One walk and the copies that it asks for.
+    fn pass(
+        &mut self,
+        volatile: &HashSet<(u64, u64)>,
+        still: Still,
+    ) -> Result<(CopyStats, BTreeMap<ByteString, Entry<Staged>>)> {
+        let tree = walk(&self.root, still)?;
+        let mut stats = CopyStats { entries: tree.len() as u64, ..CopyStats::default() };
+        let mut wanted = Vec::new();
+        let mut seen = HashSet::new();
+        for (path, this) in &tree {
+            let Seen::Inode { found, upper, .. } = this else { continue };
+            if found.shape != Shape::File || !seen.insert(found.inode()) {
+                continue;
+            }
+            let is_volatile =
+                volatile.contains(&found.inode()) || upper.is_some_and(|u| volatile.contains(&u));
+            if self.keep(found, is_volatile) {
+                stats.kept += u64::from(found.identity.size > 0);
+            } else {
+                wanted.push((path.as_bytes(), found, is_volatile));
+            }
+        }
+        let copied = wanted
+            .par_iter()
+            .filter_map(|(path, found, is_volatile)| {
+                let copied = self.copy(path, &found.identity, *is_volatile, still);
+                let copied = copied.with_context(|| format!("copying {}", shown(path)));
+                copied.map(|copied| Some((found.inode(), copied?))).transpose()
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for (inode, (size, copied)) in copied {
+            stats.copied += u64::from(size > 0);
+            stats.bytes += size;
+            self.copies.insert(inode, copied);
+        }
+        let entries = if still == Still::Frozen { self.entries(tree)? } else { BTreeMap::new() };
+        Ok((stats, entries))
+    }
+
+    /// Whether the content of a file is there already; what the base has is noted as a copy.
+    fn keep(&mut self, found: &Found, is_volatile: bool) -> bool {
+        if is_volatile {
+            return false;
+        }
+        let inode = found.inode();
+        if let Some(copied) = self.copies.get(&inode) {
+            return copied.identity.as_ref() == Some(&found.identity);
+        }
+        match self.base.get(&found.identity.ino) {
+            Some((identity, content)) if *identity == found.identity => {
+                let blob = Staged::Base(content.clone());
+                self.copies.insert(inode, Copied { blob, identity: Some(identity.clone()) });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Copies one file to a new blob; `None` if the running container has removed it.
+    fn copy(
+        &self,
+        path: &[u8],
+        walked: &Identity,
+        volatile: bool,
+        still: Still,
+    ) -> Result<Option<(u64, Copied)>> {
+        for _ in 0..4 {
+            let started = coarse_now();
+            let Some(source) = self.open_source(path)? else {
+                if still == Still::Running {
+                    return Ok(None);
+                }
+                bail!("it is gone, although its container is frozen");
+            };
+            if still == Still::Running {
+                settle(&source)?;
+            }
+            let before = identity(&fs::stat(&source.merged)?);
+            let (size, blob) = match self.copy_blob(&source) {
+                Err(error) if still == Still::Running && !is_full(&error) => {
+                    tracing::debug!("copying {} ahead: {error:#}", shown(path));
+                    return Ok(None);
+                }
+                other => other?,
+            };
+            let after = identity(&fs::stat(&source.merged)?);
+            let trusted = !volatile
+                && before == after
+                && size == after.size
+                && tells_changes(&source)
+                && !is_racy(before.ctime, started);
+            let unchanged = *walked == before && before == after && size == after.size;
+            if still == Still::Running || unchanged {
+                let identity = trusted.then_some(before);
+                return Ok(Some((size, Copied { blob, identity })));
+            }
+        }
+        bail!("it changes, although its container is frozen: another program on the host writes it")
+    }
+
+    fn copy_blob(&self, source: &Source) -> Result<(u64, Staged)> {
+        let size = fs::stat(&source.data)?.st_size as u64;
+        if size == 0 {
+            return Ok((0, Staged::Empty));
+        }
+        let number = self.next_blob.fetch_add(1, Ordering::Relaxed);
+        let blob = fs::create_file(&self.blobs, number.to_string().as_bytes())?;
+        if let Err(error) = copy_file(&source.data, &blob) {
+            let _ = rustix::fs::unlinkat(&self.blobs, number.to_string(), AtFlags::empty());
+            return Err(error.into());
+        }
+        Ok((fs::stat(&blob)?.st_size as u64, Staged::Blob(number)))
+    }
+
+    /// Opens a file for its content, or `None` if it is no regular file any more.
+    fn open_source(&self, path: &[u8]) -> Result<Option<Source>> {
+        let (parent, name) = split(path).context("the root is no file")?;
+        let open = |root: std::os::fd::BorrowedFd<'_>| -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+            let Some(dir) = open_existing(root, parent)? else { return Ok(None) };
+            let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
+            if identity_shape(&entry)? != Some(()) {
+                return Ok(None);
+            }
+            let file = fs::open_for_reading(&entry)?;
+            Ok(Some((entry, file)))
+        };
+        let Some((_, merged)) = open(self.root.top())? else { return Ok(None) };
+        let mut data = None;
+        if let Some(overlay) = self.root.overlay()
+            && let Some((entry, file)) = open(overlay.upper.as_fd())?
+            // A metacopy file in the upper layer has the attributes, and no content.
+            && overlay.xattr(&entry, "metacopy")?.is_none()
+            && fs::stat(&file)?.st_size == fs::stat(&merged)?.st_size
+        {
+            // The same bytes, but here the kernel can clone or copy them: not across an overlay.
+            data = Some(file);
+        }
+        let data = match data {
+            Some(data) => data,
+            None => merged.try_clone()?,
+        };
+        Ok(Some(Source { merged, data }))
+    }
+
+    /// Turns a walk into index entries: names of one inode become links to the first.
+    fn entries(&self, tree: Tree) -> Result<BTreeMap<ByteString, Entry<Staged>>> {
+        let mut first: HashMap<(u64, u64), ByteString> = HashMap::new();
+        let mut entries = BTreeMap::new();
+        for (path, seen) in tree {
+            let Seen::Inode { found, opaque, .. } = seen else {
+                let entry = Entry { kind: Kind::Whiteout, meta: Meta::default(), identity: None };
+                entries.insert(path, entry);
+                continue;
+            };
+            let shares = found.shape != Shape::Dir && found.names > 1;
+            if let (true, Some(to)) = (shares, first.get(&found.inode())) {
+                let kind = Kind::Link { to: to.clone() };
+                entries.insert(path, Entry { kind, meta: Meta::default(), identity: None });
+                continue;
+            }
+            if shares {
+                first.insert(found.inode(), path.clone());
+            }
+            let entry = self
+                .entry(found, opaque)
+                .with_context(|| format!("recording {}", shown(path.as_bytes())))?;
+            entries.insert(path, entry);
+        }
+        Ok(entries)
+    }
+
+    fn entry(&self, found: Found, opaque: bool) -> Result<Entry<Staged>> {
+        let mut trusted = None;
+        let kind = match &found.shape {
+            Shape::Dir => Kind::Dir { opaque },
+            Shape::Symlink(target) => Kind::Symlink { target: target.clone().into() },
+            Shape::Char(major, minor) => Kind::Char { major: *major, minor: *minor },
+            Shape::Block(major, minor) => Kind::Block { major: *major, minor: *minor },
+            Shape::Fifo => Kind::Fifo,
+            Shape::Socket => Kind::Socket,
+            Shape::File => {
+                let copied = self.copies.get(&found.inode()).context("it was not copied")?;
+                trusted.clone_from(&copied.identity);
+                Kind::File { size: found.identity.size, content: copied.blob.clone() }
+            }
+        };
+        Ok(Entry { kind, meta: found.meta, identity: trusted })
+    }
+}
+
+/// A file opened for its content.
+struct Source {
+    /// As the container sees it.
+    merged: OwnedFd,
+    /// Where the bytes are read.
+    data: OwnedFd,
+}
+
+fn identity_shape(entry: &OwnedFd) -> io::Result<Option<()>> {
+    let mode = fs::stat(entry)?.st_mode;
+    Ok((rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile).then_some(()))
+}
+
+/// Writes a file's dirty pages to disk before it is copied from a running container.
+///
+/// A store through a shared mapping changes ctime only when it faults, and a page that is dirty
+/// already does not fault again: a process could go on storing into it, unmap the file before the
+/// freeze, and the copy would look current. Writing a page back makes it read-only in every mapping
+/// (page_mkclean), so that each store after this one faults, and is seen.
+fn settle(source: &Source) -> io::Result<()> {
+    if on_disk_file_system(&source.data) && fs::dirty_pages(&source.data) == Some(0) {
+        return Ok(());
+    }
+    Ok(rustix::fs::fdatasync(&source.merged)?)
+}
+
+/// Whether a change of content changes ctime on the file system of a file: where pages are written
+/// back, it does; on tmpfs a mapped page is never made read-only again, and for the rest nobody
+/// knows.
+fn tells_changes(source: &Source) -> bool {
+    on_disk_file_system(&source.data)
+        || rustix::fs::fstatfs(&source.data).is_ok_and(|fs| fs.f_type as u64 == OVERLAY)
+}
+
+const OVERLAY: u64 = 0x794c_7630;
+
+/// ext4, xfs, btrfs, f2fs: the pages that cachestat(2) counts are the file's own.
+fn on_disk_file_system(file: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|fs| {
+        matches!(fs.f_type as u64 & 0xffff_ffff, 0xef53 | 0x5846_5342 | 0x9123_683e | 0xf2f5_2010)
+    })
+}
+
+/// Whether a change right after `started` might carry the same ctime: as git does for its index.
+fn is_racy(ctime: Time, started: Time) -> bool {
+    // The kernel stamps with the clock of its last tick, at least every 10 ms. A file system that
+    // keeps only seconds (ext4 with small inodes) shows no nanoseconds.
+    let grain: i128 = if ctime.1 == 0 { 2_000_000_000 } else { 20_000_000 };
+    let nanoseconds = |time: Time| i128::from(time.0) * 1_000_000_000 + i128::from(time.1);
+    nanoseconds(ctime) + grain >= nanoseconds(started)
+}
+
+/// The clock that file systems stamp with.
+fn coarse_now() -> Time {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    Time(now.tv_sec, now.tv_nsec as u32)
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .and_then(Errno::from_io_error)
+        .is_some_and(|errno| errno == Errno::NOSPC || errno == Errno::DQUOT)
+}
+
+/// Writes a JSON file whole, or not at all.
+fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
+    let (path, partial) = (dir.join(name), dir.join(format!("{name}.partial")));
+    let write = || -> Result<()> {
+        let mut file = BufWriter::new(File::create(&partial)?);
+        serde_json::to_writer(&mut file, value)?;
+        file.flush()?;
+        std::fs::rename(&partial, &path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_of_the_same_tick_proves_nothing() {
+        assert!(is_racy(Time(100, 5), Time(100, 5)));
+        assert!(is_racy(Time(100, 5), Time(100, 20_000_000)));
+        assert!(!is_racy(Time(100, 5), Time(100, 30_000_000)));
+        assert!(is_racy(Time(100, 0), Time(101, 900_000_000)));
+        assert!(is_racy(Time(200, 1), Time(100, 0)), "a clock that went back");
+    }
+}

@@ -1,0 +1,76 @@
+//! Mounts that are attached nowhere: seen through their descriptor, gone with it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+/// A copy of the mount at `path` without the mounts on top of it (open_tree(2), Linux 5.2).
+pub fn clone_of(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, path, flags)?)
+}
+
+/// The layers of a read-only overlay, and the options that decide what it shows.
+#[derive(Default)]
+pub struct Lowers<'a> {
+    /// Directories that are merged, the uppermost first.
+    pub layers: &'a [OwnedFd],
+    /// Directories that only give the data of metacopy files.
+    pub data_only: &'a [OwnedFd],
+    /// `metacopy=on`
+    pub metacopy: bool,
+    /// `redirect_dir=follow`
+    pub redirect: bool,
+    /// `userxattr`
+    pub user_xattr: bool,
+}
+
+/// Mounts an overlay of lower layers alone, read-only and attached nowhere.
+///
+/// The layers are named by `/proc/self/fd/N`, which needs no escape and stays below the 256 bytes
+/// that fsconfig(2) takes.
+pub fn overlay_of_lowers(lowers: &Lowers<'_>) -> io::Result<OwnedFd> {
+    match mount_lowers(lowers, true) {
+        // `lowerdir+` came with Linux 6.7.
+        Err(Errno::INVAL) => Ok(mount_lowers(lowers, false)?),
+        other => Ok(other?),
+    }
+}
+
+fn mount_lowers(lowers: &Lowers<'_>, one_by_one: bool) -> Result<OwnedFd, Errno> {
+    let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if lowers.user_xattr {
+        fsconfig_set_flag(&context, "userxattr")?;
+    }
+    if lowers.metacopy {
+        fsconfig_set_string(&context, "metacopy", "on")?;
+    }
+    if lowers.redirect {
+        fsconfig_set_string(&context, "redirect_dir", "follow")?;
+    }
+    if one_by_one {
+        for layer in lowers.layers {
+            fsconfig_set_string(&context, "lowerdir+", name(layer))?;
+        }
+        for layer in lowers.data_only {
+            fsconfig_set_string(&context, "datadir+", name(layer))?;
+        }
+    } else {
+        let mut list = lowers.layers.iter().map(name).collect::<Vec<_>>().join(":");
+        for layer in lowers.data_only {
+            list.push_str("::");
+            list.push_str(&name(layer));
+        }
+        fsconfig_set_string(&context, "lowerdir", list)?;
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
