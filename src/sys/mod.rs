@@ -3,7 +3,9 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod fd;
 pub mod inherited;
+pub mod kcmp;
 pub mod mountinfo;
 pub mod process;
 pub mod socket;
