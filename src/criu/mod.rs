@@ -9,4 +9,6 @@ pub mod action;
 pub mod config;
 pub mod door;
 pub mod failure;
+pub mod images;
 pub mod interposer;
+pub mod log;

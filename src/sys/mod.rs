@@ -3,8 +3,10 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod fd;
 pub mod fs;
 pub mod inherited;
+pub mod kcmp;
 pub mod mount;
 pub mod mountinfo;
 pub mod process;

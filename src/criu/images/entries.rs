@@ -1,0 +1,689 @@
+//! What the messages of the images mean: the fields that ocicle uses.
+//!
+//! Field numbers are those of CRIU's `images/*.proto` (4.2); texts are bytes, since paths need
+//! not be UTF-8.
+
+use super::wire::{BadMessage, Message};
+use crate::bytes::ByteString;
+
+type Result<T> = std::result::Result<T, BadMessage>;
+
+/// The one entry of `inventory.img`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inventory {
+    /// The version of the format: 1, or 2 since images begin with a common magic number.
+    pub version: u32,
+    /// What the root task shares with the host, by CRIU's identifiers.
+    pub root: Option<Ids>,
+    /// A name of the CRIU run that wrote the images.
+    pub run: Option<ByteString>,
+}
+
+impl Inventory {
+    /// Reads the entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        Ok(Self {
+            version: message.need_u32(1, "img_version")?,
+            root: message.message(3)?.as_ref().map(Ids::read).transpose()?,
+            run: message.bytes(13).map(ByteString::from),
+        })
+    }
+}
+
+/// Identifiers of what tasks share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// The address space.
+    pub vm: u32,
+    /// The table of file descriptors: the number of its `fdinfo-<id>.img`.
+    pub files: u32,
+    /// Root and working directory.
+    pub fs: u32,
+    /// The network namespace.
+    pub net: Option<u32>,
+    /// The mount namespace.
+    pub mount: Option<u32>,
+}
+
+impl Ids {
+    /// Reads the entry of `ids-<pid>.img`, or the part of `core-<pid>.img`.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        Ok(Self {
+            vm: message.need_u32(1, "vm_id")?,
+            files: message.need_u32(2, "files_id")?,
+            fs: message.need_u32(3, "fs_id")?,
+            net: message.u32(6, "net_ns_id")?,
+            mount: message.u32(9, "mnt_ns_id")?,
+        })
+    }
+}
+
+/// A process of `pstree.img`, with numbers as the container sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// The process.
+    pub pid: i32,
+    /// Its parent.
+    pub ppid: i32,
+    /// Its process group.
+    pub pgid: i32,
+    /// Its session.
+    pub sid: i32,
+    /// Its threads.
+    pub threads: Vec<i32>,
+}
+
+impl TreeEntry {
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        let threads = message.numbers(5)?;
+        Ok(Self {
+            pid: pid(message, 1, "pid")?,
+            ppid: pid(message, 2, "ppid")?,
+            pgid: pid(message, 3, "pgid")?,
+            sid: pid(message, 4, "sid")?,
+            threads: threads.iter().map(|tid| *tid as i32).collect(),
+        })
+    }
+}
+
+fn pid(message: &Message<'_>, number: u32, name: &'static str) -> Result<i32> {
+    i32::try_from(message.need_u32(number, name)?)
+        .map_err(|_| BadMessage::OutOfRange { number, name })
+}
+
+/// The entry of `core-<pid>.img`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Core {
+    /// The task's name.
+    pub name: ByteString,
+    /// What it shares; CRIU keeps it here or in `ids-<pid>.img`.
+    pub ids: Option<Ids>,
+}
+
+impl Core {
+    /// Reads the entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        let task = message.message(3)?;
+        let name = task.as_ref().and_then(|task| task.bytes(6)).unwrap_or_default();
+        let ids = message.message(4)?;
+        Ok(Self { name: name.into(), ids: ids.as_ref().map(Ids::read).transpose()? })
+    }
+}
+
+/// The types of open files (`fd_types` of fdinfo.proto).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdType {
+    /// A file that is reopened by its path.
+    Reg,
+    /// One end of a pipe.
+    Pipe,
+    /// A named pipe.
+    Fifo,
+    /// An IP socket.
+    Inet,
+    /// A unix socket.
+    Unix,
+    /// An eventfd.
+    Eventfd,
+    /// An epoll instance.
+    Epoll,
+    /// An inotify instance.
+    Inotify,
+    /// A signalfd.
+    Signalfd,
+    /// A packet socket.
+    Packet,
+    /// A terminal.
+    Tty,
+    /// A fanotify group.
+    Fanotify,
+    /// A netlink socket.
+    Netlink,
+    /// A namespace.
+    Namespace,
+    /// A tun or tap device.
+    Tun,
+    /// A file that a plugin of CRIU dumped.
+    External,
+    /// A timerfd.
+    Timerfd,
+    /// A memfd.
+    Memfd,
+    /// A BPF map.
+    Bpfmap,
+    /// A pidfd.
+    Pidfd,
+    /// A type that this version of ocicle does not know.
+    Other(u32),
+}
+
+impl FdType {
+    /// The number that CRIU gives to REG.
+    pub const REG: u64 = 1;
+
+    fn of(number: u32) -> Self {
+        match number {
+            1 => Self::Reg,
+            2 => Self::Pipe,
+            3 => Self::Fifo,
+            4 => Self::Inet,
+            5 => Self::Unix,
+            6 => Self::Eventfd,
+            7 => Self::Epoll,
+            8 => Self::Inotify,
+            9 => Self::Signalfd,
+            10 => Self::Packet,
+            11 => Self::Tty,
+            12 => Self::Fanotify,
+            13 => Self::Netlink,
+            14 => Self::Namespace,
+            15 => Self::Tun,
+            16 => Self::External,
+            17 => Self::Timerfd,
+            18 => Self::Memfd,
+            19 => Self::Bpfmap,
+            20 => Self::Pidfd,
+            other => Self::Other(other),
+        }
+    }
+
+    /// The field of `file_entry` that describes such a file, and in it those of its identifier,
+    /// its flags and its owner for signals, as far as there are such.
+    fn body(self) -> Option<u32> {
+        Some(match self {
+            Self::Reg => 3,
+            Self::Inet => 4,
+            Self::Namespace => 5,
+            Self::Packet => 6,
+            Self::Netlink => 7,
+            Self::Eventfd => 8,
+            Self::Epoll => 9,
+            Self::Signalfd => 10,
+            Self::Tun => 11,
+            Self::Timerfd => 12,
+            Self::Inotify => 13,
+            Self::Fanotify => 14,
+            Self::External => 15,
+            Self::Unix => 16,
+            Self::Fifo => 17,
+            Self::Pipe => 18,
+            Self::Tty => 19,
+            Self::Memfd => 20,
+            Self::Bpfmap => 21,
+            Self::Pidfd => 22,
+            Self::Other(_) => return None,
+        })
+    }
+
+    /// Where the body has its flags (`O_…`).
+    fn flags(self) -> Option<u32> {
+        match self {
+            Self::Inet => Some(9),
+            Self::Unix => Some(5),
+            Self::Netlink => Some(6),
+            Self::Namespace | Self::Packet => Some(4),
+            Self::Tty | Self::Pipe | Self::Pidfd => Some(3),
+            Self::Reg
+            | Self::Eventfd
+            | Self::Epoll
+            | Self::Signalfd
+            | Self::Timerfd
+            | Self::Inotify
+            | Self::Fanotify
+            | Self::Memfd
+            | Self::Bpfmap => Some(2),
+            Self::Tun | Self::Fifo | Self::External | Self::Other(_) => None,
+        }
+    }
+}
+
+/// An entry of `fdinfo-<id>.img`: a file descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdEntry {
+    /// The open file.
+    pub file: u32,
+    /// Its type.
+    pub kind: FdType,
+    /// The number in the process.
+    pub fd: i32,
+}
+
+impl FdEntry {
+    /// The field that holds the open file's identifier.
+    pub const FILE: u32 = 1;
+    /// The field that holds its type.
+    pub const TYPE: u32 = 3;
+
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        Ok(Self {
+            file: message.need_u32(Self::FILE, "id")?,
+            kind: FdType::of(message.need_u32(Self::TYPE, "type")?),
+            fd: pid(message, 4, "fd")?,
+        })
+    }
+}
+
+/// An entry of `files.img`: an open file description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileEntry {
+    /// The identifier that file descriptors refer to.
+    pub id: u32,
+    /// The type.
+    pub kind: FdType,
+    /// Its `O_…` flags, where the image has them.
+    pub flags: Option<u32>,
+    /// What else is known of it.
+    pub body: FileBody,
+}
+
+impl FileEntry {
+    /// The field that holds the identifier.
+    pub const ID: u32 = 2;
+
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        let kind = FdType::of(message.need_u32(1, "type")?);
+        let id = message.need_u32(Self::ID, "id")?;
+        let Some(number) = kind.body() else {
+            return Ok(Self { id, kind, flags: None, body: FileBody::Other });
+        };
+        let body = message.need_message(number, "the body of its type")?;
+        let flags = kind.flags().map(|field| body.u32(field, "flags")).transpose()?.flatten();
+        Ok(Self { id, kind, flags, body: FileBody::read(kind, &body)? })
+    }
+}
+
+/// What is known of an open file beyond its type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileBody {
+    /// A file that is reopened by its path.
+    Reg(RegFile),
+    /// A pipe; its two ends have the same number.
+    Pipe {
+        /// The inode number of the pipe.
+        pipe: u32,
+    },
+    /// A named pipe.
+    Fifo {
+        /// The entry of type REG with its path.
+        path: Option<u32>,
+    },
+    /// An IP socket.
+    Inet(InetSocket),
+    /// A unix socket.
+    Unix(UnixSocket),
+    /// A netlink socket.
+    Netlink {
+        /// The protocol, `NETLINK_…`.
+        protocol: u32,
+    },
+    /// A terminal.
+    Tty {
+        /// Its entry in `tty-info.img`.
+        info: u32,
+        /// The entry of type REG with its path.
+        path: Option<u32>,
+    },
+    /// An epoll instance.
+    Epoll {
+        /// The file descriptors it watches, as numbers of the process that holds it.
+        watched: Vec<i32>,
+    },
+    /// An eventfd.
+    Eventfd {
+        /// Its counter.
+        counter: u64,
+    },
+    /// A memfd.
+    Memfd {
+        /// Its position.
+        position: u64,
+        /// Its entry in `memfd.img`.
+        inode: u32,
+    },
+    /// A pidfd.
+    Pidfd {
+        /// The process, as the container sees it; -1 when it is gone.
+        pid: i32,
+    },
+    /// A tun or tap device.
+    Tun {
+        /// The name of its interface.
+        device: Option<ByteString>,
+    },
+    /// A namespace.
+    Namespace {
+        /// CRIU's identifier of it.
+        id: u32,
+        /// Its type, `CLONE_NEW…`.
+        flag: u32,
+    },
+    /// Nothing that ocicle uses.
+    Other,
+}
+
+impl FileBody {
+    fn read(kind: FdType, body: &Message<'_>) -> Result<Self> {
+        Ok(match kind {
+            FdType::Reg => Self::Reg(RegFile::read(body)?),
+            FdType::Pipe => Self::Pipe { pipe: body.need_u32(2, "pipe_id")? },
+            FdType::Fifo => Self::Fifo { path: body.u32(3, "regf_id")? },
+            FdType::Inet => Self::Inet(InetSocket::read(body)?),
+            FdType::Unix => Self::Unix(UnixSocket::read(body)?),
+            FdType::Netlink => Self::Netlink { protocol: body.need_u32(3, "protocol")? },
+            FdType::Tty => {
+                Self::Tty { info: body.need_u32(2, "tty_info_id")?, path: body.u32(6, "regf_id")? }
+            }
+            FdType::Epoll => Self::Epoll { watched: read_watched(body)? },
+            FdType::Eventfd => Self::Eventfd { counter: body.need_u64(4, "counter")? },
+            FdType::Memfd => Self::Memfd {
+                position: body.need_u64(3, "pos")?,
+                inode: body.need_u32(5, "inode_id")?,
+            },
+            FdType::Pidfd => Self::Pidfd { pid: body.need_i32(4, "nspid")? },
+            FdType::Tun => Self::Tun { device: body.bytes(2).map(ByteString::from) },
+            FdType::Namespace => Self::Namespace {
+                id: body.need_u32(2, "ns_id")?,
+                flag: body.need_u32(3, "ns_cflag")?,
+            },
+            _ => Self::Other,
+        })
+    }
+}
+
+fn read_watched(body: &Message<'_>) -> Result<Vec<i32>> {
+    body.messages(4).map(|watched| pid(&watched?, 2, "tfd")).collect()
+}
+
+/// A file that CRIU reopens by its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegFile {
+    /// The position; all ones where there is none.
+    pub position: u64,
+    /// The path in the container; `file[…]` for one from outside it.
+    pub name: ByteString,
+    /// The mount it is on.
+    pub mount: Option<i32>,
+    /// The size that CRIU will insist on.
+    pub size: Option<u64>,
+    /// Whether it comes from outside the container's mounts.
+    pub external: bool,
+    /// Type and permissions that CRIU will insist on.
+    pub mode: Option<u32>,
+}
+
+impl RegFile {
+    fn read(body: &Message<'_>) -> Result<Self> {
+        Ok(Self {
+            position: body.need_u64(3, "pos")?,
+            name: body.need_bytes(6, "name")?.into(),
+            mount: body.sint32(7, "mnt_id")?,
+            size: body.number(8),
+            external: body.flag(9),
+            mode: body.u32(10, "mode")?,
+        })
+    }
+}
+
+/// An IP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InetSocket {
+    /// Its inode number.
+    pub inode: u32,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// `SOCK_…`.
+    pub kind: u32,
+    /// `IPPROTO_…`.
+    pub protocol: u32,
+    /// The state of a TCP connection, which other protocols borrow.
+    pub state: u32,
+    /// Its own address: one or four words, in network byte order in memory.
+    pub source: (Vec<u32>, u32),
+    /// The peer's address.
+    pub peer: (Vec<u32>, u32),
+}
+
+impl InetSocket {
+    fn read(body: &Message<'_>) -> Result<Self> {
+        let address = |number| -> Result<Vec<u32>> {
+            let words = body.numbers(number)?;
+            Ok(words.iter().take(4).map(|word| *word as u32).collect())
+        };
+        Ok(Self {
+            inode: body.need_u32(2, "ino")?,
+            family: body.need_u32(3, "family")?,
+            kind: body.need_u32(4, "type")?,
+            protocol: body.need_u32(5, "proto")?,
+            state: body.need_u32(6, "state")?,
+            source: (address(11)?, body.need_u32(7, "src_port")?),
+            peer: (address(12)?, body.need_u32(8, "dst_port")?),
+        })
+    }
+}
+
+/// A unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// Its inode number.
+    pub inode: u32,
+    /// `SOCK_…`.
+    pub kind: u32,
+    /// The state, in the numbers of TCP.
+    pub state: u32,
+    /// CRIU's own flags.
+    pub flags: u32,
+    /// The inode number of its peer, 0 for none.
+    pub peer: u32,
+    /// Its name; an abstract one begins with a zero byte.
+    pub name: ByteString,
+    /// Whether its name is gone from the file system.
+    pub deleted: bool,
+}
+
+impl UnixSocket {
+    fn read(body: &Message<'_>) -> Result<Self> {
+        Ok(Self {
+            inode: body.need_u32(2, "ino")?,
+            kind: body.need_u32(3, "type")?,
+            state: body.need_u32(4, "state")?,
+            flags: body.need_u32(6, "uflags")?,
+            peer: body.need_u32(8, "peer")?,
+            name: body.need_bytes(11, "name")?.into(),
+            deleted: body.flag(15),
+        })
+    }
+}
+
+/// What ocicle reads of `mm-<pid>.img`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mm {
+    /// The entry of the program file.
+    pub exe: u32,
+    /// The entries of mapped files, each once, sorted.
+    pub mapped: Vec<u32>,
+}
+
+impl Mm {
+    /// The bits of a mapping's status for which its `shmid` is the identifier of an open file: a
+    /// file mapped private or shared, a packet socket, a memfd (criu/include/image.h).
+    const OF_A_FILE: u32 = 1 << 6 | 1 << 7 | 1 << 11 | 1 << 14;
+
+    /// Reads the entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        let mut mapped = Vec::new();
+        for vma in message.messages(14) {
+            let vma = vma?;
+            let status = vma.need_u32(7, "status")?;
+            let file = vma.need_u64(4, "shmid")?;
+            if let (true, Ok(file)) = (status & Self::OF_A_FILE != 0, u32::try_from(file)) {
+                mapped.push(file);
+            }
+        }
+        mapped.sort_unstable();
+        mapped.dedup();
+        Ok(Self { exe: message.need_u32(12, "exe_file_id")?, mapped })
+    }
+}
+
+/// The entry of `fs-<pid>.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fs {
+    /// The entry of the working directory.
+    pub cwd: u32,
+    /// The entry of the root directory.
+    pub root: u32,
+}
+
+impl Fs {
+    /// Reads the entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        Ok(Self { cwd: message.need_u32(1, "cwd_id")?, root: message.need_u32(2, "root_id")? })
+    }
+}
+
+/// How CRIU keeps a file whose name was gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemapKind {
+    /// Under another name in the same file system.
+    Linked,
+    /// With its content, in `ghost-file-<id>.img`.
+    Ghost,
+    /// A file below `/proc` of a process that has ended.
+    DeadProcess,
+    /// A way that this version of ocicle does not know.
+    Other(u32),
+}
+
+/// An entry of `remap-fpath.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remap {
+    /// The entry of the open file.
+    pub file: u32,
+    /// The other name's entry, the ghost file's number or the process.
+    pub target: u32,
+    /// What the target is.
+    pub kind: RemapKind,
+}
+
+impl Remap {
+    /// Reads an entry. Images of old have no type but a bit in the target.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        const OLD_GHOST: u32 = 1 << 31;
+        let target = message.need_u32(2, "remap_id")?;
+        let (target, kind) = match message.u32(3, "remap_type")? {
+            Some(0) => (target, RemapKind::Linked),
+            Some(1) => (target, RemapKind::Ghost),
+            Some(2) => (target, RemapKind::DeadProcess),
+            Some(other) => (target, RemapKind::Other(other)),
+            None if target & OLD_GHOST != 0 => (target & !OLD_GHOST, RemapKind::Ghost),
+            None => (target, RemapKind::Linked),
+        };
+        Ok(Self { file: message.need_u32(1, "orig_id")?, target, kind })
+    }
+}
+
+/// An entry of `tty-info.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TtyInfo {
+    /// The identifier that open terminals refer to.
+    pub id: u32,
+    /// Whether it comes from outside the container and must be given again.
+    pub external: bool,
+    /// Whether it is the master side of a pseudoterminal.
+    pub master: bool,
+    /// The number below `/dev/pts`.
+    pub index: Option<u32>,
+    /// The session it controls, 0 for none.
+    pub sid: u32,
+}
+
+impl TtyInfo {
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        /// `TtyType` of tty.proto: a terminal from outside.
+        const EXTERNAL: u32 = 5;
+        /// Device 5:2, `/dev/ptmx`, in the kernel's and in CRIU's encoding alike.
+        const PTMX: u32 = 0x502;
+        let pty = message.message(12)?;
+        Ok(Self {
+            id: message.need_u32(1, "id")?,
+            external: message.need_u32(2, "type")? == EXTERNAL,
+            master: message.need_u32(8, "rdev")? == PTMX,
+            index: pty.map(|pty| pty.need_u32(1, "index")).transpose()?,
+            sid: message.need_u32(6, "sid")?,
+        })
+    }
+}
+
+/// An entry of `memfd.img`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemfdInode {
+    /// The identifier that open memfds refer to.
+    pub id: u64,
+    /// Its name.
+    pub name: ByteString,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl MemfdInode {
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        Ok(Self {
+            id: message.need_u64(7, "inode_id")?,
+            name: message.need_bytes(1, "name")?.into(),
+            size: message.need_u64(4, "size")?,
+        })
+    }
+}
+
+/// An entry of `filelocks.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileLock {
+    /// The process that holds it, as the container sees it.
+    pub pid: i32,
+    /// Through which file descriptor.
+    pub fd: i32,
+}
+
+impl FileLock {
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        Ok(Self { pid: message.need_i32(3, "pid")?, fd: message.need_i32(4, "fd")? })
+    }
+}
+
+/// How long a dump took: the part of `stats-dump` that matters. Times are microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DumpStats {
+    /// Until every task was stopped.
+    pub freezing_time: u32,
+    /// For how long they were.
+    pub frozen_time: u32,
+    /// Of that, reading memory.
+    pub memdump_time: u32,
+    /// Of that, writing memory.
+    pub memwrite_time: u32,
+    /// Pages looked at.
+    pub pages_scanned: u64,
+    /// Pages written.
+    pub pages_written: u64,
+}
+
+impl DumpStats {
+    /// Reads the entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        let dump = message.need_message(1, "dump")?;
+        Ok(Self {
+            freezing_time: dump.need_u32(1, "freezing_time")?,
+            frozen_time: dump.need_u32(2, "frozen_time")?,
+            memdump_time: dump.need_u32(3, "memdump_time")?,
+            memwrite_time: dump.need_u32(4, "memwrite_time")?,
+            pages_scanned: dump.need_u64(5, "pages_scanned")?,
+            pages_written: dump.need_u64(7, "pages_written")?,
+        })
+    }
+}

@@ -1,0 +1,220 @@
+//! The images of a checkpoint, read with suspicion.
+//!
+//! An image directory may come from an archive that anyone made: every length is checked, files
+//! are opened without following links, and nothing is allocated on the word of a number in a
+//! file. [`wire`] splits messages, [`image`] files, [`entries`] says what fields mean, and
+//! [`Images`] is what a checkpoint says of its open files.
+
+pub mod entries;
+pub mod image;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use entries::{
+    Core, DumpStats, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Remap,
+    TreeEntry, TtyInfo,
+};
+use image::{Image, Kind, MAX_IMAGE};
+
+/// An image directory.
+#[derive(Debug)]
+pub struct ImageDir {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+impl ImageDir {
+    /// Opens a directory, which may be reached by a link.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty())
+            .with_context(|| format!("opening the image directory {}", path.display()))?;
+        Ok(Self { dir, path: path.to_owned() })
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads an image, if it is there.
+    pub fn find(&self, kind: Kind, name: &str) -> Result<Option<Image>> {
+        let Some(bytes) = self.read(name).with_context(|| self.reading(name))? else {
+            return Ok(None);
+        };
+        Ok(Some(Image::parse(kind, bytes).with_context(|| self.reading(name))?))
+    }
+
+    /// Reads an image that has to be there.
+    pub fn need(&self, kind: Kind, name: &str) -> Result<Image> {
+        self.find(kind, name)?.with_context(|| format!("{}: it is missing", self.reading(name)))
+    }
+
+    fn reading(&self, name: &str) -> String {
+        format!("reading {}", self.path.join(name).display())
+    }
+
+    /// The bytes of a regular file, of which no more than the limit is read.
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => anyhow::bail!("it is a symbolic link"),
+            Err(error) => return Err(error.into()),
+        };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+        ensure!(kind == FileType::RegularFile, "it is no regular file");
+        let mut bytes = Vec::new();
+        File::from(file).take(MAX_IMAGE + 1).read_to_end(&mut bytes)?;
+        ensure!(bytes.len() as u64 <= MAX_IMAGE, "it is larger than {MAX_IMAGE} bytes");
+        Ok(Some(bytes))
+    }
+
+    /// Every entry of an image; none if there is no such image, as CRIU has it.
+    fn all<T>(
+        &self,
+        kind: Kind,
+        name: &str,
+        read: impl FnMut(&wire::Message<'_>) -> Result<T, wire::BadMessage>,
+    ) -> Result<Vec<T>> {
+        let Some(image) = self.find(kind, name)? else { return Ok(Vec::new()) };
+        image.read(read).with_context(|| self.reading(name))
+    }
+
+    /// The entry of an image with one, if there is such an image.
+    fn one<T>(
+        &self,
+        kind: Kind,
+        name: &str,
+        read: impl FnMut(&wire::Message<'_>) -> Result<T, wire::BadMessage>,
+    ) -> Result<Option<T>> {
+        let Some(image) = self.find(kind, name)? else { return Ok(None) };
+        image.read_one(read).map(Some).with_context(|| self.reading(name))
+    }
+
+    /// How long the dump took, if CRIU has written it here.
+    pub fn dump_stats(&self) -> Result<Option<DumpStats>> {
+        self.one(Kind::Stats, "stats-dump", DumpStats::read)
+    }
+}
+
+/// A process of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its numbers.
+    pub tree: TreeEntry,
+    /// Its name.
+    pub name: crate::bytes::ByteString,
+    /// What it shares with others; nothing for a process that has ended.
+    pub ids: Option<Ids>,
+    /// Its program and mapped files.
+    pub mm: Option<Mm>,
+    /// Its working directory and root.
+    pub fs: Option<Fs>,
+}
+
+/// What a checkpoint says of its open files.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// The inventory.
+    pub inventory: Inventory,
+    /// The processes, in the order of `pstree.img`.
+    pub tasks: Vec<Task>,
+    /// The open files, in the order of `files.img`.
+    pub files: Vec<FileEntry>,
+    /// The tables of file descriptors, by their identifiers.
+    pub tables: BTreeMap<u32, Vec<FdEntry>>,
+    /// Files whose name was gone.
+    pub remaps: Vec<Remap>,
+    /// Terminals.
+    pub ttys: Vec<TtyInfo>,
+    /// Terminals with unread input, by the identifiers of `ttys`.
+    pub tty_data: Vec<u32>,
+    /// Memory files.
+    pub memfds: Vec<MemfdInode>,
+    /// Locks.
+    pub locks: Vec<FileLock>,
+}
+
+impl Images {
+    /// Reads them from a directory.
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::read(&ImageDir::open(path)?)
+    }
+
+    /// Reads them.
+    pub fn read(dir: &ImageDir) -> Result<Self> {
+        let inventory = dir
+            .one(Kind::Inventory, "inventory.img", Inventory::read)?
+            .with_context(|| format!("{}: it has no inventory.img", dir.path.display()))?;
+        let tree = dir
+            .need(Kind::ProcessTree, "pstree.img")?
+            .read(TreeEntry::read)
+            .with_context(|| dir.reading("pstree.img"))?;
+        let tasks: Vec<_> =
+            tree.into_iter().map(|tree| read_task(dir, tree)).collect::<Result<_>>()?;
+        let tables = read_tables(dir, &tasks)?;
+        let files = dir
+            .need(Kind::Files, "files.img")?
+            .read(FileEntry::read)
+            .with_context(|| dir.reading("files.img"))?;
+        Ok(Self {
+            inventory,
+            tasks,
+            files,
+            tables,
+            remaps: dir.all(Kind::RemapPath, "remap-fpath.img", Remap::read)?,
+            ttys: dir.all(Kind::TtyInfo, "tty-info.img", TtyInfo::read)?,
+            tty_data: dir.all(Kind::TtyData, "tty-data.img", |m| m.need_u32(1, "tty_id"))?,
+            memfds: dir.all(Kind::MemfdInode, "memfd.img", MemfdInode::read)?,
+            locks: dir.all(Kind::FileLocks, "filelocks.img", FileLock::read)?,
+        })
+    }
+
+    /// Every file descriptor: the process, and the entry in its table. Processes that share a
+    /// table have each of its entries.
+    pub fn fds(&self) -> impl Iterator<Item = (i32, FdEntry)> + '_ {
+        self.tasks.iter().flat_map(|task| {
+            let table = task.ids.and_then(|ids| self.tables.get(&ids.files));
+            table.into_iter().flatten().map(|fd| (task.tree.pid, *fd))
+        })
+    }
+
+    /// The open file with that identifier.
+    pub fn file(&self, id: u32) -> Option<&FileEntry> {
+        self.files.iter().find(|file| file.id == id)
+    }
+}
+
+fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<Task> {
+    let pid = tree.pid;
+    let core = dir.one(Kind::Core, &format!("core-{pid}.img"), Core::read)?;
+    let own = dir.one(Kind::Ids, &format!("ids-{pid}.img"), Ids::read)?;
+    Ok(Task {
+        ids: own.or(core.as_ref().and_then(|core| core.ids)),
+        name: core.map(|core| core.name).unwrap_or_default(),
+        mm: dir.one(Kind::Mm, &format!("mm-{pid}.img"), Mm::read)?,
+        fs: dir.one(Kind::Fs, &format!("fs-{pid}.img"), Fs::read)?,
+        tree,
+    })
+}
+
+fn read_tables(dir: &ImageDir, tasks: &[Task]) -> Result<BTreeMap<u32, Vec<FdEntry>>> {
+    let mut tables = BTreeMap::new();
+    for id in tasks.iter().filter_map(|task| task.ids).map(|ids| ids.files) {
+        if !tables.contains_key(&id) {
+            tables.insert(id, dir.all(Kind::FdInfo, &format!("fdinfo-{id}.img"), FdEntry::read)?);
+        }
+    }
+    Ok(tables)
+}

@@ -1,0 +1,16 @@
+//! The open files of a container: one list, taken from CRIU's images or from live processes.
+
+mod images;
+mod live;
+mod name;
+mod preflight;
+mod sockets;
+mod table;
+mod unreachable;
+mod user_info;
+
+pub use live::Process;
+pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
+pub use table::{ExternalFile, FileId, FileKind, Holder, OpenFile, Table};
+pub use unreachable::{Unreachable, unreachable};
+pub use user_info::{UserInfo, parse_user_info, write_user_info};

@@ -1,0 +1,128 @@
+//! Files that CRIU cannot find by a path in the container.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+
+use anyhow::{Context, Result};
+
+use super::live::{self, Observed, Process};
+use super::table::{ExternalFile, FileKind};
+use crate::bytes::ByteString;
+use crate::sys::mountinfo;
+
+/// A file descriptor for a file on a mount that the container does not have.
+///
+/// CRIU ends the dump at such a file with *Can't lookup mount*, unless it is told
+/// `external file[<mount>:<inode>]`; at restore something must take its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreachable {
+    /// The process, as the container sees it.
+    pub pid: i32,
+    /// The file descriptor.
+    pub fd: i32,
+    /// What it is.
+    pub kind: FileKind,
+    /// Its mount and inode number; shown as CRIU wants it.
+    pub file: ExternalFile,
+    /// Its path on the host, as far as the kernel can say.
+    pub path: ByteString,
+}
+
+/// Lists the file descriptors whose files CRIU could not find.
+///
+/// Those that CRIU saves by their path (`dump_one_file` in criu/files.c): regular files,
+/// directories, links, named pipes and memory devices. Terminals, sockets and anonymous files
+/// have ways of their own.
+pub fn unreachable(processes: &[Process], frozen: bool) -> Result<Vec<Unreachable>> {
+    let reach = Reach::of(processes, frozen)?;
+    let fds = live::observe(processes, frozen)?;
+    let found = fds.iter().filter_map(|fd| {
+        let file = reach.unreachable(fd)?;
+        let path = fd.link.as_slice().into();
+        Some(Unreachable { pid: fd.process.inner, fd: fd.fd, kind: fd.kind(), file, path })
+    });
+    Ok(found.collect())
+}
+
+/// The mounts that CRIU will know of: those of every mount namespace of the container.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    mounts: BTreeSet<i32>,
+}
+
+impl Reach {
+    pub(super) fn of(processes: &[Process], frozen: bool) -> Result<Self> {
+        let mut reach = Self::default();
+        let mut seen = HashSet::new();
+        for process in processes {
+            let read = reach.add(process.host, &mut seen);
+            live::tolerate(read, frozen)
+                .with_context(|| format!("reading the mounts of pid {}", process.inner))?;
+        }
+        Ok(reach)
+    }
+
+    fn add(&mut self, host: i32, seen: &mut HashSet<Vec<u8>>) -> io::Result<()> {
+        let namespace = rustix::fs::readlink(format!("/proc/{host}/ns/mnt"), Vec::new())?;
+        if !seen.insert(namespace.into_bytes()) {
+            return Ok(());
+        }
+        let text = std::fs::read(format!("/proc/{host}/mountinfo"))?;
+        let mounts = mountinfo::parse_mountinfo(&text).map_err(io::Error::other)?;
+        self.mounts.extend(mounts.iter().filter_map(|mount| i32::try_from(mount.id).ok()));
+        Ok(())
+    }
+
+    /// How CRIU names the file, if it could not find it.
+    pub(super) fn unreachable(&self, fd: &Observed) -> Option<ExternalFile> {
+        if !is_saved_by_path(fd) || self.mounts.contains(&fd.info.mount) {
+            return None;
+        }
+        Some(ExternalFile { mount: fd.info.mount, inode: fd.stat.st_ino })
+    }
+}
+
+fn is_saved_by_path(fd: &Observed) -> bool {
+    /// Memory devices (`/dev/null` and its like), and of the miscellaneous ones autofs.
+    const BY_PATH: fn(u32, u32) -> bool = |major, minor| major == 1 || (major, minor) == (10, 235);
+    match fd.kind() {
+        FileKind::Reg | FileKind::Dir | FileKind::Symlink | FileKind::Fifo => true,
+        FileKind::Device => {
+            let device = fd.stat.st_rdev;
+            fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+                && BY_PATH(rustix::fs::major(device), rustix::fs::minor(device))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_files_are_on_our_mounts() {
+        let own = Process { host: std::process::id() as i32, inner: 1 };
+        let _file = std::fs::File::open("/proc/self/status").unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let found = unreachable(&[own], false).unwrap();
+        use std::os::fd::AsRawFd;
+        assert!(found.iter().all(|file| file.fd != null.as_raw_fd()), "{found:?}");
+    }
+
+    #[test]
+    fn a_mount_that_is_not_among_them() {
+        let own = Process { host: std::process::id() as i32, inner: 1 };
+        let file = std::fs::File::open("/dev/null").unwrap();
+        use std::os::fd::AsRawFd;
+        let fds = live::observe(&[own], false).unwrap();
+        let fd = fds.iter().find(|fd| fd.fd == file.as_raw_fd()).unwrap();
+        let external = Reach::default().unreachable(fd).unwrap();
+        assert_eq!(external.inode, fd.stat.st_ino);
+        assert_eq!(external.mount, fd.info.mount);
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let fds = live::observe(&[own], false).unwrap();
+        let fd = fds.iter().find(|fd| fd.fd == pipe.as_raw_fd()).unwrap();
+        assert_eq!(Reach::default().unreachable(fd), None);
+    }
+}
