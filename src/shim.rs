@@ -44,10 +44,14 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
     let runtime = Runtime::find(&config)?.with_globals(line.globals.clone());
     let behind = line.rest.get(1..).unwrap_or_default();
     match (line.command(), Call::parse(behind)) {
-        (Some("checkpoint"), Some(call)) if !PARTIAL.iter().any(|flag| call.has(flag) || call.value(flag).is_some()) => {
+        (Some("checkpoint"), Some(call))
+            if !PARTIAL.iter().any(|flag| call.has(flag) || call.value(flag).is_some()) =>
+        {
             serve_checkpoint(runtime, &config, &call)
         }
-        (Some("restore"), Some(call)) => serve_restore(runtime, config, call, inherited, &line.rest),
+        (Some("restore"), Some(call)) => {
+            serve_restore(runtime, config, call, inherited, &line.rest)
+        }
         _ => Err(runtime.exec(&line.rest)),
     }
 }
@@ -72,7 +76,13 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-fn serve_restore(runtime: Runtime, config: Config, call: Call, inherited: InheritedFds, rest: &[OsString]) -> Result<ExitCode> {
+fn serve_restore(
+    runtime: Runtime,
+    config: Config,
+    call: Call,
+    inherited: InheritedFds,
+    rest: &[OsString],
+) -> Result<ExitCode> {
     let images = images_of(&call)?;
     if !restore::is_ours(&images)? {
         return Err(runtime.exec(rest));
@@ -89,10 +99,12 @@ fn serve_restore(runtime: Runtime, config: Config, call: Call, inherited: Inheri
         rules: call.substitute,
         allow: config.allow,
         inherited,
+        replace_stopped: false,
         id: call.id,
     };
-    let restore = || restore::Prepared::new(&request, &())?.run(&held, &());
-    Ok(status_of(&restore().with_context(|| format!("restoring {}", request.id))?))
+    let ended = restore::restore(&request, &held, &())
+        .with_context(|| format!("restoring {}", request.id))?;
+    Ok(status_of(&ended))
 }
 
 /// The image directory of a call; runc and crun take `checkpoint` where none is named.
@@ -105,7 +117,9 @@ fn status_of(ended: &Ended) -> ExitCode {
     match ended {
         Ended::Exit(status) => u8::try_from(*status).map_or(ExitCode::FAILURE, ExitCode::from),
         // As shells and runc do.
-        Ended::Signal(signal) => u8::try_from(128 + signal).map_or(ExitCode::FAILURE, ExitCode::from),
+        Ended::Signal(signal) => {
+            u8::try_from(128 + signal).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
         Ended::NotStarted(_) => ExitCode::FAILURE,
     }
 }
@@ -129,10 +143,15 @@ fn report(globals: &[OsString], error: &anyhow::Error) {
 fn log_to(log: &Path, message: &str, json: bool) -> Result<()> {
     let time = jiff::Timestamp::now();
     let line = if json {
-        serde_json::json!({ "level": "error", "msg": message, "time": time.to_string() }).to_string()
+        serde_json::json!({ "level": "error", "msg": message, "time": time.to_string() })
+            .to_string()
     } else {
         format!("time=\"{time}\" level=error msg={message:?}")
     };
-    let mut file = File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("opening {}", log.display()))?;
     writeln!(file, "{line}").with_context(|| format!("writing {}", log.display()))
 }

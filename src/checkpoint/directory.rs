@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::criu::door::Door;
 use crate::guardian::Guardian;
+use crate::snapshot::Part;
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest};
@@ -63,6 +64,15 @@ impl ImageDirectory {
     /// Where the root file system is staged.
     pub(super) fn staging_of_root(&self) -> PathBuf {
         self.staging().join("rootfs")
+    }
+
+    /// Gives the layers of the version before a second name here: a new version refers to them.
+    pub(super) fn share_layers(&self, base: &Path, part: &Part) -> Result<()> {
+        for layer in &part.record().layers {
+            fs::hard_link(base.join(&layer.name), self.path.join(&layer.name))
+                .with_context(|| format!("sharing {} with the version before", layer.name))?;
+        }
+        Ok(())
     }
 
     /// Has everything half-made removed if we die. Of a directory that is not ours `ocicle-staging`
@@ -131,7 +141,11 @@ fn remove_our_files(directory: &Path) -> Result<()> {
 
 /// The memory that the processes have in use, in bytes. One that ended has none.
 fn resident(processes: &[i32]) -> u64 {
-    let page = rustix::param::page_size() as u64;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096);
     let pages = |pid: &i32| {
         let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
         text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()

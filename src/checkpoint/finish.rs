@@ -19,11 +19,11 @@ use crate::store::manifest::{self, Manifest, MustSubstitute, State, sync_directo
 pub fn complete(
     images: &Path,
     mut manifest: Manifest,
-    timeline: Option<&mut Timeline>,
+    timeline: Option<&Timeline>,
     progress: &dyn Progress,
 ) -> Result<Manifest> {
-    let mut unused = Timeline::start();
-    let timeline = timeline.unwrap_or(&mut unused);
+    let unused = Timeline::start();
+    let timeline = timeline.unwrap_or(&unused);
     let table = timeline.time("table", || write_table(images))?;
     manifest.must_substitute = must_substitute(&table);
     manifest.parts = timeline.time("pack", || pack(images, progress))?;
@@ -47,7 +47,7 @@ fn write_table(images: &Path) -> Result<Table> {
     let mut json = serde_json::to_vec_pretty(&table)?;
     json.push(b'\n');
     manifest::replace(images, files::TABLE, &json)?;
-    manifest::replace(images, files::USER_INFO, table.to_user_info().as_bytes())?;
+    manifest::replace(images, files::USER_INFO, files::write_user_info(&table).as_bytes())?;
     Ok(table)
 }
 
@@ -69,7 +69,10 @@ fn pack(images: &Path, progress: &dyn Progress) -> Result<Vec<snapshot::PartReco
     if !snapshot::is_sealed(&staging) {
         return Ok(Vec::new());
     }
-    Ok(vec![snapshot::pack(&staging, images, progress).context("packing the root file system")?])
+    Ok(vec![
+        snapshot::pack(&staging, images, "rootfs", progress)
+            .context("packing the root file system")?,
+    ])
 }
 
 /// CRIU's images, the runtime's descriptors and the table: what a restore reads, and nothing

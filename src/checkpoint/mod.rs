@@ -34,7 +34,7 @@ use crate::files::unreachable;
 use crate::freezer::{Frozen, FrozenBy, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
 use crate::runtime::Runtime;
-use crate::snapshot::{Part, Progress, Root, Stage};
+use crate::snapshot::{self, Part, Progress, Root, RootIdentity, Stage};
 use crate::store::lock::Lock;
 use crate::store::manifest::{Freeze, Left, Manifest};
 use crate::sys::process::wait_readable;
@@ -74,14 +74,12 @@ pub struct Request {
 /// The container is then as it was before, running or frozen by the caller, and the image
 /// directory holds nothing that looks like a checkpoint.
 pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Result<Manifest> {
-    let mut timeline = Timeline::start();
+    let timeline = Timeline::start();
     let container = Container::discover(&request.runtime, &request.id)?;
     preflight::check(&container)?;
-    let root = container.bundle.writable_root()?;
-    if let Some(root) = &root {
-        container.ensure_root_is(root.path())?;
-    }
-    let identity = crate::snapshot::probe(&container.bundle.rootfs)?.identity();
+    let root = snapshot::probe(&container.bundle.rootfs)?;
+    container.ensure_root_is(root.path())?;
+    let manifest = Manifest::begin(request, &container, root.identity())?;
 
     let guardian = Guardian::start()?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
@@ -89,26 +87,31 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
-    let manifest = Manifest::begin(request, &container, &identity)?;
-    let mut dump = Dump::begin(request, &container, guardian, &directory, timeline)?;
+    let dump = Dump::begin(request, &container, guardian, &directory, timeline)?;
     let (manifest, stage) = dump.run(manifest, stage)?;
     if let Some(stage) = stage {
         stage.seal().context("writing the snapshot's index")?;
     }
-    let manifest = finish::complete(&request.images, manifest, Some(&mut dump.timeline), progress)?;
+    let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;
     Ok(manifest)
 }
 
-/// Copies what can be copied while the container runs.
+/// Copies what can be copied while the container runs. One that cannot write its root file system
+/// has nothing to copy.
 fn stage(
     request: &Request,
     container: &Container,
-    root: Option<Root>,
+    root: Root,
     directory: &ImageDirectory,
 ) -> Result<Option<Staged>> {
-    let Some(root) = root else { return Ok(None) };
+    if container.bundle.is_read_only() {
+        return Ok(None);
+    }
     let base = request.base.as_deref().and_then(base_of);
+    if let (Some(part), Some(images)) = (&base, &request.base) {
+        directory.share_layers(images, part)?;
+    }
     let volatile = volatile::files_of(&container.freezer.processes()?);
     let mut stage = Stage::create(&directory.staging_of_root(), root, base.as_ref())
         .context("staging the root file system")?;
@@ -155,12 +158,21 @@ impl<'a> Dump<'a> {
         directory.remove_if_we_die(&guardian, Some(&door))?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         guardian.run(&command_line(request), &door.environment()?, &errors)?;
-        Ok(Self { request, container, directory, door, guardian, errors, since: SystemTime::now(), timeline })
+        Ok(Self {
+            request,
+            container,
+            directory,
+            door,
+            guardian,
+            errors,
+            since: SystemTime::now(),
+            timeline,
+        })
     }
 
     /// From the freeze to the thaw.
     fn run(
-        &mut self,
+        &self,
         mut manifest: Manifest,
         stage: Option<Staged>,
     ) -> Result<(Manifest, Option<Stage>)> {
@@ -195,7 +207,7 @@ impl<'a> Dump<'a> {
 
     /// CRIU writes the images while the snapshot is taken; its post-dump script joins the two.
     fn dump_and_snapshot(
-        &mut self,
+        &self,
         frozen: &Frozen<'_>,
         staged: Option<Staged>,
         manifest: &mut Manifest,
@@ -309,8 +321,12 @@ impl<'a> Dump<'a> {
     }
 
     fn explain(&self, ended: &Ended) -> anyhow::Error {
-        let mut logs =
-            failure::Logs::of(&self.request.runtime, &self.request.id, &self.request.images, self.since);
+        let mut logs = failure::Logs::of(
+            &self.request.runtime,
+            &self.request.id,
+            &self.request.images,
+            self.since,
+        );
         logs.look_in(self.request.work.as_deref());
         failure::explain("checkpoint", &self.request.runtime, ended, Some(&self.errors), &logs)
     }
@@ -328,10 +344,10 @@ fn freeze<'a>(
     }
     let frozen = container.freezer.freeze(request.freeze_limit).context("freezing it")?;
     fault::point("frozen");
-    let external = unreachable(&container.dumped_processes()?, container.init)
+    let external = unreachable(&container.dumped_processes()?, true)
         .context("looking for files out of CRIU's reach")?
         .iter()
-        .map(crate::files::Unreachable::external_key)
+        .map(|file| file.file.to_string())
         .collect();
     let configuration = Configuration {
         action_script: Some(door.action_script()),
@@ -366,11 +382,7 @@ fn command_line(request: &Request) -> Vec<OsString> {
 
 impl Manifest {
     /// What is known before the freeze.
-    fn begin(
-        request: &Request,
-        container: &Container,
-        identity: &crate::snapshot::RootIdentity,
-    ) -> Result<Self> {
+    fn begin(request: &Request, container: &Container, identity: &RootIdentity) -> Result<Self> {
         use crate::store::manifest::{self, Container as Record, Features, Programs, SCHEMA};
         let frozen = container.freezer.state()? == Some(FreezerState::Frozen);
         let left = match (request.leave_running, frozen) {

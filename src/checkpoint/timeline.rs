@@ -1,5 +1,6 @@
 //! What happened when during a checkpoint.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use crate::store::manifest::Phase;
@@ -8,20 +9,24 @@ use crate::store::manifest::Phase;
 #[derive(Debug)]
 pub struct Timeline {
     begin: Instant,
-    phases: Vec<Phase>,
+    phases: RefCell<Vec<Phase>>,
 }
 
 impl Timeline {
     pub(super) fn start() -> Self {
-        Self { begin: Instant::now(), phases: Vec::new() }
+        Self { begin: Instant::now(), phases: RefCell::default() }
     }
 
-    pub(super) fn mark(&mut self, name: &str, begin: Instant, end: Instant) {
+    pub(super) fn mark(&self, name: &str, begin: Instant, end: Instant) {
         let since = |instant: Instant| Self::milliseconds(instant.duration_since(self.begin));
-        self.phases.push(Phase { name: name.to_owned(), begin: since(begin), end: since(end) });
+        self.phases.borrow_mut().push(Phase {
+            name: name.to_owned(),
+            begin: since(begin),
+            end: since(end),
+        });
     }
 
-    pub(super) fn time<T>(&mut self, name: &str, step: impl FnOnce() -> T) -> T {
+    pub(super) fn time<T>(&self, name: &str, step: impl FnOnce() -> T) -> T {
         let begin = Instant::now();
         let result = step();
         self.mark(name, begin, Instant::now());
@@ -29,7 +34,7 @@ impl Timeline {
     }
 
     pub(super) fn phases(&self) -> Vec<Phase> {
-        let mut phases = self.phases.clone();
+        let mut phases = self.phases.borrow().clone();
         phases.sort_by(|one, other| one.begin.total_cmp(&other.begin));
         phases
     }

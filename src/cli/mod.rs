@@ -38,10 +38,16 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<()> {
             globals.extend(["--root".into(), root.clone().into_os_string()]);
         }
         let runtime = match &arguments.runtime {
-            Some(name) => Runtime::at(Runtime::named(name.as_os_str()).context("the runtime of --runtime")?),
+            Some(name) => {
+                Runtime::at(Runtime::named(name.as_os_str()).context("the runtime of --runtime")?)
+            }
             None => Runtime::find(&config)?,
         };
-        Ok(Machine { runtime: runtime.with_globals(globals), config: config.clone(), store: store.clone() })
+        Ok(Machine {
+            runtime: runtime.with_globals(globals),
+            config: config.clone(),
+            store: store.clone(),
+        })
     };
     match arguments.command {
         Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),

@@ -53,7 +53,8 @@ impl CriuOptions {
             (self.ext_unix_sk, "--ext-unix-sk"),
             (self.shell_job, "--shell-job"),
         ];
-        let mut flags: Vec<OsString> = switches.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()).collect();
+        let mut flags: Vec<OsString> =
+            switches.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()).collect();
         if let Some(mode) = &self.manage_cgroups_mode {
             flags.extend(["--manage-cgroups-mode".into(), mode.into()]);
         }

@@ -33,7 +33,11 @@ enum Format {
 }
 
 /// Prints the open files of a running container or of a checkpoint.
-pub fn run(options: &Options, store: &Store, machine: impl FnOnce() -> Result<Machine>) -> Result<()> {
+pub fn run(
+    options: &Options,
+    store: &Store,
+    machine: impl FnOnce() -> Result<Machine>,
+) -> Result<()> {
     let reference = &options.reference;
     let table = if reference.version.is_some() {
         of_checkpoint(store, reference)

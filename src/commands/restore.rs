@@ -9,7 +9,6 @@ use super::checkpoint::CriuOptions;
 use crate::hint::WithHint;
 use crate::output::{self, progress::Bar};
 use crate::restore;
-use crate::runtime::Runtime;
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
 use crate::store::versions::{Reference, Version};
@@ -47,7 +46,11 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
     crate::checkpoint::preflight::ensure_capable().with_context(context)?;
     let held = Lock::take(id).with_context(context)?;
     let version = options.version.or(options.reference.version);
-    let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context).hint("`ocicle list` shows the checkpoints there are")?;
+    let entry = machine
+        .store
+        .find(&Reference { id: id.clone(), version })
+        .with_context(context)
+        .hint("`ocicle list` shows the checkpoints there are")?;
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
         None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,
@@ -64,10 +67,9 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         rules: options.substitute.clone(),
         allow: machine.config.allow.clone(),
         inherited,
+        replace_stopped: true,
     };
-    let prepared = restore::Prepared::new(&request, &Bar::new("checking")).with_context(context)?;
-    make_room(&machine.runtime, id).with_context(context)?;
-    let ended = prepared.run(&held, &Bar::new("restoring")).with_context(context)?;
+    let ended = restore::restore(&request, &held, &Bar::new("restoring")).with_context(context)?;
     if !ended.success() {
         bail!("restoring {id}: {} restore ended with {ended}", machine.runtime.name());
     }
@@ -78,18 +80,12 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
 fn flags(options: &Options) -> Vec<std::ffi::OsString> {
     let mut flags = options.criu.flags();
     flags.push("--detach".into());
-    for (flag, value) in [("--pid-file", &options.pid_file), ("--console-socket", &options.console_socket)] {
+    for (flag, value) in
+        [("--pid-file", &options.pid_file), ("--console-socket", &options.console_socket)]
+    {
         if let Some(value) = value {
             flags.extend([flag.into(), value.into()]);
         }
     }
     flags
-}
-
-/// Removes what the runtime still keeps of a container that stopped: else it refuses the name.
-fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
-    match runtime.state(id) {
-        Ok(state) if state.status == "stopped" => runtime.delete(id),
-        _ => Ok(()),
-    }
 }

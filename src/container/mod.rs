@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::Spec;
 
+use crate::files::Process;
 use crate::freezer::Freezer;
 use crate::runtime::Runtime;
 use crate::sys::process::{namespaced_pids, parent_and_name};
@@ -35,15 +36,6 @@ pub struct Bundle {
     pub rootfs: PathBuf,
     /// What `config.json` says.
     pub spec: Spec,
-}
-
-/// A process of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// Its number on the host.
-    pub host: i32,
-    /// Its number in the container.
-    pub inner: i32,
 }
 
 impl Bundle {

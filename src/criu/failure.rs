@@ -63,7 +63,7 @@ pub fn explain(
     command: &str,
     runtime: &Runtime,
     ended: &Ended,
-    errors: &File,
+    errors: Option<&File>,
     logs: &Logs,
 ) -> anyhow::Error {
     let log = logs.newest();

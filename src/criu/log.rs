@@ -1,1 +1,295 @@
-//! CRIU log.
+//! CRIU's log: the error that made it fail, and what to do about it.
+//!
+//! A line is `(00.012345)     7: Error (criu/files-reg.c:2175): …`: the time, the process that
+//! restores itself if there is one, the level, the place in CRIU's source and the message
+//! (`vprint_on_level` in criu/log.c, `pr_err` in criu/include/log.h).
+
+/// Why CRIU failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The line of the log, from 1.
+    pub line: usize,
+    /// The place in CRIU's source, `criu/files-reg.c:2175`.
+    pub file: String,
+    /// The process that was being restored, as the container sees it.
+    pub pid: Option<i32>,
+    /// What CRIU said.
+    pub message: String,
+    /// What can be done, if this is a failure that is known.
+    pub hint: Option<&'static str>,
+}
+
+/// Finds the first error that counts: one that is known to make CRIU fail, or else the first that
+/// is neither known to be harmless nor the mere report of an earlier one.
+pub fn explain(log: &[u8]) -> Option<Cause> {
+    let mut first = None;
+    for (number, line) in log.split(|byte| *byte == b'\n').enumerate() {
+        let Some(mut cause) = parse_line(line) else { continue };
+        cause.line = number + 1;
+        if HARMLESS.iter().any(|words| cause.message.contains(words)) {
+            continue;
+        }
+        cause.hint = hint(&cause.message);
+        if cause.hint.is_some() {
+            return Some(cause);
+        }
+        if !CONSEQUENCES.iter().any(|words| cause.message.contains(words)) {
+            first = first.or(Some(cause));
+        }
+    }
+    first
+}
+
+fn parse_line(line: &[u8]) -> Option<Cause> {
+    const LEVEL: &str = "Error (";
+    let text = String::from_utf8_lossy(line);
+    let start = text.find(LEVEL)?;
+    let (place, message) = text[start + LEVEL.len()..].split_once("): ")?;
+    let (file, number) = place.rsplit_once(':')?;
+    if !file.ends_with(".c") || number.parse::<u32>().is_err() {
+        return None;
+    }
+    let before = text[..start].trim_end().strip_suffix(':');
+    let pid = before.and_then(|before| before.rsplit(' ').next()?.parse().ok());
+    let (file, message) = (place.to_owned(), message.trim().to_owned());
+    Some(Cause { line: 0, file, pid, message, hint: None })
+}
+
+/// Errors in the log of a CRIU that succeeds.
+const HARMLESS: &[&str] = &[
+    // No CAP_SYS_RESOURCE: it goes on with the limit there is.
+    "rlimit: Can't setup RLIMIT_NOFILE",
+    // Tried, and then done in another way.
+    "cgroupns not supported. This is not fatal",
+    "Can't restore iptables dump - no legacy version",
+];
+
+/// Errors that only report that something else went wrong.
+const CONSEQUENCES: &[&str] = &[
+    "Dumping FAILED",
+    "Restoring FAILED",
+    "Pre-dumping FAILED",
+    "exited, status=",
+    "killed by signal",
+    "Unable to open fd=",
+    "Can't sent fd",
+    "Dump files (pid:",
+];
+
+/// Words of an error and what can be done about it. The first that fits counts.
+const HINTS: &[(&[&str], &str)] = &[
+    (
+        &["has bad size"],
+        "the file has changed since the checkpoint: restore it together with its snapshot, or let \
+         something take its place with -s",
+    ),
+    (
+        &["has bad mode"],
+        "the file's permissions have changed since the checkpoint: restore it together with its \
+         snapshot, or let something take its place with -s",
+    ),
+    (
+        &["has bad build-ID"],
+        "a program or library has changed since the checkpoint: use the image that it was made with",
+    ),
+    (
+        &["Can't open file", "on restore: No such file"],
+        "the file is gone: restore it together with its snapshot, or let something take its place \
+         with -s",
+    ),
+    (
+        &["Can't lookup mount="],
+        "the file comes from outside the container: CRIU needs `external file[…]` for it and, at \
+         restore, something in its place with -s",
+    ),
+    (
+        &["Open files on overmounted mounts"],
+        "something is mounted over the directory that the file is in: unmount it first",
+    ),
+    (
+        &["Connected TCP socket"],
+        "there are established TCP connections: --tcp-established keeps them, --tcp-close drops them",
+    ),
+    (
+        &["In-flight connection"],
+        "a connection is being made: try again, or drop such ones with --tcp-skip-in-flight",
+    ),
+    (&["Some file locks are hold"], "the container holds file locks: --file-locks keeps them"),
+    (
+        &["Can't dump ghost file"],
+        "a deleted file that is still open is large: raise ghost-limit, or close the file",
+    ),
+    (
+        &["Can't create link remap"],
+        "a file was removed while another hard link to it remains: --link-remap allows CRIU to \
+         link it for the time of the checkpoint",
+    ),
+    (
+        &["Can't dump that handle"],
+        "inotify or fanotify watches a file that cannot be opened by its handle, as on overlay file \
+         systems: `force-irmap` and `irmap-scan-path` make CRIU search for it",
+    ),
+    (
+        &["External socket is used"],
+        "a unix socket is connected to a process outside the container: --ext-unix-sk allows it for \
+         datagram sockets",
+    ),
+    (
+        &["Can't dump half of stream unix connection"],
+        "a unix socket is connected to a process outside the container: close it before the \
+         checkpoint",
+    ),
+    (&["Can't dump name-less external socket"], "close the unix socket before the checkpoint"),
+    (
+        &["FATAL: Peer", "unresolved"],
+        "the other end of a unix socket is not among the images: replace both ends or neither",
+    ),
+    (
+        &["No task found with sid"],
+        "a terminal comes from outside the container: give it again, or use --shell-job",
+    ),
+    (&["is not a session leader"], "the first process was started from a shell: use --shell-job"),
+    (
+        &["Can't fork for", "File exists"],
+        "a process with the same number is running here: end it, or give the container a process \
+         namespace of its own",
+    ),
+    (&["do not match expected"], "a process number was taken while CRIU restored it: try again"),
+    (
+        &["Operation not permitted", "last_pid"],
+        "CRIU lacks CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run it as root of the host",
+    ),
+    (&["vdso"], "this CRIU does not know the kernel's vDSO: install CRIU 4.2 or newer"),
+    (&["vDSO"], "this CRIU does not know the kernel's vDSO: install CRIU 4.2 or newer"),
+    (
+        &["No parent found for mountpoint"],
+        "CRIU runs in a chroot: start it in a mount namespace of its own, with pivot_root",
+    ),
+    (
+        &["doesn't have a proper root mount"],
+        "a mount comes from outside the container: name it with --external mnt[…]",
+    ),
+    (
+        &["is autodetected external mount"],
+        "a mount comes from outside the container: name it with --external mnt[…]",
+    ),
+    (
+        &["unreachable sharing"],
+        "a mount's propagation leads out of the container: --enable-external-masters allows it",
+    ),
+    (
+        &["Can't dump nested"],
+        "a process in the container has a namespace of its own that CRIU cannot dump",
+    ),
+    (
+        &["Unable to freeze cgroup"],
+        "a process in the container does not stop: is it waiting for a device or a network file \
+         system?",
+    ),
+    (&["Locking network failed"], "CRIU found no working iptables: try --network-lock nftables"),
+    (
+        &["Can't dump file", "of that type"],
+        "CRIU cannot save an open file of this type: close it before the checkpoint",
+    ),
+    (&["Magic doesn't match"], "the images are damaged, or another version of CRIU wrote them"),
+    (
+        &["No space left on device"],
+        "the file system of the image directory is full: free some space",
+    ),
+];
+
+fn hint(message: &str) -> Option<&'static str> {
+    let fits = |words: &&[&str]| words.iter().all(|words| message.contains(words));
+    HINTS.iter().find(|(words, _)| fits(words)).map(|(_, hint)| *hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RLIMIT: &str = "(00.000068) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE \
+                          for self: Operation not permitted\n";
+
+    #[test]
+    fn the_first_error_that_counts() {
+        let log = format!(
+            "(00.000001) Version: 4.2.1 (gitid 0)\n{RLIMIT}\
+             (00.061240)      7: Warn  (criu/x.c:1): not this\n\
+             (00.061242)      7: Error (criu/files-reg.c:2175): File tmp/out has bad size 30 (expect 27)\n\
+             (00.061300)      7: Error (criu/files.c:1213): Unable to open fd=3 id=0x5\n\
+             (00.070000) Error (criu/cr-restore.c:2324): Restoring FAILED.\n"
+        );
+        let cause = explain(log.as_bytes()).unwrap();
+        assert_eq!((cause.line, cause.pid), (4, Some(7)));
+        assert_eq!(cause.file, "criu/files-reg.c:2175");
+        assert_eq!(cause.message, "File tmp/out has bad size 30 (expect 27)");
+        assert!(cause.hint.unwrap().starts_with("the file has changed"));
+    }
+
+    #[test]
+    fn a_known_cause_is_better_than_an_unknown_error_before_it() {
+        let log = "(00.1) Error (criu/sk-inet.c:9): something\n\
+                   (00.2) Error (criu/sk-inet.c:200): Connected TCP socket, consider using --tcp-established option.\n";
+        assert_eq!(explain(log.as_bytes()).unwrap().line, 2);
+        let cause = explain(log.lines().next().unwrap().as_bytes()).unwrap();
+        assert_eq!((cause.line, cause.hint, cause.pid), (1, None, None));
+    }
+
+    #[test]
+    fn nothing_went_wrong() {
+        assert_eq!(explain(RLIMIT.as_bytes()), None);
+        assert_eq!(explain(b"(00.1) Dumping finished successfully\nError (\nError (x): y\n"), None);
+        assert_eq!(explain(b"Error (criu/cr-dump.c:2128): Dumping FAILED.\n"), None);
+    }
+
+    #[test]
+    fn known_causes() {
+        let lines = [
+            "Error (criu/files-reg.c:2329): File tmp/out has bad mode 0100600 (expect 0100644)",
+            "Error (criu/files-reg.c:2152): File usr/bin/x has bad build-ID",
+            "Error (criu/files-reg.c:2352): Can't open file var/log/x on restore: No such file or directory",
+            "Error (criu/files-reg.c:1790): Can't lookup mount=29 for fd=1 path=/root/out",
+            "Error (criu/files-reg.c:1796): Open files on overmounted mounts are not supported yet; mount=1 fd=2 path=/x",
+            "Error (criu/sk-inet.c:200): Connected TCP socket, consider using --tcp-established option.",
+            "Error (criu/sk-inet.c:185): In-flight connection (l) for 4f2",
+            "Error (criu/file-lock.c:110): Some file locks are hold by dumping tasks! You can try --file-locks to dump them.",
+            "Error (criu/files-reg.c:1031): Can't dump ghost file /tmp/x of 4194304 size, increase limit",
+            "Error (criu/files-reg.c:1122): Can't create link remap for /tmp/x. Use link-remap option.",
+            "Error (criu/fsnotify.c:284): \tCan't dump that handle",
+            "Error (criu/sk-unix.c:874): External socket is used. Consider using --ext-unix-sk option.",
+            "Error (criu/sk-unix.c:881): Can't dump half of stream unix connection. name: (null); peer name: /run/x",
+            "Error (criu/sk-unix.c:2285): FATAL: Peer 17 unresolved for 18",
+            "Error (criu/tty.c:1456): No task found with sid 12",
+            "Error (criu/pstree.c:304): The root process 12 is not a session leader. Consider using --shell-job option",
+            "Error (criu/cr-restore.c:1230): Can't fork for 12: File exists",
+            "Error (criu/cr-restore.c:1539): Pid 13 do not match expected 12",
+            "Error (criu/vdso.c:343): Can't find vDSO/VVAR bounds",
+            "Error (criu/mount.c:381): No parent found for mountpoint 29 (@./)",
+            "Error (criu/mount.c:753): 29:./x doesn't have a proper root mount",
+            "Error (criu/namespaces.c:460): Can't dump nested uts namespace for 12",
+            "Error (criu/seize.c:635): Unable to freeze cgroup /x (100 x 100ms attempts, timeout: 10s)",
+            "Error (criu/net.c:3332): Locking network failed: iptables-restore returned 1.",
+            "Error (criu/files-ext.c:98): Can't dump file 3 of that type [20666] (chr 10:229)",
+            "Error (criu/image.c:501): Magic doesn't match for core-1.img",
+        ];
+        let mut hints = Vec::new();
+        for line in lines {
+            let cause = explain(format!("{RLIMIT}(00.2)      1: {line}\n").as_bytes()).unwrap();
+            hints.push(cause.hint.unwrap_or_else(|| panic!("{line}")));
+            assert_eq!((cause.line, cause.pid), (2, Some(1)));
+            assert!(line.ends_with(cause.message.as_str()), "{}", cause.message);
+        }
+        hints.sort_unstable();
+        hints.dedup();
+        assert!(hints.len() > lines.len() - 5, "lines share hints that should not: {hints:#?}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read(bytes: Vec<u8>) {
+            let _ = explain(&bytes);
+            let _ = explain(&[&b"Error ("[..], &bytes, b".c:1): x"].concat());
+        }
+    }
+}

@@ -14,3 +14,8 @@ pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
 pub use table::{ExternalFile, FileId, FileKind, Holder, OpenFile, Table};
 pub use unreachable::{Unreachable, unreachable};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
+
+/// The name of the table in an image directory.
+pub const TABLE: &str = "ocicle-files.json";
+/// The name of the table as lines in an image directory: Kerrighed's.
+pub const USER_INFO: &str = "user_info.txt";

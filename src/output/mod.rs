@@ -16,7 +16,12 @@ const HEADING: Style = Style::new().bold();
 /// Sends what the program says of its work to standard error: warnings, or everything.
 pub fn start_log(debug: bool) {
     let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 /// Prints a line. Whoever closed the pipe does not want it.
@@ -59,7 +64,7 @@ impl Table {
     /// A table without rows.
     pub fn new(headings: &[&str]) -> Self {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::NOTHING);
+        table.load_style(comfy_table::presets::NOTHING);
         table.set_header(headings.iter().map(|heading| format!("{HEADING}{heading}{HEADING:#}")));
         Self(table)
     }

@@ -21,18 +21,19 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::checkpoint::{complete, preflight as machine};
 use crate::config::Allow;
 use crate::container::Bundle;
-use crate::files::{self, Table};
+use crate::criu::door::Door;
+use crate::files::{self, FileId, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
-use crate::snapshot::Progress;
+use crate::snapshot::{self, Progress};
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State};
-use crate::substitute::{self, Replacement};
+use crate::substitute::{self, Resolved};
 use crate::sys::process::InheritedFds;
 
-pub use reconcile::Reconciliation;
+use run::View;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub struct Request {
     pub allow: Allow,
     /// The descriptors that this process was started with.
     pub inherited: InheritedFds,
+    /// Whether a stopped container of that name makes room.
+    pub replace_stopped: bool,
 }
 
 /// Whether a directory holds a checkpoint of ocicle's.
@@ -74,42 +77,38 @@ pub fn is_ours(images: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// A restore of which everything is known, and nothing is done yet.
-pub struct Prepared<'a> {
-    request: &'a Request,
-    manifest: Manifest,
-    images: PathBuf,
-    replacements: Vec<Replacement>,
-    reconciliation: Reconciliation,
-}
+/// Restores a container, and returns how the runtime's `restore` ended.
+///
+/// # Errors
+/// Whatever can be known before is checked before: until the files are put back nothing has been
+/// changed. An error behind that leaves the files as they were at the checkpoint, and no container.
+pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Result<Ended> {
+    machine::ensure_capable()?;
+    machine::ensure_criu()?;
+    let images = fs::canonicalize(&request.images)
+        .with_context(|| format!("opening the checkpoint {}", request.images.display()))?;
+    let manifest = read(&images, progress)
+        .with_context(|| format!("reading the checkpoint {}", images.display()))?;
+    let bundle = Bundle::read(&request.bundle)?;
+    let resolved = resolve(request, &bundle, &images)?;
+    let substituted: Vec<FileId> = resolved.iter().map(|resolved| resolved.file.id).collect();
+    let door = Door::open()?;
+    let view = View::make(&door, &images, &substituted)?;
+    ensure_not_alive(request)?;
 
-impl<'a> Prepared<'a> {
-    /// Checks everything that can be checked, and opens what replaces open files.
-    ///
-    /// # Errors
-    /// Nothing has been changed.
-    pub fn new(request: &'a Request, progress: &dyn Progress) -> Result<Self> {
-        machine::ensure_capable()?;
-        machine::ensure_criu()?;
-        let images = fs::canonicalize(&request.images).with_context(|| format!("opening the checkpoint {}", request.images.display()))?;
-        let manifest = read(&images, progress).with_context(|| format!("reading the checkpoint {}", images.display()))?;
-        let bundle = Bundle::read(&request.bundle)?;
-        let table = read_table(&images)?;
-        let replacements = replacements(request, &bundle, &table, &images)?;
-        ensure_not_alive(request)?;
-        let reconciliation = Reconciliation::plan(&manifest, &images, &bundle)?;
-        preflight::check(&images, &reconciliation, &bundle, &replacements)?;
-        Ok(Self { request, manifest, images, replacements, reconciliation })
-    }
+    let root = reconcile::root_of(&bundle, &manifest)?;
+    let part = reconcile::part_of(&manifest, &images)?;
+    let plan = part.as_ref().map(|part| snapshot::plan(&root, part)).transpose()?;
+    preflight::check(&images, plan.as_ref(), part.as_ref(), &bundle, &substituted)?;
+    let replacements = substitute::open(&resolved)?;
 
-    /// Puts the files back and runs the runtime's `restore`; returns how that ended.
-    ///
-    /// # Errors
-    /// The files may then be as they were at the checkpoint, and there is no container.
-    pub fn run(self, _held: &Lock, progress: &dyn Progress) -> Result<Ended> {
-        self.reconciliation.execute(progress)?;
-        run::run(self.request, &self.manifest, &self.images, &self.replacements)
+    if request.replace_stopped {
+        make_room(&request.runtime, &request.id)?;
     }
+    if let Some(plan) = plan {
+        plan.execute(progress).context("putting the root file system back")?;
+    }
+    run::run(request, &manifest, &door, &view, &replacements)
 }
 
 /// Refuses to touch the files of a container that lives.
@@ -118,7 +117,11 @@ fn ensure_not_alive(request: &Request) -> Result<()> {
     match request.runtime.state(&request.id) {
         Ok(state) if alive(&state.status) => {
             let refused: Result<()> = (|| bail!("a container of that name is {}", state.status))();
-            refused.hint(format!("end it first: {} kill {} KILL", request.runtime.name(), request.id))
+            refused.hint(format!(
+                "end it first: {} kill {} KILL",
+                request.runtime.name(),
+                request.id
+            ))
         }
         // Stopped, or unknown to the runtime.
         _ => Ok(()),
@@ -130,7 +133,8 @@ fn read(images: &Path, progress: &dyn Progress) -> Result<Manifest> {
     let manifest = Manifest::read(images)?;
     let manifest = match manifest.state {
         State::Complete => manifest,
-        State::Staged => complete(images, manifest, None, progress).context("finishing the interrupted checkpoint")?,
+        State::Staged => complete(images, manifest, None, progress)
+            .context("finishing the interrupted checkpoint")?,
     };
     manifest.verify(images)?;
     Ok(manifest)
@@ -142,12 +146,20 @@ fn read_table(images: &Path) -> Result<Table> {
     serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Matches every rule and opens what it names.
-fn replacements(request: &Request, bundle: &Bundle, table: &Table, images: &Path) -> Result<Vec<Replacement>> {
+/// Removes what the runtime still keeps of a container that stopped: else it refuses the name.
+fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
+    match runtime.state(id) {
+        Ok(state) if state.status == "stopped" => runtime.delete(id),
+        _ => Ok(()),
+    }
+}
+
+/// Finds the open file of every rule, and makes sure that the rule may be obeyed.
+fn resolve(request: &Request, bundle: &Bundle, images: &Path) -> Result<Vec<Resolved>> {
     let rules = rules::gather(request, bundle)?;
-    let resolved = substitute::resolve(&rules, table)
+    let resolved = substitute::resolve(&rules, &read_table(images)?)
         .hint("`ocicle files` lists the open files with their identifiers")?;
     rules::ensure_allowed(&resolved, &request.allow)?;
-    substitute::ensure_replaceable(&resolved, images)?;
-    substitute::open(&resolved, &|number| request.inherited.contains(number))
+    rules::ensure_inherited(&resolved, &request.inherited)?;
+    Ok(resolved)
 }

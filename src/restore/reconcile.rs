@@ -1,58 +1,38 @@
-//! Making the root file system what it was.
+//! The root file system that is to become what it was.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::container::Bundle;
 use crate::hint::WithHint;
-use crate::snapshot::{self, Part, Plan, Progress, Root};
+use crate::snapshot::{self, Part, Root};
 use crate::store::manifest::Manifest;
 
-/// What has to be done to the root file system of a bundle. Nothing is changed by making it.
-pub struct Reconciliation {
-    part: Option<Part>,
-    plan: Option<Plan>,
+/// The root file system of a bundle.
+///
+/// # Errors
+/// When it is not made of the image that the snapshot lies on: other lower layers.
+pub(super) fn root_of(bundle: &Bundle, manifest: &Manifest) -> Result<Root> {
+    let root = snapshot::probe(&bundle.rootfs)?;
+    let differences = manifest.root.differences(root.identity());
+    if !differences.is_empty() {
+        let refused: Result<Root> = (|| {
+            bail!(
+                "the root file system {} is another: {}",
+                bundle.rootfs.display(),
+                differences.join("; ")
+            )
+        })();
+        return refused.hint("name with --bundle one that is made of the same image");
+    }
+    Ok(root)
 }
 
-impl Reconciliation {
-    /// Compares the root file system with the snapshot.
-    ///
-    /// # Errors
-    /// When it is not the one the snapshot was taken of: other lower layers.
-    pub fn plan(manifest: &Manifest, images: &Path, bundle: &Bundle) -> Result<Self> {
-        let root = snapshot::probe(&bundle.rootfs)?;
-        manifest
-            .root
-            .ensure_same(&root.identity())
-            .with_context(|| format!("the root file system {}", bundle.rootfs.display()))
-            .hint("give with --bundle one that is made of the same image")?;
-        ensure!(manifest.parts.len() <= 1, "it has {} parts", manifest.parts.len());
-        let Some(record) = manifest.parts.first() else { return Ok(Self { part: None, plan: None }) };
-        let part = Part::open(images, record)?;
-        let plan = Self::compare(&root, &part).with_context(|| format!("comparing {}", bundle.rootfs.display()))?;
-        Ok(Self { part: Some(part), plan: Some(plan) })
-    }
-
-    fn compare(root: &Root, part: &Part) -> Result<Plan> {
-        snapshot::plan(root, part)
-    }
-
-    /// The snapshot.
-    pub fn part(&self) -> Option<&Part> {
-        self.part.as_ref()
-    }
-
-    /// What will be done.
-    pub fn actions(&self) -> Option<&Plan> {
-        self.plan.as_ref()
-    }
-
-    /// Does it.
-    pub fn execute(self, progress: &dyn Progress) -> Result<()> {
-        match self.plan {
-            Some(plan) => plan.execute(progress).context("putting the root file system back").map(drop),
-            None => Ok(()),
-        }
-    }
+/// The snapshot of the root file system; a container that could not write its own has none.
+pub(super) fn part_of(manifest: &Manifest, images: &Path) -> Result<Option<Part>> {
+    ensure!(manifest.parts.len() <= 1, "it has {} parts", manifest.parts.len());
+    let open =
+        |record| Part::open(images, record).context("opening the snapshot of the root file system");
+    manifest.parts.first().map(open).transpose()
 }

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use super::Request;
 use crate::config::{self, Allow};
 use crate::container::Bundle;
-use crate::substitute::{Origin, Resolved, Rule, Source, parse_list};
+use crate::substitute::{Origin, Resolved, Rule, Source, parse_list, parse_rule};
+use crate::sys::process::InheritedFds;
 
 /// The annotation that holds rules; `ANNOTATION.NAME` does too.
 pub(super) const ANNOTATION: &str = "org.ocicle.substitute";
@@ -14,11 +15,13 @@ pub(super) const ANNOTATION: &str = "org.ocicle.substitute";
 pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     for (name, value) in bundle.annotations(ANNOTATION) {
-        let parsed = parse_list(&value, Origin::Annotation(name.clone()));
+        let parsed = parse_list(&value, &Origin::Annotation(name.clone()));
         rules.extend(parsed.with_context(|| format!("annotation {name}"))?);
     }
     for text in &request.rules {
-        rules.push(Rule::parse(text, Origin::CommandLine).with_context(|| format!("-s {text}"))?);
+        rules.push(
+            parse_rule(text, Origin::CommandLine).context("reading a rule of the command line")?,
+        );
     }
     Ok(rules)
 }
@@ -27,7 +30,8 @@ pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
 pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
     for Resolved { rule, .. } in resolved {
         if let (Origin::Annotation(name), Source::File(file)) = (&rule.origin, &rule.source) {
-            let allowed = allow.files.iter().any(|pattern| matches(pattern.as_bytes(), file.path.as_bytes()));
+            let allowed =
+                allow.files.iter().any(|pattern| matches(pattern.as_bytes(), file.path.as_bytes()));
             ensure!(
                 allowed,
                 "annotation {name} names the host's file {0}, which needs the administrator's leave: \
@@ -35,6 +39,16 @@ pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()>
                 file.path,
                 config::PATH
             );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses descriptors that are open here, and were not given to us.
+pub(super) fn ensure_inherited(resolved: &[Resolved], inherited: &InheritedFds) -> Result<()> {
+    for Resolved { rule, .. } in resolved {
+        if let Source::Fd(number) = rule.source {
+            ensure!(inherited.contains(number), "{rule}: fd {number} is not open");
         }
     }
     Ok(())

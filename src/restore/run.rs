@@ -17,6 +17,7 @@ use crate::criu::config::Configuration;
 use crate::criu::door::{Door, Visitor, Work};
 use crate::criu::failure::{self, Logs};
 use crate::criu::interposer::FIRST_FD;
+use crate::files::FileId;
 use crate::guardian::Ended;
 use crate::store::manifest::Manifest;
 use crate::substitute::{self, Replacement};
@@ -24,44 +25,66 @@ use crate::sys::process::{pidfd, wait_readable};
 
 /// What somebody may send to a runtime in the foreground, which hands it to the container.
 const FORWARDED: [Signal; 8] = [
-    Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM,
-    Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGCONT,
 ];
+
+/// What CRIU is to read, and what it is told beside that.
+pub(super) struct View {
+    images: PathBuf,
+    configuration: Configuration,
+}
+
+impl View {
+    /// The originals, or a view of them in which the replaced files are looked up by name.
+    ///
+    /// # Errors
+    /// When CRIU could not restore the rest without one of them.
+    pub(super) fn make(door: &Door, images: &Path, substituted: &[FileId]) -> Result<Self> {
+        if substituted.is_empty() {
+            return Ok(Self { images: images.to_owned(), configuration: Configuration::default() });
+        }
+        let view = door.directory().join("images");
+        let keys = substitute::rewrite(images, &view, substituted)?;
+        let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
+        Ok(Self {
+            images: view,
+            configuration: Configuration { inherit, ..Configuration::default() },
+        })
+    }
+}
 
 /// Runs the runtime and waits for its end.
 ///
 /// # Errors
 /// When CRIU did not restore the container: its cause. The runtime's own message has gone to
 /// standard error, which may be the container's and is therefore not ours to capture.
-pub(super) fn run(request: &Request, manifest: &Manifest, images: &Path, replacements: &[Replacement]) -> Result<Ended> {
-    let door = Door::open()?;
-    let (view, configuration) = view(&door, images, replacements)?;
+pub(super) fn run(
+    request: &Request,
+    manifest: &Manifest,
+    door: &Door,
+    view: &View,
+    replacements: &[Replacement],
+) -> Result<Ended> {
     let since = SystemTime::now();
     let signals = Signals::catch()?;
-    let command = command_line(request, manifest, &view);
-    let mut runtime = start(&command, &door)?;
-    let fds: Vec<BorrowedFd<'_>> = replacements.iter().map(|replacement| replacement.fd.as_fd()).collect();
-    let ended = attend(&mut runtime, &door, &configuration, &fds, &signals)?;
+    let mut runtime = start(&command_line(request, manifest, &view.images), door)?;
+    let fds: Vec<BorrowedFd<'_>> =
+        replacements.iter().map(|replacement| replacement.fd.as_fd()).collect();
+    let ended = attend(&mut runtime, door, &view.configuration, &fds, &signals)?;
 
-    let mut logs = Logs::of(&request.runtime, &request.id, images, since);
+    let mut logs = Logs::of(&request.runtime, &request.id, &request.images, since);
     logs.look_in(request.work.as_deref());
     if ended.success() || logs.say_restored() {
         return Ok(ended);
     }
     Err(failure::explain("restore", &request.runtime, &ended, None, &logs))
-}
-
-/// The images that CRIU is to read: the originals, or a view of them in which the replaced files
-/// are looked up by name.
-fn view(door: &Door, images: &Path, replacements: &[Replacement]) -> Result<(PathBuf, Configuration)> {
-    if replacements.is_empty() {
-        return Ok((images.to_owned(), Configuration::default()));
-    }
-    let view = door.directory().join("images");
-    let ids: Vec<_> = replacements.iter().map(|replacement| replacement.id).collect();
-    let keys = substitute::rewrite(images, &view, &ids).context("rewriting CRIU's images")?;
-    let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
-    Ok((view, Configuration { inherit, ..Configuration::default() }))
 }
 
 fn command_line(request: &Request, manifest: &Manifest, view: &Path) -> Vec<OsString> {
@@ -86,7 +109,13 @@ fn start(command: &[OsString], door: &Door) -> Result<Child> {
 }
 
 /// Answers at the door and hands on signals until the runtime ends.
-fn attend(runtime: &mut Child, door: &Door, configuration: &Configuration, fds: &[BorrowedFd<'_>], signals: &Signals) -> Result<Ended> {
+fn attend(
+    runtime: &mut Child,
+    door: &Door,
+    configuration: &Configuration,
+    fds: &[BorrowedFd<'_>],
+    signals: &Signals,
+) -> Result<Ended> {
     let process = i32::try_from(runtime.id())?;
     while let Some(end) = pidfd(process)? {
         let ready = wait_readable(&[door.as_fd(), signals.as_fd(), end.as_fd()], None)?;
@@ -101,12 +130,20 @@ fn attend(runtime: &mut Child, door: &Door, configuration: &Configuration, fds: 
         }
     }
     let status = runtime.wait().context("waiting for the runtime")?;
-    Ok(status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Exit))
+    Ok(status
+        .code()
+        .map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Exit))
 }
 
-fn attend_visitor(door: &Door, configuration: &Configuration, fds: &[BorrowedFd<'_>]) -> Result<()> {
+fn attend_visitor(
+    door: &Door,
+    configuration: &Configuration,
+    fds: &[BorrowedFd<'_>],
+) -> Result<()> {
     match door.accept() {
-        Ok(Visitor::Criu(criu)) if criu.work == Work::Restore => criu.admit_with(configuration, fds),
+        Ok(Visitor::Criu(criu)) if criu.work == Work::Restore => {
+            criu.admit_with(configuration, fds)
+        }
         Ok(Visitor::Criu(criu)) => criu.admit(),
         Ok(Visitor::Action(action)) => action.answer(&Ok(())),
         Err(error) => {

@@ -31,7 +31,12 @@ pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<u64> {
     Ok(moved)
 }
 
-fn copy_range(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<u64> {
+fn copy_range(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> io::Result<u64> {
     let (mut from, mut to) = (start, start);
     while from < end {
         let length = (end - from).min(1 << 30) as usize;
@@ -50,7 +55,12 @@ fn copy_range(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u
     Ok(from - start)
 }
 
-fn copy_by_hand(source: BorrowedFd<'_>, target: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<u64> {
+fn copy_by_hand(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> io::Result<u64> {
     let (source, target) = (as_file(source)?, as_file(target)?);
     let mut buffer = vec![0; BUFFER.min((end - start) as usize)];
     let mut at = start;

@@ -106,7 +106,9 @@ impl Plan<'_> {
                     continue;
                 }
                 Err(rustix::io::Errno::ISDIR) => {}
-                Err(errno) => return Err(errno).with_context(|| format!("removing {}", shown(&path))),
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("removing {}", shown(&path)));
+                }
             }
             match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
                 Ok(()) => {
@@ -115,7 +117,9 @@ impl Plan<'_> {
                 Err(rustix::io::Errno::NOTEMPTY) => {
                     self.remove_files(&path, &mut todo)?;
                 }
-                Err(errno) => return Err(errno).with_context(|| format!("removing {}", shown(&path))),
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("removing {}", shown(&path)));
+                }
             }
         }
         Ok(())

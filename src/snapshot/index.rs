@@ -189,7 +189,9 @@ impl<C> Index<C> {
     /// The entry that has the attributes and content of `path`: the first name of a hard link.
     pub fn inode<'a>(&'a self, path: &'a [u8]) -> Option<(&'a [u8], &'a Entry<C>)> {
         match self.get(path)? {
-            Entry { kind: Kind::Link { to }, .. } => Some((to.as_bytes(), self.get(to.as_bytes())?)),
+            Entry { kind: Kind::Link { to }, .. } => {
+                Some((to.as_bytes(), self.get(to.as_bytes())?))
+            }
             entry => Some((path, entry)),
         }
     }
@@ -216,7 +218,8 @@ impl<'a, C> Iterator for Children<'a, C> {
             };
             let (path, entry) = self.index.entries.range((from, Unbounded)).next()?;
             let path = path.as_bytes();
-            if prefix > 0 && !(path.starts_with(self.parent) && path.get(prefix - 1) == Some(&b'/')) {
+            if prefix > 0 && !(path.starts_with(self.parent) && path.get(prefix - 1) == Some(&b'/'))
+            {
                 return None;
             }
             let name = &path[prefix..];

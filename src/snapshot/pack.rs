@@ -14,17 +14,7 @@ use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta};
 use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
-
-/// One file of a part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileRecord {
-    /// Its name in the image directory.
-    pub name: String,
-    /// Its length in bytes.
-    pub size: u64,
-    /// BLAKE3 of all of it, in hexadecimal digits.
-    pub blake3: String,
-}
+use crate::store::digest::FileRecord;
 
 /// The files of a part, for the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +23,13 @@ pub struct PartRecord {
     pub index: FileRecord,
     /// The layers, the oldest first.
     pub layers: Vec<FileRecord>,
+}
+
+impl PartRecord {
+    /// All of them.
+    pub fn files(&self) -> impl Iterator<Item = &FileRecord> {
+        std::iter::once(&self.index).chain(&self.layers)
+    }
 }
 
 /// Packs a sealed staging directory into `out`: `ocicle-PREFIX.N.tar` and `ocicle-PREFIX.index.json`.
@@ -48,8 +45,7 @@ pub fn pack(
 ) -> Result<PartRecord> {
     let staged: Index<Staged> = read_json(&staging.join(STAGED_INDEX))?;
     let base_path = staging.join(STAGED_BASE);
-    let base: Option<Base> =
-        if base_path.exists() { Some(read_json(&base_path)?) } else { None };
+    let base: Option<Base> = if base_path.exists() { Some(read_json(&base_path)?) } else { None };
     let packer = Packer::new(&staged, base.as_ref(), staging, out)?;
     packer.run(prefix, progress).with_context(|| format!("packing {}", staging.display()))
 }
@@ -58,6 +54,11 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     serde_json::from_reader(BufReader::with_capacity(BUFFER, file))
         .with_context(|| format!("reading {}", path.display()))
+}
+
+/// Whether a staging directory was sealed, and can be packed.
+pub fn is_sealed(staging: &Path) -> bool {
+    staging.join(STAGED_INDEX).is_file()
 }
 
 struct Packer<'a> {
@@ -108,8 +109,8 @@ impl<'a> Packer<'a> {
         let mut layers = self.base.map(|base| base.layers.clone()).unwrap_or_default();
         let name = format!("ocicle-{prefix}.{}.tar", layers.len());
         let partial = self.out.join(format!("{name}.partial"));
-        let file = File::create(&partial)
-            .with_context(|| format!("creating {}", partial.display()))?;
+        let file =
+            File::create(&partial).with_context(|| format!("creating {}", partial.display()))?;
         let buffered = BufWriter::with_capacity(BUFFER, file);
         let mut layer = Writer::new(Hashing { to: buffered, hash: blake3::Hasher::new() });
         let number = layers.len() as u32;
@@ -132,7 +133,11 @@ impl<'a> Packer<'a> {
         Ok(PartRecord { index, layers })
     }
 
-    fn write_index(&self, prefix: &str, mut contents: HashMap<&[u8], Content>) -> Result<FileRecord> {
+    fn write_index(
+        &self,
+        prefix: &str,
+        mut contents: HashMap<&[u8], Content>,
+    ) -> Result<FileRecord> {
         let mut entries = BTreeMap::new();
         for (path, entry) in &self.staged.entries {
             let kind = match &entry.kind {
@@ -144,13 +149,16 @@ impl<'a> Packer<'a> {
                 }
                 kind => without_content(kind),
             };
-            let entry =
-                Entry { kind, meta: entry.meta.clone(), identity: entry.identity.clone() };
+            let entry = Entry { kind, meta: entry.meta.clone(), identity: entry.identity.clone() };
             entries.insert(path.clone(), entry);
         }
         let staged = self.staged;
-        let index =
-            Index { schema: staged.schema, driver: staged.driver, root: staged.root.clone(), entries };
+        let index = Index {
+            schema: staged.schema,
+            driver: staged.driver,
+            root: staged.root.clone(),
+            entries,
+        };
         let name = format!("ocicle-{prefix}.index.json");
         let partial = self.out.join(format!("{name}.partial"));
         let write = || -> Result<FileRecord> {
@@ -229,8 +237,11 @@ impl<'a> Packer<'a> {
             if let Some(already) = contents.get(first) {
                 // Another name: content is known, only the member may be missing.
                 let is_new = already.layer == number && already.length > 0;
-                let changed = forced || is_new || self.is_changed(path, first, inode, Some(already));
-                return self.write_other(layer, path, first, inode, changed, false).map(|()| changed);
+                let changed =
+                    forced || is_new || self.is_changed(path, first, inode, Some(already));
+                return self
+                    .write_other(layer, path, first, inode, changed, false)
+                    .map(|()| changed);
             }
             let source = self.source(first, *size, content)?;
             let changed = forced || self.is_changed(path, first, inode, source.known.as_ref());

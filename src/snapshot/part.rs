@@ -11,8 +11,9 @@ use rustix::fs::{Mode, OFlags};
 
 use super::copy::BUFFER;
 use super::index::{Content, Driver, Entry, Index, Kind, LAYER_LIMIT};
-use super::pack::{FileRecord, PartRecord};
+use super::pack::PartRecord;
 use super::{Progress, shown, split};
+use crate::store::digest::FileRecord;
 use crate::sys::fs;
 
 /// An index larger than this is refused.
@@ -146,7 +147,12 @@ impl Part {
     }
 
     /// Reads stored bytes as they are, unchecked.
-    pub(super) fn read_stored(&self, content: &Content, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn read_stored(
+        &self,
+        content: &Content,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<()> {
         let layer = self.layers.get(content.layer as usize).context("its layer is not there")?;
         layer
             .read_exact_at(buffer, offset)

@@ -158,8 +158,8 @@ impl<'a> Comparison<'a> {
             verb: Some(Verb::Attributes),
             kept: None,
         }));
-        let covered = index.driver == Driver::Directory
-            || matches!(entry.kind, Kind::Dir { opaque: true });
+        let covered =
+            index.driver == Driver::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
         let mut jobs = vec![Job { path: Vec::new(), covered, present: Some(false) }];
         while !jobs.is_empty() {
             let compared = jobs
@@ -192,14 +192,21 @@ impl<'a> Comparison<'a> {
                 let child = self.child(&view, job, &path, &name, &wanted, present.as_ref())?;
                 Ok((verdict, child))
             };
-            let (verdict, child) = compare().with_context(|| format!("comparing {}", shown(&path)))?;
+            let (verdict, child) =
+                compare().with_context(|| format!("comparing {}", shown(&path)))?;
             jobs.extend(child);
             verdicts.push(verdict);
         }
         Ok((verdicts, jobs))
     }
 
-    fn wanted<'b>(&'b self, view: &View, job: &Job, path: &'b [u8], name: &[u8]) -> Result<Wanted<'b>> {
+    fn wanted<'b>(
+        &'b self,
+        view: &View,
+        job: &Job,
+        path: &'b [u8],
+        name: &[u8],
+    ) -> Result<Wanted<'b>> {
         match self.part.index().inode(path) {
             Some((_, Entry { kind: Kind::Whiteout, .. })) => Ok(Wanted::Absent),
             Some((first, entry)) => Ok(Wanted::Entry(first, entry)),
@@ -223,8 +230,13 @@ impl<'a> Comparison<'a> {
             Wanted::Entry(first, _) => first,
             _ => path,
         };
-        let mut verdict =
-            Verdict { path: path.to_vec(), first: first.to_vec(), remove: false, verb: None, kept: None };
+        let mut verdict = Verdict {
+            path: path.to_vec(),
+            first: first.to_vec(),
+            remove: false,
+            verb: None,
+            kept: None,
+        };
         let is_dir = match wanted {
             Wanted::Absent => {
                 verdict.remove = present.is_some();
@@ -388,7 +400,8 @@ fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) 
     if want.shape != found.shape {
         return Ok(false);
     }
-    if want.shape != Shape::File || want.inode() == found.inode() && want.identity == found.identity {
+    if want.shape != Shape::File || want.inode() == found.inode() && want.identity == found.identity
+    {
         return Ok(true);
     }
     let size = want.identity.size;
@@ -430,7 +443,8 @@ fn is_zero(file: &File, start: u64, end: u64) -> Result<bool> {
         at = from;
         while at < to {
             let want = buffer.len().min((to - at) as usize);
-            if !read_full(file, &mut buffer[..want], at)? || buffer[..want].iter().any(|b| *b != 0) {
+            if !read_full(file, &mut buffer[..want], at)? || buffer[..want].iter().any(|b| *b != 0)
+            {
                 return Ok(false);
             }
             at += want as u64;
@@ -477,8 +491,7 @@ fn settle(mut verdicts: Vec<Verdict>, is_overlay: bool) -> Vec<Action> {
         let Some(inode) = verdict.kept else { continue };
         let is_taken = owners.contains_key(&inode);
         // Changing attributes copies the inode up, which separates it from its lower names.
-        let separates =
-            is_overlay && verdict.verb.is_some() && grouped.contains(&verdict.path);
+        let separates = is_overlay && verdict.verb.is_some() && grouped.contains(&verdict.path);
         if is_taken || separates {
             verdict.verb = Some(Verb::Replace);
             verdict.kept = None;

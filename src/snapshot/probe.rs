@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::index::Driver;
 use crate::bytes::ByteString;
+use crate::sys::fs;
 use crate::sys::mount::{Lowers, clone_of, overlay_of_lowers};
 use crate::sys::mountinfo::{Mount, mount_of, mounts_of};
-use crate::sys::fs;
 
 /// A root file system that can be snapshotted or made equal to a snapshot.
 pub struct Root {
@@ -152,14 +152,11 @@ impl Overlay {
 
 /// Finds out what kind of root `rootfs` is. Nothing is changed.
 pub fn probe(rootfs: &Path) -> Result<Root> {
-    let path = rootfs
-        .canonicalize()
-        .with_context(|| format!("resolving {}", rootfs.display()))?;
+    let path = rootfs.canonicalize().with_context(|| format!("resolving {}", rootfs.display()))?;
     let mounts = mounts_of("self")?;
     let mount = mount_of(&mounts, &path).context("finding the mount of the root")?;
-    let is_overlay = mount.kind == "overlay"
-        && mount.root.as_bytes() == b"/"
-        && mount.point.as_path() == path;
+    let is_overlay =
+        mount.kind == "overlay" && mount.root.as_bytes() == b"/" && mount.point.as_path() == path;
     let overlay = if is_overlay {
         let found = open_overlay(&path, mount)
             .with_context(|| format!("reading the layers of the overlay at {}", path.display()))?;
@@ -205,7 +202,8 @@ fn open_root(
 fn check_upper(root: &Root, overlay: &Overlay) -> Result<()> {
     for _ in 0..8 {
         let (upper, top) = (fs::stat(&overlay.upper)?, fs::stat(&root.top)?);
-        let of = |s: &rustix::fs::Stat| (s.st_mode, s.st_uid, s.st_gid, s.st_mtime, s.st_mtime_nsec);
+        let of =
+            |s: &rustix::fs::Stat| (s.st_mode, s.st_uid, s.st_gid, s.st_mtime, s.st_mtime_nsec);
         if of(&upper) == of(&top) {
             return Ok(());
         }
@@ -293,9 +291,26 @@ impl Options {
 
 /// The keys that fs/overlayfs/params.c knows, with `=` where a value follows.
 const KEYS: [&[u8]; 20] = [
-    b"lowerdir=", b"lowerdir+=", b"datadir+=", b"upperdir=", b"workdir=", b"default_permissions",
-    b"redirect_dir=", b"index=", b"uuid=", b"nfs_export=", b"userxattr", b"xino=", b"metacopy=",
-    b"verity=", b"fsync=", b"volatile", b"override_creds", b"nooverride_creds", b"context=", b"rw",
+    b"lowerdir=",
+    b"lowerdir+=",
+    b"datadir+=",
+    b"upperdir=",
+    b"workdir=",
+    b"default_permissions",
+    b"redirect_dir=",
+    b"index=",
+    b"uuid=",
+    b"nfs_export=",
+    b"userxattr",
+    b"xino=",
+    b"metacopy=",
+    b"verity=",
+    b"fsync=",
+    b"volatile",
+    b"override_creds",
+    b"nooverride_creds",
+    b"context=",
+    b"rw",
 ];
 
 fn split_options(text: &[u8]) -> Vec<&[u8]> {
@@ -346,13 +361,8 @@ fn open_overlay(path: &Path, mount: &Mount) -> Result<(Overlay, Vec<LayerIdentit
         .collect::<Result<_>>()?;
     let fds = |list: Vec<(PathBuf, OwnedFd)>| list.into_iter().map(|(_, fd)| fd).collect();
     let prefix = if options.user_xattr { "user.overlay." } else { "trusted.overlay." };
-    let overlay = Overlay {
-        upper: upper.1,
-        prefix,
-        layers: fds(layers),
-        data_only: fds(data_only),
-        options,
-    };
+    let overlay =
+        Overlay { upper: upper.1, prefix, layers: fds(layers), data_only: fds(data_only), options };
     Ok((overlay, identities))
 }
 
@@ -393,9 +403,8 @@ fn resolve(names: &[Vec<u8>], homes: &[PathBuf]) -> Result<Vec<(PathBuf, OwnedFd
     names
         .iter()
         .map(|name| {
-            open_layer(home, name).with_context(|| {
-                format!("opening its layer {:?}", ByteString::from(&name[..]))
-            })
+            open_layer(home, name)
+                .with_context(|| format!("opening its layer {:?}", ByteString::from(&name[..])))
         })
         .collect()
 }

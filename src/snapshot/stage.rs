@@ -17,12 +17,12 @@ use serde::{Deserialize, Serialize};
 use super::attributes::{Found, Shape, identity};
 use super::copy::copy_file;
 use super::index::{Content, Entry, Identity, Index, Kind, Meta, SCHEMA, Time};
-use super::pack::FileRecord;
 use super::part::Part;
 use super::probe::Root;
 use super::walk::{Seen, Still, Tree, open_existing, walk};
 use super::{shown, split};
 use crate::bytes::ByteString;
+use crate::store::digest::FileRecord;
 use crate::sys::fs;
 
 pub(super) const STAGED_INDEX: &str = "index.json";
@@ -85,8 +85,8 @@ impl Stage {
     /// Prepares a staging directory, which must be there, be empty and be readable by its owner
     /// only. `base` is the previous snapshot of the same root.
     pub fn create(staging: &Path, root: Root, base: Option<&Part>) -> Result<Self> {
-        let dir = fs::open_host_dir(staging)
-            .with_context(|| format!("opening {}", staging.display()))?;
+        let dir =
+            fs::open_host_dir(staging).with_context(|| format!("opening {}", staging.display()))?;
         let fresh = || -> io::Result<OwnedFd> {
             rustix::fs::mkdirat(&dir, BLOBS, Mode::RWXU)?;
             fs::open_dir(&dir, BLOBS.as_bytes())
@@ -359,7 +359,8 @@ struct Source {
 
 fn identity_shape(entry: &OwnedFd) -> io::Result<Option<()>> {
     let mode = fs::stat(entry)?.st_mode;
-    Ok((rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile).then_some(()))
+    Ok((rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile)
+        .then_some(()))
 }
 
 /// Writes a file's dirty pages to disk before it is copied from a running container.

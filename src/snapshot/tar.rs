@@ -54,7 +54,12 @@ impl<W: Write> Writer<W> {
 
     /// Writes the header of a member. The stored bytes of a file follow by [`Self::data`], then
     /// [`Self::pad`].
-    pub(super) fn header(&mut self, path: &[u8], meta: &Meta, member: &Member<'_>) -> io::Result<()> {
+    pub(super) fn header(
+        &mut self,
+        path: &[u8],
+        meta: &Meta,
+        member: &Member<'_>,
+    ) -> io::Result<()> {
         let mut records = Vec::new();
         let mut name = path.to_vec();
         let mut map = Vec::new();
@@ -207,7 +212,9 @@ impl Header {
                 .find(|at| name[*at] == b'/' && *at > 0 && *at + 1 < name.len())
         };
         match (name.len() <= 100, slash()) {
-            (false, Some(at)) => self.text(345, 155, &name[..at]) && self.text(0, 100, &name[at + 1..]),
+            (false, Some(at)) => {
+                self.text(345, 155, &name[..at]) && self.text(0, 100, &name[at + 1..])
+            }
             _ => self.text(0, 100, name),
         }
     }

@@ -48,12 +48,11 @@ pub(super) fn walk(root: &Root, still: Still) -> Result<Tree> {
         None => (false, false),
     };
     tree.insert(ByteString::default(), Seen::Inode { found: top, opaque, upper: None });
-    let mut pending = vec![Pending { path: Vec::new(), whole: root.overlay().is_none() || renamed }];
+    let mut pending =
+        vec![Pending { path: Vec::new(), whole: root.overlay().is_none() || renamed }];
     while !pending.is_empty() {
-        let read = pending
-            .par_iter()
-            .map(|dir| read_dir(root, dir, still))
-            .collect::<Result<Vec<_>>>()?;
+        let read =
+            pending.par_iter().map(|dir| read_dir(root, dir, still)).collect::<Result<Vec<_>>>()?;
         pending.clear();
         for (seen, dirs) in read {
             tree.extend(seen);

@@ -1,4 +1,4 @@
-//! Digests of files: BLAKE3, written `blake3:HEX`.
+//! Digests of files: BLAKE3, in hexadecimal digits.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,8 +13,8 @@ pub struct FileRecord {
     pub name: String,
     /// Its length in bytes.
     pub size: u64,
-    /// Its digest.
-    pub digest: String,
+    /// BLAKE3 of all of it, in hexadecimal digits.
+    pub blake3: String,
 }
 
 impl FileRecord {
@@ -23,7 +23,7 @@ impl FileRecord {
         let path = directory.join(name);
         let size =
             fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len();
-        Ok(Self { name: name.to_owned(), size, digest: digest_of(&path)? })
+        Ok(Self { name: name.to_owned(), size, blake3: digest_of(&path)? })
     }
 
     /// Makes sure that a file is still what was recorded.
@@ -48,7 +48,7 @@ impl FileRecord {
             self.size
         );
         ensure!(
-            digest_of(&path)? == self.digest,
+            digest_of(&path)? == self.blake3,
             "{} was altered: its digest is another",
             self.name
         );
@@ -65,18 +65,18 @@ pub fn ensure_plain(name: &str) -> Result<()> {
 
 /// The digest of bytes.
 pub fn digest(bytes: &[u8]) -> String {
-    format!("blake3:{}", blake3::hash(bytes).to_hex())
+    blake3::hash(bytes).to_hex().to_string()
 }
 
 /// The digest of a file, read by all processors.
 pub fn digest_of(path: &Path) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    let digest = || -> std::io::Result<String> {
+    let mut digest = || -> std::io::Result<String> {
         // An empty file, or one that cannot be mapped, is read.
         if File::open(path)?.metadata()?.len() > 0 {
             hasher.update_mmap_rayon(path)?;
         }
-        Ok(format!("blake3:{}", hasher.finalize().to_hex()))
+        Ok(hasher.finalize().to_hex().to_string())
     };
     digest().with_context(|| format!("reading {}", path.display()))
 }

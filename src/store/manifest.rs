@@ -241,7 +241,7 @@ pub fn withdraw(directory: &Path) -> Result<()> {
 }
 
 fn sum_of(text: &[u8]) -> String {
-    format!("{}  {NAME}\n", digest(text).trim_start_matches("blake3:"))
+    format!("{}  {NAME}\n", digest(text))
 }
 
 /// Writes a small file durably, in one step.

@@ -113,8 +113,7 @@ pub fn open_for_reading(entry: impl AsFd) -> io::Result<OwnedFd> {
 
 /// Makes a new file in `dir` and opens it for writing; fails if the name is there.
 pub fn create_file(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
 }
 
