@@ -65,10 +65,12 @@ remove_cgroups() {
 # find_in_cgroups PREFIX… EXPRESSION: find(1) below everything that begins with a prefix.
 find_in_cgroups() {
     local found=()
+    shopt -s nullglob
     while [[ ${1:-} == /* ]]; do
-        mapfile -t -O ${#found[@]} found < <(compgen -G "$1*")
+        found+=("$1"*)
         shift
     done
+    shopt -u nullglob
     ((${#found[@]})) || return 0
     find "${found[@]}" "$@"
 }

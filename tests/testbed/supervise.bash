@@ -13,7 +13,8 @@ supervise() {
     while :; do
         signalled=
         status=0
-        wait "$child" || status=$?
+        # Quiet, for the shell would report a child that died by a signal.
+        { wait "$child" || status=$?; } 2>/dev/null
         [[ $signalled ]] || break
     done
     trap '' HUP INT QUIT TERM USR1 USR2
