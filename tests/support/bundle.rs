@@ -183,7 +183,9 @@ impl<'m> Bundle<'m> {
             Rootfs::Directory => copy_tree(image(), &rootfs),
             Rootfs::Subvolume => {
                 let pool = self.make_btrfs();
-                run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(pool.join("root")));
+                run(Command::new("btrfs")
+                    .args(["-q", "subvolume", "create"])
+                    .arg(pool.join("root")));
                 run(Command::new("cp").arg("-a").arg(image().join(".")).arg(pool.join("root")));
                 fs::create_dir(&rootfs).unwrap();
                 let none = None::<&str>;
@@ -250,8 +252,17 @@ fn push(list: &mut Value, item: Value) {
 
 fn default_config(id: &str) -> Value {
     let capabilities = [
-        "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
-        "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SETGID",
+        "CAP_SETPCAP",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT",
     ];
     json!({
         "ociVersion": "1.0.2",

@@ -167,14 +167,16 @@ impl Machine {
         let top = Path::new("/sys/fs/cgroup");
         for place in std::iter::once(top.to_owned()).chain(entries(top)) {
             let ours = entries(&place).filter(|path| {
-                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.prefix))
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(&self.prefix))
             });
             left.extend(ours.map(|path| format!("cgroup {}", path.display())));
         }
         let scratch = self.scratch.to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(&scratch)).map(str::to_owned));
-        for file in entries(&self.scratch).filter(|path| path.file_name() != Some("state".as_ref())) {
+        for file in entries(&self.scratch).filter(|path| path.file_name() != Some("state".as_ref()))
+        {
             left.push(format!("file {}", file.display()));
         }
         left.extend(processes_with(&self.prefix));

@@ -34,6 +34,7 @@ pub use self::{
 macro_rules! on_each_runtime {
     ($name:ident, $body:expr) => {
         mod $name {
+            #[allow(unused_imports, reason = "not every body names something of the file")]
             use super::*;
 
             #[test]

@@ -30,6 +30,7 @@ const SECOND_POSITION: usize = 10;
 
 pub fn run(dir: &Path, port: u16, image_file: &Path) -> Result<()> {
     let counter = shared_word()?;
+    prepare_database(dir)?;
     let log = OpenOptions::new().write(true).create(true).truncate(true).open(dir.join("log"))?;
     let (token_of_b, to_b) = pipe()?;
     let (token_of_a, to_a) = pipe()?;
@@ -49,6 +50,14 @@ pub fn run(dir: &Path, port: u16, image_file: &Path) -> Result<()> {
     }
 }
 
+/// Before the fork, for SQLite does not wait for a lock while it changes the journal mode.
+fn prepare_database(dir: &Path) -> Result<()> {
+    let database = Connection::open(dir.join("db.sqlite")).context("making the database")?;
+    database.pragma_update(None, "journal_mode", "wal")?;
+    database.execute("create table lines (number integer primary key, writer text)", ())?;
+    Ok(())
+}
+
 /// What both processes do: take the next number and write it everywhere.
 struct Journal {
     name: &'static str,
@@ -66,11 +75,6 @@ impl Journal {
     ) -> Result<Journal> {
         let database = Connection::open(dir.join("db.sqlite")).context("opening the database")?;
         database.busy_timeout(Duration::from_secs(60))?;
-        database.pragma_update(None, "journal_mode", "wal")?;
-        database.execute(
-            "create table if not exists lines (number integer primary key, writer text)",
-            (),
-        )?;
         Ok(Journal { name, counter, log, database })
     }
 
@@ -141,7 +145,8 @@ impl Leader {
             partner,
             second,
             deleted: file_without_name(&dir.join("deleted"))?,
-            control: UnixListener::bind(dir.join("control")).context("binding the control socket")?,
+            control: UnixListener::bind(dir.join("control"))
+                .context("binding the control socket")?,
             port: TcpListener::bind(("127.0.0.1", port)).context("binding the TCP port")?,
             dir: dir.to_owned(),
         })

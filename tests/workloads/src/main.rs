@@ -1,7 +1,7 @@
 //! Programs that the tests run inside containers: each does one kind of thing that a checkpoint
 //! has to get right, says that it is ready by creating a file, and can be asked what it sees.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
@@ -35,8 +35,18 @@ enum Workload {
 
 fn main() -> anyhow::Result<()> {
     match Workload::parse() {
-        Workload::Journal { dir, port, image_file } => journal::run(&dir, port, &image_file),
+        Workload::Journal { dir, port, image_file } => {
+            recorded(&dir, journal::run(&dir, port, &image_file))
+        }
         Workload::Ticker(options) => ticker::run(&options),
-        Workload::Hold { dir, inotify } => hold::run(&dir, inotify),
+        Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
     }
+}
+
+/// Leaves a failure in DIR/error.log: nobody listens to a container's standard error.
+fn recorded(dir: &Path, result: anyhow::Result<()>) -> anyhow::Result<()> {
+    if let Err(error) = &result {
+        std::fs::write(dir.join("error.log"), format!("{error:?}\n"))?;
+    }
+    result
 }
