@@ -30,14 +30,12 @@ hierarchies() {
     done </proc/self/cgroup
 }
 
-# Makes a cgroup in one directory; a cpuset accepts processes only once it has CPUs and memory.
-make_cgroup() {
+# A new cgroup in a cpuset hierarchy accepts processes only once it has CPUs and memory.
+prepare_cpuset() {
     local directory=$1 parent=${1%/*} file
-    mkdir "$directory"
+    [[ -e $directory/cpuset.sched_load_balance ]] || return 0
     for file in cpuset.cpus cpuset.mems; do
-        if [[ -e $directory/$file && -e $directory/cpuset.sched_load_balance ]]; then
-            echo "$(<"$parent/$file")" >"$directory/$file"
-        fi
+        echo "$(<"$parent/$file")" >"$directory/$file"
     done
 }
 
@@ -55,10 +53,15 @@ thaw_cgroups() {
 # Kills what is left in the cgroups of the prefixes and removes them, the innermost first.
 remove_cgroups() {
     local pid
+    remove_empty_cgroups "$@" 2>/dev/null && return
     thaw_cgroups "$@"
     while read -r pid; do
         kill -KILL "$pid" 2>/dev/null || true
     done < <(find_in_cgroups "$@" -name cgroup.procs -exec cat {} + 2>/dev/null)
+    remove_empty_cgroups "$@"
+}
+
+remove_empty_cgroups() {
     find_in_cgroups "$@" -depth -type d -exec rmdir {} +
 }
 

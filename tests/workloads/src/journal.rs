@@ -82,7 +82,7 @@ impl Journal {
         let number = self.counter.fetch_add(1, Ordering::SeqCst) + 1;
         self.log.write_all(format!("{} {number}\n", self.name).as_bytes())?;
         self.database
-            .execute("insert into lines values (?1, ?2)", (number.cast_signed(), self.name))?;
+            .execute("insert into lines values (?1, ?2)", (i64::try_from(number)?, self.name))?;
         Ok(())
     }
 }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 use nix::unistd::{ForkResult, fork};
 
@@ -98,5 +97,5 @@ fn tick(path: &Path, ballast: &[u8]) -> Result<()> {
 }
 
 fn now() -> Result<Duration> {
-    Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).map(TimeSpec::from)?))
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?))
 }
