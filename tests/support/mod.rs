@@ -1,0 +1,56 @@
+//! What integration tests share: a machine per test, bundles, and containers that clean up.
+//!
+//! A test is written once and runs for every runtime and version of cgroups:
+//!
+//! ```ignore
+//! on_each_runtime!(survives_a_dump, |machine| {
+//!     let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
+//!     let container = bundle.run();
+//! });
+//! ```
+//!
+//! Every such body runs on a thread of its own with a private mount namespace, under nextest and
+//! under plain `cargo test` alike: namespaces belong to threads, and children are started from the
+//! thread that owns them. So look at `/proc/thread-self/mountinfo`, and start no other threads.
+
+#![allow(dead_code, reason = "each test program uses its share of this library")]
+#![allow(missing_docs, reason = "helpers named after what they do")]
+
+mod bundle;
+mod container;
+mod image;
+mod machine;
+mod wait;
+
+#[allow(unused_imports, reason = "each test program uses its share of this library")]
+pub use self::{
+    bundle::{Bundle, BundleBuilder, Rootfs},
+    container::{Container, Control},
+    machine::{Machine, Shim, Variant, on_machine},
+    wait::{DEADLINE, wait_for_exit, wait_for_file},
+};
+
+/// Makes one `#[test]` of a body `|machine: &Machine| { … }` for each runtime and cgroup version.
+macro_rules! on_each_runtime {
+    ($name:ident, $body:expr) => {
+        mod $name {
+            #[allow(unused_imports, reason = "not every body names something of the file")]
+            use super::*;
+
+            #[test]
+            fn runc_v1() {
+                crate::support::on_machine(crate::support::Variant::RuncV1, $body);
+            }
+
+            #[test]
+            fn runc_v2() {
+                crate::support::on_machine(crate::support::Variant::RuncV2, $body);
+            }
+
+            #[test]
+            fn crun_v2() {
+                crate::support::on_machine(crate::support::Variant::CrunV2, $body);
+            }
+        }
+    };
+}

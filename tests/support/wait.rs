@@ -1,0 +1,55 @@
+//! Waiting for events, each with a deadline.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// After this, whatever a test waits for is not coming.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until a file exists; fails at once when the process that should make it is gone.
+#[track_caller]
+pub fn wait_for_file(path: &Path, maker: i32) {
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).unwrap();
+    let created = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+    watch.add_watch(path.parent().unwrap(), created).unwrap();
+    let maker = pidfd(maker);
+    let end = Instant::now() + DEADLINE;
+    while !path.exists() {
+        let Some(maker) = &maker else { panic!("{}: its maker is gone", path.display()) };
+        let [gone, changed] = poll_until(end, [maker.as_fd(), watch.as_fd()]);
+        assert!(gone || changed, "{} did not appear in {DEADLINE:?}", path.display());
+        assert!(!gone || path.exists(), "{}: its maker ended without it", path.display());
+        let _ = watch.read_events();
+    }
+}
+
+/// Waits until a process is gone, whoever its parent is.
+#[track_caller]
+pub fn wait_for_exit(pid: i32) {
+    if let Some(process) = pidfd(pid) {
+        let [gone] = poll_until(Instant::now() + DEADLINE, [process.as_fd()]);
+        assert!(gone, "process {pid} did not end in {DEADLINE:?}");
+    }
+}
+
+/// A descriptor of a process; none when there is no such process any more.
+fn pidfd(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+fn poll_until<const N: usize>(end: Instant, fds: [BorrowedFd<'_>; N]) -> [bool; N] {
+    let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let left = end.saturating_duration_since(Instant::now());
+    loop {
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap()) {
+            Ok(_) => return fds.map(|fd| fd.any().unwrap_or(false)),
+            Err(nix::Error::EINTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
+    }
+}

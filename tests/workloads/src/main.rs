@@ -1,0 +1,52 @@
+//! Programs that the tests run inside containers: each does one kind of thing that a checkpoint
+//! has to get right, says that it is ready by creating a file, and can be asked what it sees.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+mod hold;
+mod journal;
+mod memory;
+mod ticker;
+
+#[derive(Parser)]
+enum Workload {
+    /// Two processes append to one log and one SQLite database, and answer on DIR/control.
+    Journal {
+        dir: PathBuf,
+        /// Port on 127.0.0.1 that answers the counter.
+        #[arg(long, default_value_t = 7000)]
+        port: u16,
+        /// A file of the image that is changed at the start.
+        #[arg(long, default_value = "/etc/motd")]
+        image_file: PathBuf,
+    },
+    /// Records in FILE the longest time for which this process did not run.
+    Ticker(ticker::Options),
+    /// Opens one thing of each kind, lists them in DIR/fds.json, and waits.
+    Hold {
+        dir: PathBuf,
+        /// Open an inotify instance too, which CRIU cannot dump on every file system.
+        #[arg(long)]
+        inotify: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Workload::parse() {
+        Workload::Journal { dir, port, image_file } => {
+            recorded(&dir, journal::run(&dir, port, &image_file))
+        }
+        Workload::Ticker(options) => ticker::run(&options),
+        Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
+    }
+}
+
+/// Leaves a failure in DIR/error.log: nobody listens to a container's standard error.
+fn recorded(dir: &Path, result: anyhow::Result<()>) -> anyhow::Result<()> {
+    if let Err(error) = &result {
+        std::fs::write(dir.join("error.log"), format!("{error:?}\n"))?;
+    }
+    result
+}
