@@ -112,6 +112,11 @@ impl Machine {
         self.scratch.join("state")
     }
 
+    /// Where `ocicle` keeps the checkpoints of this test.
+    pub fn store(&self) -> PathBuf {
+        self.scratch.join("store")
+    }
+
     /// A name for a container of this test that no other test has.
     pub fn unique(&self, name: &str) -> String {
         format!("{}-{name}", self.prefix)
@@ -137,7 +142,7 @@ impl Machine {
     pub fn ocicle(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ocicle"));
         command.env("OCICLE_RUNTIME", self.variant.runtime());
-        command.env("OCICLE_RUNTIME_ROOT", self.state_root());
+        command.arg("--root").arg(self.state_root()).arg("--store").arg(self.store());
         command
     }
 
