@@ -2,6 +2,21 @@
 //!
 //! Without the feature `fault-points` nothing of this is in the program.
 
+/// Every point, in the order in which a checkpoint comes to them.
+pub const POINTS: [&str; 11] = [
+    "pre-copied",
+    "at-the-door",
+    "frozen",
+    "dumping",
+    "snapshot-taken",
+    "post-dump",
+    "committed",
+    "dumped",
+    "thawed",
+    "packed",
+    "manifest-written",
+];
+
 /// Kills this process with SIGKILL where `OCICLE_FAULT` names this point.
 #[cfg(feature = "fault-points")]
 pub fn point(name: &str) {

@@ -53,3 +53,67 @@ on_each_runtime!(a_live_checkpoint_is_restored_as_of_the_freeze, |machine| {
     let log = fs::read(bundle.path("/data/log")).unwrap();
     assert!(last_line(&log) >= counter(&status));
 });
+
+on_each_runtime!(a_stopped_container_is_restored_twice, |machine| {
+    let bundle =
+        machine.bundle("journal").shim(Shim::Ocicle).args(["workload", "journal", "/data"]).make();
+    let images = bundle.images("images");
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let before = container.control("/data").status();
+    container.checkpoint(&images, &["--file-locks"]).unwrap();
+    assert!(!container.freezer().exists(), "the container is gone");
+    drop(container);
+    let log = fs::read(bundle.path("/data/log")).unwrap();
+
+    let mut counters = Vec::new();
+    for _ in 0..2 {
+        fs::write(bundle.path("/data/log"), "nothing of it is left\n").unwrap();
+        let restored = bundle.restore(&images, &["--file-locks"]).unwrap();
+        let status = restored.control("/data").status();
+        assert_eq!(status["counter"], status["db_max"]);
+        assert!(counter(&status) >= counter(&before));
+        counters.push(counter(&status));
+        drop(restored);
+        assert!(fs::read(bundle.path("/data/log")).unwrap().starts_with(&log));
+    }
+});
+
+on_each_runtime!(what_the_caller_froze_stays_frozen, |machine| {
+    let bundle =
+        machine.bundle("journal").shim(Shim::Ocicle).args(["workload", "journal", "/data"]).make();
+    let images = bundle.images("images");
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    container.freeze();
+    container.checkpoint(&images, &["--leave-running", "--file-locks"]).unwrap();
+    assert!(container.is_frozen());
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(images.join("ocicle-manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["left"], "frozen");
+    assert_eq!(manifest["freeze"]["by"], "caller");
+    container.thaw();
+    assert_eq!(container.control("/data").status()["db_check"], "ok");
+});
+
+on_each_runtime!(the_operator_keeps_and_restores_versions, |machine| {
+    let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let id = bundle.id();
+    let flags = machine.variant().criu_flags();
+    for version in ["v1", "v2"] {
+        let made = support::run(
+            machine.ocicle().args(["checkpoint", id, "--leave-running", "--file-locks"]).args(flags),
+        );
+        assert_eq!(made.trim(), format!("{id}@{version}"));
+    }
+    let listed = support::run(machine.ocicle().args(["list", "--quiet"]));
+    assert_eq!(listed, format!("{id}@v1\n{id}@v2\n"));
+    println!("{}", support::run(machine.ocicle().args(["list"])));
+    println!("{}", support::run(machine.ocicle().args(["files", id])));
+    println!("{}", support::run(machine.ocicle().args(["files", &format!("{id}@v1")])));
+    let manifest = fs::read_to_string(machine.store().join(id).join("v2/ocicle-manifest.json"));
+    println!("{}", manifest.unwrap());
+    println!("{}", support::run(std::process::Command::new("ls").arg("-la").arg(machine.store().join(id).join("v2"))));
+});

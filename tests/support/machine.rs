@@ -180,10 +180,9 @@ impl Machine {
         let scratch = self.scratch.to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(&scratch)).map(str::to_owned));
-        for file in entries(&self.scratch).filter(|path| path.file_name() != Some("state".as_ref()))
-        {
-            left.push(format!("file {}", file.display()));
-        }
+        let kept = [self.state_root(), self.store()];
+        let files = entries(&self.scratch).filter(|path| !kept.contains(path));
+        left.extend(files.map(|file| format!("file {}", file.display())));
         left.extend(processes_with(&self.prefix));
         left
     }

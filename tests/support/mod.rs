@@ -26,7 +26,7 @@ mod wait;
 pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
-    machine::{Machine, Shim, Variant, on_machine},
+    machine::{Machine, Shim, Variant, on_machine, run, try_run},
     wait::{DEADLINE, wait_for_exit, wait_for_file},
 };
 

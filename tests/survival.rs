@@ -1,0 +1,138 @@
+//! ocicle is killed at every step of a checkpoint: the container lives, and the store is whole.
+
+#[macro_use]
+mod support;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use ocicle::fault::POINTS;
+use support::{Container, Machine, run, try_run, wait_for_exit};
+
+/// Kills a checkpoint at a point, and waits until what cleans up behind it is done.
+fn kill_at(point: &str, machine: &Machine, container: &Container<'_>, flags: &[&str]) -> Instant {
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", container.bundle().id(), "--file-locks"]).args(flags);
+    command.args(machine.variant().criu_flags()).env("OCICLE_FAULT", point);
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let killed = Instant::now();
+    assert_eq!(status.unwrap().signal(), Some(9), "the point {point} was not reached");
+    for guardian in guardians() {
+        wait_for_exit(guardian);
+    }
+    killed
+}
+
+fn guardians() -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if let Some(pid) = pid.filter(|_| command.starts_with(b"ocicle-guardian")) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+fn doors() -> Vec<String> {
+    let entries = fs::read_dir("/run/ocicle").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("door-")).collect()
+}
+
+fn checkpoint(machine: &Machine, container: &Container<'_>, flags: &[&str]) -> String {
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", container.bundle().id(), "--file-locks"]).args(flags);
+    run(command.args(machine.variant().criu_flags())).trim().to_owned()
+}
+
+fn listed(machine: &Machine) -> Vec<String> {
+    run(machine.ocicle().args(["list", "--quiet"])).lines().map(str::to_owned).collect()
+}
+
+/// Whatever is below the store is a version with a manifest, or nothing.
+fn assert_store_is_whole(machine: &Machine, id: &str) {
+    for entry in fs::read_dir(machine.store().join(id)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        assert!(path.join("ocicle-manifest.json").exists(), "{} is half-made", path.display());
+    }
+}
+
+fn restore(machine: &Machine, reference: &str) {
+    let mut command = machine.ocicle();
+    command.args(["restore", reference]).args(machine.variant().criu_flags());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(command.status().unwrap().success());
+}
+
+fn delete(machine: &Machine, id: &str) {
+    let mut command = Command::new(machine.variant().runtime());
+    let _ = try_run(command.arg("--root").arg(machine.state_root()).args(["delete", "--force", id]));
+}
+
+on_each_runtime!(killed_at_any_step_the_container_goes_on, |machine| {
+    let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let control = container.control("/data");
+    let mut versions = Vec::new();
+    for point in POINTS {
+        let before = control.status();
+        let killed = kill_at(point, machine, &container, &["--leave-running"]);
+        let after = control.status();
+        println!("{point}: answers {:?} after the kill", killed.elapsed());
+        assert!(after["counter"].as_u64() > before["counter"].as_u64(), "{point}: it runs");
+        assert!(!container.is_frozen(), "{point}");
+        assert_eq!(container.status(), "running", "{point}");
+        assert_eq!(doors(), Vec::<String>::new(), "{point}");
+        assert_store_is_whole(machine, bundle.id());
+        // Once the manifest is written, there is a checkpoint.
+        if point == "manifest-written" {
+            versions.push(format!("{}@v{}", bundle.id(), versions.len() + 1));
+        }
+        assert_eq!(listed(machine), versions, "{point}");
+        versions.push(checkpoint(machine, &container, &["--leave-running"]));
+    }
+    let last = versions.pop().unwrap();
+    drop(container);
+    restore(machine, &last);
+    assert_eq!(control.status()["db_check"], "ok");
+    delete(machine, bundle.id());
+    assert!(!Path::new("/run/ocicle").join("door").exists());
+});
+
+on_each_runtime!(killed_while_it_stops_a_container, |machine| {
+    for point in POINTS {
+        let name = format!("journal-{point}");
+        let bundle = machine.bundle(&name).args(["workload", "journal", "/data"]).make();
+        let container = bundle.run();
+        container.wait_for("/data/ready");
+        let control = container.control("/data");
+        let before = control.status();
+        kill_at(point, machine, &container, &[]);
+        let committed = POINTS.iter().position(|known| *known == point)
+            >= POINTS.iter().position(|known| *known == "committed");
+        assert_store_is_whole(machine, bundle.id());
+        // Up to the commit the container goes on. At the commit it is either: CRIU asks whether to
+        // end it, and nobody answers any more.
+        if !committed || (point == "committed" && container.freezer().exists()) {
+            let after = control.status();
+            assert!(after["counter"].as_u64() > before["counter"].as_u64(), "{point}: it runs");
+            assert!(!container.is_frozen(), "{point}");
+            drop(container);
+            continue;
+        }
+        drop(container);
+        let reference = format!("{}@v1", bundle.id());
+        assert!(listed(machine).contains(&reference), "{point}");
+        restore(machine, &reference);
+        let after = control.status();
+        assert!(after["counter"].as_u64() >= before["counter"].as_u64(), "{point}");
+        assert_eq!(after["db_check"], "ok", "{point}");
+        delete(machine, bundle.id());
+    }
+});
