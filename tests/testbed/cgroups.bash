@@ -1,4 +1,4 @@
-# Functions over the cgroups of one run of the testbed; sourced by enter and init.
+# Functions over the cgroups of one run of the testbed; sourced by enter and inside.
 #
 # All cgroups of a run begin with its name, be it below the cgroup that the caller was in or
 # directly below the root of a hierarchy. A *prefix* is one such place with that name.
@@ -48,6 +48,14 @@ thaw_cgroups() {
             */cgroup.freeze) echo 0 >"$file" ;;
         esac
     done < <(find_in_cgroups "$@" -name freezer.state -o -name cgroup.freeze) 2>/dev/null
+}
+
+# Removes the cgroups and the directory of a run.
+remove_run() {
+    local prefixes
+    mapfile -t prefixes <"$1/cgroups"
+    remove_cgroups "${prefixes[@]}" || true
+    rm -rf --one-file-system "$1"
 }
 
 # Kills what is left in the cgroups of the prefixes and removes them, the innermost first.
