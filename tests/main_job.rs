@@ -104,7 +104,10 @@ on_each_runtime!(the_operator_keeps_and_restores_versions, |machine| {
     let flags = machine.variant().criu_flags();
     for version in ["v1", "v2"] {
         let made = support::run(
-            machine.ocicle().args(["checkpoint", id, "--leave-running", "--file-locks"]).args(flags),
+            machine
+                .ocicle()
+                .args(["checkpoint", id, "--leave-running", "--file-locks"])
+                .args(flags),
         );
         assert_eq!(made.trim(), format!("{id}@{version}"));
     }
@@ -115,5 +118,10 @@ on_each_runtime!(the_operator_keeps_and_restores_versions, |machine| {
     println!("{}", support::run(machine.ocicle().args(["files", &format!("{id}@v1")])));
     let manifest = fs::read_to_string(machine.store().join(id).join("v2/ocicle-manifest.json"));
     println!("{}", manifest.unwrap());
-    println!("{}", support::run(std::process::Command::new("ls").arg("-la").arg(machine.store().join(id).join("v2"))));
+    println!(
+        "{}",
+        support::run(
+            std::process::Command::new("ls").arg("-la").arg(machine.store().join(id).join("v2"))
+        )
+    );
 });

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::criu::door::Door;
 use crate::guardian::Guardian;
 use crate::snapshot::Part;
 use crate::store::STAGING;
@@ -38,7 +37,7 @@ impl ImageDirectory {
         if manifest::is_there(path) {
             manifest::withdraw(path)?;
         }
-        directory.remove_if_we_die(guardian, None)?;
+        directory.remove_if_we_die(guardian)?;
         let staging = directory.staging();
         match fs::remove_dir_all(&staging) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -77,11 +76,9 @@ impl ImageDirectory {
 
     /// Has everything half-made removed if we die. Of a directory that is not ours `ocicle-staging`
     /// stays, empty: it says that the images in it are no checkpoint.
-    pub(super) fn remove_if_we_die(&self, guardian: &Guardian, door: Option<&Door>) -> Result<()> {
+    fn remove_if_we_die(&self, guardian: &Guardian) -> Result<()> {
         let half_made = if self.disposable { self.path.clone() } else { self.staging_of_root() };
-        let paths: Vec<&Path> =
-            std::iter::once(half_made.as_path()).chain(door.map(Door::directory)).collect();
-        guardian.remove_if_we_die(&paths)
+        guardian.remove_if_we_die_unless(&half_made, &self.path.join(manifest::NAME))
     }
 
     /// Makes sure that the file system has room for what the dump and the packing will write:
@@ -102,23 +99,16 @@ impl ImageDirectory {
     }
 
     /// Makes a checkpoint of what is staged, and makes it durable.
-    pub(super) fn commit_staged(
-        &self,
-        manifest: &Manifest,
-        guardian: &Guardian,
-        door: &Door,
-    ) -> Result<()> {
+    pub(super) fn commit_staged(&self, manifest: &Manifest) -> Result<()> {
         File::open(&self.path)
             .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
             .with_context(|| format!("syncing {}", self.path.display()))?;
-        manifest.commit(&self.path)?;
-        guardian.remove_if_we_die(&[door.directory()])
+        manifest.commit(&self.path)
     }
 
     /// Takes back what was committed.
-    pub(super) fn withdraw(&self, guardian: &Guardian, door: &Door) -> Result<()> {
-        manifest::withdraw(&self.path)?;
-        self.remove_if_we_die(guardian, Some(door))
+    pub(super) fn withdraw(&self) -> Result<()> {
+        manifest::withdraw(&self.path)
     }
 }
 

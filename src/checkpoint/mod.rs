@@ -155,7 +155,7 @@ impl<'a> Dump<'a> {
         timeline: Timeline,
     ) -> Result<Self> {
         let door = Door::open()?;
-        directory.remove_if_we_die(&guardian, Some(&door))?;
+        guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         guardian.run(&command_line(request), &door.environment()?, &errors)?;
         Ok(Self {
@@ -243,9 +243,8 @@ impl<'a> Dump<'a> {
         if self.request.leave_running {
             return (stage, Ok(()));
         }
-        let sealed = stage
-            .map_or(Ok(()), Stage::seal)
-            .and_then(|()| self.directory.commit_staged(manifest, &self.guardian, &self.door));
+        let sealed =
+            stage.map_or(Ok(()), Stage::seal).and_then(|()| self.directory.commit_staged(manifest));
         (None, sealed)
     }
 
@@ -310,7 +309,7 @@ impl<'a> Dump<'a> {
         if ended.success() && committed {
             return Ok(());
         }
-        self.directory.withdraw(&self.guardian, &self.door)?;
+        self.directory.withdraw()?;
         if ended.success() {
             bail!(
                 "{} made a dump without CRIU's post-dump script: is another criu configured?",

@@ -8,7 +8,7 @@ use crate::commands::{checkpoint, files, list, restore, thaw};
 
 /// Checkpoint and restore containers of runc and crun: memory and files of one instant.
 #[derive(Debug, Parser)]
-#[command(name = "ocicle", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "ocicle", version, max_term_width = 100)]
 pub(super) struct Arguments {
     /// The runtime's state directory, as its own --root
     #[arg(long, global = true, value_name = "DIR")]
@@ -43,4 +43,14 @@ pub(super) enum Command {
     List(list::Options),
     /// Let a frozen container run
     Thaw(thaw::Options),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Arguments::command().debug_assert();
+    }
 }

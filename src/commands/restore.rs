@@ -21,6 +21,7 @@ pub struct Options {
     #[arg(value_name = "CONTAINER")]
     reference: Reference,
     /// The version; the newest if unsaid
+    #[arg(id = "which", value_name = "VERSION")]
     version: Option<Version>,
     /// Replace an open file: IDENTIFIER=SOURCE, PID:FD=SOURCE, PATH=SOURCE or IDENTIFIER,FD;
     /// a source is fd:N, file:/PATH or null

@@ -39,12 +39,21 @@ pub const NAME: &str = "ocicle-guardian";
 enum Order {
     /// Thaw this control group if we die; none any more.
     Thaw(Option<Freezer>),
-    /// Remove these if we die: files, and directories with all that is in them.
-    Remove(Vec<PathBuf>),
+    /// Remove this if we die.
+    Remove(Removal),
     /// Run a program; its standard error goes to the descriptor that comes along.
     Run { command: Vec<ByteString>, environment: Vec<(ByteString, ByteString)> },
     /// All is well.
     Farewell,
+}
+
+/// Something half-made.
+#[derive(Debug, Serialize, Deserialize)]
+struct Removal {
+    /// A file, or a directory with all that is in it.
+    path: PathBuf,
+    /// It stays if this exists.
+    unless: Option<PathBuf>,
 }
 
 /// What the guardian reports.
@@ -108,9 +117,15 @@ impl Guardian {
         self.order(&Order::Thaw(None))
     }
 
-    /// Has `paths` removed if we die from now on, instead of those named before.
-    pub fn remove_if_we_die(&self, paths: &[&Path]) -> Result<()> {
-        self.order(&Order::Remove(paths.iter().map(|path| (*path).to_owned()).collect()))
+    /// Has a file, or a directory with all that is in it, removed if we die.
+    pub fn remove_if_we_die(&self, path: &Path) -> Result<()> {
+        self.order(&Order::Remove(Removal { path: path.to_owned(), unless: None }))
+    }
+
+    /// The same, unless `exists` is there by then.
+    pub fn remove_if_we_die_unless(&self, path: &Path, exists: &Path) -> Result<()> {
+        let (path, unless) = (path.to_owned(), Some(exists.to_owned()));
+        self.order(&Order::Remove(Removal { path, unless }))
     }
 
     /// Starts a program, whose end [`Guardian::ended`] will tell.

@@ -3,13 +3,12 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::SigSet;
 
-use super::{Ended, Order};
+use super::{Ended, Order, Removal};
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
 use crate::sys::process::{pidfd, wait_readable};
@@ -29,7 +28,7 @@ pub fn main() -> ExitCode {
 struct Watch {
     channel: Channel,
     thaw: Option<Freezer>,
-    remove: Vec<PathBuf>,
+    remove: Vec<Removal>,
     running: Option<Running>,
 }
 
@@ -86,7 +85,7 @@ impl Watch {
     fn obey(&mut self, order: Order, fds: Vec<OwnedFd>) -> Result<()> {
         match order {
             Order::Thaw(freezer) => self.thaw = freezer,
-            Order::Remove(paths) => self.remove = paths,
+            Order::Remove(removal) => self.remove.push(removal),
             Order::Farewell => {}
             Order::Run { command, environment } => match start(&command, &environment, fds) {
                 Ok(running) => self.running = Some(running),
@@ -112,7 +111,7 @@ impl Watch {
             running.child.wait().map(drop).context("waiting for the runtime")
         });
         let again = self.thaw();
-        let removed = self.remove.iter().map(|path| remove(path)).fold(Ok(()), Result::and);
+        let removed = self.remove.iter().map(Removal::carry_out).fold(Ok(()), Result::and);
         first.and(waited).and(again).and(removed)
     }
 
@@ -143,12 +142,18 @@ fn ended(status: ExitStatus) -> Ended {
     status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Exit)
 }
 
-fn remove(path: &Path) -> Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-    };
-    removed.with_context(|| format!("removing {}", path.display()))
+impl Removal {
+    fn carry_out(&self) -> Result<()> {
+        let path = &self.path;
+        if self.unless.as_ref().is_some_and(|unless| fs::symlink_metadata(unless).is_ok()) {
+            return Ok(());
+        }
+        let removed = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+        };
+        removed.with_context(|| format!("removing {}", path.display()))
+    }
 }
