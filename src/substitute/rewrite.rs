@@ -31,7 +31,7 @@ pub struct InheritKey {
 }
 
 /// Makes `out_dir`, which must be empty or not be there, a view of `images_dir` in which CRIU
-/// takes the open files `ids` from inherited file descriptors.
+/// takes the open files `ids` from inherited file descriptors. The keys are in the order of `ids`.
 ///
 /// Every image is a hard link to the original but those that change; the originals do not change,
 /// nor may anyone write to the view. On another file system than the images' it is a copy, memory
@@ -49,7 +49,7 @@ pub fn rewrite(images_dir: &Path, out_dir: &Path, ids: &[FileId]) -> Result<Vec<
     let changed = changed_images(&dir, &images, &keys)?;
     make_view(images_dir, out_dir, &changed)
         .with_context(|| format!("making a view of the images in {}", out_dir.display()))?;
-    Ok(keys.into_iter().map(|(id, key)| InheritKey { id: FileId(id), key }).collect())
+    Ok(ids.iter().map(|id| InheritKey { id: *id, key: keys[&id.0].clone() }).collect())
 }
 
 /// A name for every chosen file that no file of the container has.
