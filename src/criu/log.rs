@@ -74,6 +74,8 @@ const CONSEQUENCES: &[&str] = &[
     "Unable to open fd=",
     "Can't sent fd",
     "Dump files (pid:",
+    // Its helper's socket is closed when a task of the restore dies.
+    "cgroupd: recv req error",
 ];
 
 /// Words of an error and what can be done about it. The first that fits counts.
@@ -91,6 +93,11 @@ const HINTS: &[(&[&str], &str)] = &[
     (
         &["has bad build-ID"],
         "a program or library has changed since the checkpoint: use the image that it was made with",
+    ),
+    (
+        // CRIU cuts the first character off the name `file[…]` that it gave.
+        &["Can't open file ile["],
+        "the file comes from outside the container: something has to take its place with -s",
     ),
     (
         &["Can't open file", "on restore: No such file"],
@@ -249,6 +256,7 @@ mod tests {
             "Error (criu/files-reg.c:2329): File tmp/out has bad mode 0100600 (expect 0100644)",
             "Error (criu/files-reg.c:2152): File usr/bin/x has bad build-ID",
             "Error (criu/files-reg.c:2352): Can't open file var/log/x on restore: No such file or directory",
+            "Error (criu/files-reg.c:2353): Can't open file ile[6b:ec086] on restore: No such file or directory",
             "Error (criu/files-reg.c:1790): Can't lookup mount=29 for fd=1 path=/root/out",
             "Error (criu/files-reg.c:1796): Open files on overmounted mounts are not supported yet; mount=1 fd=2 path=/x",
             "Error (criu/sk-inet.c:200): Connected TCP socket, consider using --tcp-established option.",

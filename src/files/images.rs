@@ -111,7 +111,7 @@ impl<'a> Lookup<'a> {
             }
             FileBody::Netlink { protocol } => file.name = name::netlink(*protocol).into(),
             FileBody::Memfd { position, inode } => {
-                self.describe_memfd(&mut file, *position, *inode)
+                self.describe_memfd(&mut file, *position, *inode);
             }
             FileBody::Pidfd { pid } => file.name = format!("pidfd {pid}").into(),
             FileBody::Tun { device: Some(device) } => file.name = name::join("tun ", device),

@@ -76,7 +76,7 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 /// Reads every file descriptor of every process.
 pub(super) fn observe(processes: &[Process], frozen: bool) -> Result<Vec<Observed>> {
     let mut fds = Vec::new();
-    for process in processes {
+    for process in processes.iter().filter(|process| !is_zombie(process.host)) {
         match numbers(process.host) {
             Ok(numbers) => {
                 for fd in numbers {
@@ -95,6 +95,15 @@ pub(super) fn observe(processes: &[Process], frozen: bool) -> Result<Vec<Observe
     Ok(fds)
 }
 
+/// Whether a process has ended and waits for its parent: it holds nothing any more.
+pub(super) fn is_zombie(host: i32) -> bool {
+    let stat = std::fs::read(format!("/proc/{host}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold any byte (proc_pid_stat(5)).
+    let name_end = stat.iter().rposition(|byte| *byte == b')');
+    name_end.is_some_and(|end| matches!(stat.get(end + 2), Some(b'Z' | b'X')))
+}
+
+/// Makes nothing of what went away, unless nothing can have.
 pub(super) fn tolerate<T>(result: io::Result<T>, frozen: bool) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -178,7 +187,7 @@ fn kind_of_link(link: &[u8]) -> Option<FileKind> {
 /// Character devices by Documentation/admin-guide/devices.txt of the kernel.
 fn kind_of_device(device: u64) -> FileKind {
     match (rustix::fs::major(device), rustix::fs::minor(device)) {
-        (4 | 136..=143, _) | (5, 0..=2) | (204, _) => FileKind::Tty,
+        (4 | 136..=143 | 204, _) | (5, 0..=2) => FileKind::Tty,
         (10, 200) => FileKind::Tun,
         _ => FileKind::Device,
     }
@@ -253,7 +262,6 @@ fn forget_gone(fds: &[Observed], classes: &mut Vec<Class>, class: usize) {
 }
 
 /// A binary search: the class, or where a new one belongs; with an error, the class it came from.
-#[expect(clippy::type_complexity, reason = "as slice::binary_search has it, with an error around")]
 fn search(
     fds: &[Observed],
     classes: &[Class],
@@ -427,6 +435,20 @@ mod tests {
         assert!(!held(&table, &poll).watched);
         assert_eq!(held(&table, &poll).kind, FileKind::Epoll);
         assert_eq!(held(&table, &event).name.to_string(), "eventfd");
+    }
+
+    #[test]
+    fn a_process_that_has_ended_holds_nothing() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let host = child.id() as i32;
+        let pid = rustix::process::Pid::from_child(&child);
+        let options =
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap();
+        assert!(is_zombie(host));
+        let zombie = Process { host, inner: 2 };
+        assert!(Table::from_processes(&[zombie], true).unwrap().files.is_empty());
+        child.wait().unwrap();
     }
 
     #[test]

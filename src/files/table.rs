@@ -348,7 +348,7 @@ mod tests {
         let json = serde_json::to_string(&table).unwrap();
         assert_eq!(
             json,
-            r#"{"schema":1,"files":[{"id":17,"type":"reg","name":"/var/log/x","flags":36865,"position":5,"size":9,"mode":33188,"deleted":true,"holders":[{"pid":1,"fd":3},{"pid":7,"fd":0}]}]}"#
+            r#"{"schema":1,"files":[{"id":17,"type":"reg","name":"/var/log/x","flags":35841,"position":5,"size":9,"mode":33188,"deleted":true,"holders":[{"pid":1,"fd":3},{"pid":7,"fd":0}]}]}"#
         );
         assert_eq!(serde_json::from_str::<Table>(&json).unwrap(), table);
     }

@@ -223,12 +223,11 @@ fn prepare_new(source: &FileSource, file: &OpenFile, flags: OFlags) -> Result<Pr
 fn seek(source: &FileSource, file: &OpenFile) -> Result<Option<SeekFrom>, String> {
     let kept = match (source.position, file.position) {
         (Some(Position::End), _) => return Ok(Some(SeekFrom::End(0))),
-        (Some(Position::Start), _) => return Ok(None),
         (Some(Position::Keep), None) => {
             return Err("`pos=keep`: the original has no position".to_owned());
         }
+        (Some(Position::Start), _) | (None, None) => return Ok(None),
         (None, _) if source.truncate => return Ok(None),
-        (None, None) => return Ok(None),
         (_, Some(position)) => position,
     };
     if i64::try_from(kept).is_err() {

@@ -154,7 +154,7 @@ pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatche
                     file: file.clone(),
                 }),
             },
-            Err(mismatch) => wrong.push(mismatch),
+            Err(mismatch) => wrong.push(*mismatch),
         }
     }
     let has_rule = |id: FileId| resolved.iter().any(|resolved| resolved.file.id == id);
@@ -163,18 +163,18 @@ pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatche
     if wrong.is_empty() { Ok(resolved) } else { Err(Mismatches(wrong)) }
 }
 
-fn find<'a>(rule: &Rule, table: &'a Table) -> Result<&'a OpenFile, Mismatch> {
+fn find<'a>(rule: &Rule, table: &'a Table) -> Result<&'a OpenFile, Box<Mismatch>> {
     let matching: Vec<_> = table.files.iter().filter(|file| rule.selector.matches(file)).collect();
     match matching[..] {
         [file] => Ok(file),
         [] => {
             let near = table.files.iter().filter(|file| rule.selector.near(file));
-            Err(Mismatch::None { rule: rule.clone(), near: near.cloned().collect() })
+            Err(Box::new(Mismatch::None { rule: rule.clone(), near: near.cloned().collect() }))
         }
-        _ => Err(Mismatch::Several {
+        _ => Err(Box::new(Mismatch::Several {
             rule: rule.clone(),
             files: matching.into_iter().cloned().collect(),
-        }),
+        })),
     }
 }
 

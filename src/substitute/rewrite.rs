@@ -6,11 +6,12 @@
 //! type REG with a name that nothing else has, and the file descriptors that refer to it get that
 //! type, by which CRIU looks it up (`find_file_desc` in criu/files.c).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -30,10 +31,11 @@ pub struct InheritKey {
 }
 
 /// Makes `out_dir`, which must be empty or not be there, a view of `images_dir` in which CRIU
-/// takes the open files `ids` from inherited file descriptors.
+/// takes the open files `ids` from inherited file descriptors. The keys are in the order of `ids`.
 ///
-/// Every image is a link to the original but those that change; the originals do not. Before
-/// anything is made, every open file is checked for what CRIU could not restore without it, and
+/// Every image is a hard link to the original but those that change; the originals do not change,
+/// nor may anyone write to the view. On another file system than the images' it is a copy, memory
+/// and all: put it beside them. Before anything is made, every open file is checked for what CRIU could not restore without it, and
 /// the error lists all that was found.
 pub fn rewrite(images_dir: &Path, out_dir: &Path, ids: &[FileId]) -> Result<Vec<InheritKey>> {
     let dir = ImageDir::open(images_dir)?;
@@ -47,7 +49,7 @@ pub fn rewrite(images_dir: &Path, out_dir: &Path, ids: &[FileId]) -> Result<Vec<
     let changed = changed_images(&dir, &images, &keys)?;
     make_view(images_dir, out_dir, &changed)
         .with_context(|| format!("making a view of the images in {}", out_dir.display()))?;
-    Ok(keys.into_iter().map(|(id, key)| InheritKey { id: FileId(id), key }).collect())
+    Ok(ids.iter().map(|id| InheritKey { id: *id, key: keys[&id.0].clone() }).collect())
 }
 
 /// A name for every chosen file that no file of the container has.
@@ -97,9 +99,10 @@ impl Uses {
         for task in &images.tasks {
             uses.add_task(task);
         }
+        let locked: HashSet<_> = images.locks.iter().map(|lock| (lock.pid, lock.fd)).collect();
         for (pid, fd) in images.fds() {
             uses.held.insert(fd.file);
-            if images.locks.iter().any(|lock| (lock.pid, lock.fd) == (pid, fd.fd)) {
+            if locked.contains(&(pid, fd.fd)) {
                 uses.add(fd.file, format!("pid {pid} holds a lock on it through fd {}", fd.fd));
             }
         }
@@ -275,10 +278,14 @@ fn make_view(images_dir: &Path, out_dir: &Path, changed: &BTreeMap<String, Vec<u
         }
         result => result?,
     }
+    let out = out_dir.canonicalize()?;
     for entry in std::fs::read_dir(&original)? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
         if name.to_str().is_none_or(|name| !changed.contains_key(name)) {
-            symlink(original.join(&name), out_dir.join(&name))?;
+            let is_image = entry.file_type()?.is_file() && is_image(&name);
+            show(&original.join(&name), &out.join(&name), is_image)
+                .with_context(|| format!("linking {}", name.display()))?;
         }
     }
     for (name, bytes) in changed {
@@ -287,4 +294,39 @@ fn make_view(images_dir: &Path, out_dir: &Path, changed: &BTreeMap<String, Vec<u
         options.open(out_dir.join(name))?.write_all(bytes)?;
     }
     Ok(())
+}
+
+fn is_image(name: &OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "img")
+}
+
+/// Makes a file of the image directory visible in the view.
+///
+/// CRIU opens images also when it has entered the container's mount namespace, by which time an
+/// absolute symbolic link leads elsewhere, and takes an image that it does not find for an empty
+/// one. So images are hard links, or copies if the view is on another file system; the rest,
+/// which CRIU does not read then, is linked to.
+fn show(original: &Path, shown: &Path, is_image: bool) -> std::io::Result<()> {
+    if !is_image {
+        return symlink(relative(original, shown), shown);
+    }
+    match std::fs::hard_link(original, shown) {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EXDEV | libc::EPERM | libc::EMLINK | libc::EOPNOTSUPP)
+            ) =>
+        {
+            std::fs::copy(original, shown).map(drop)
+        }
+        result => result,
+    }
+}
+
+/// The way from the directory of `from` to `to`, both absolute and without links.
+fn relative(to: &Path, from: &Path) -> PathBuf {
+    let start = from.parent().unwrap_or(from);
+    let shared = start.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let up = start.components().skip(shared).map(|_| Component::ParentDir);
+    up.chain(to.components().skip(shared)).collect()
 }

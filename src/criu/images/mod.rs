@@ -10,6 +10,7 @@ pub mod image;
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -212,8 +213,8 @@ fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<Task> {
 fn read_tables(dir: &ImageDir, tasks: &[Task]) -> Result<BTreeMap<u32, Vec<FdEntry>>> {
     let mut tables = BTreeMap::new();
     for id in tasks.iter().filter_map(|task| task.ids).map(|ids| ids.files) {
-        if !tables.contains_key(&id) {
-            tables.insert(id, dir.all(Kind::FdInfo, &format!("fdinfo-{id}.img"), FdEntry::read)?);
+        if let Entry::Vacant(table) = tables.entry(id) {
+            table.insert(dir.all(Kind::FdInfo, &format!("fdinfo-{id}.img"), FdEntry::read)?);
         }
     }
     Ok(tables)

@@ -1,0 +1,171 @@
+//! Real images, read and rewritten.
+//!
+//! `tests/data/images` is part of a checkpoint that runc 1.3 and CRIU 4.2.1 made of `program.c`
+//! there, with its standard output redirected to a file of the host.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ocicle::criu::images::Images;
+use ocicle::criu::images::image::{Change, Image, Kind};
+use ocicle::files::{FileId, Found, Holder, Table, parse_user_info, preflight, write_user_info};
+use ocicle::substitute::rewrite;
+
+fn images() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images")
+}
+
+fn id(table: &Table, fd: i32) -> FileId {
+    table.held_by(Holder { pid: 1, fd }).unwrap_or_else(|| panic!("fd {fd}")).id
+}
+
+fn kind_of(name: &str) -> Kind {
+    match name.trim_end_matches(|c: char| !c.is_alphabetic()).split('-').next().unwrap() {
+        "core" => Kind::Core,
+        "fdinfo" => Kind::FdInfo,
+        "filelocks.img" => Kind::FileLocks,
+        "files.img" => Kind::Files,
+        "fs" => Kind::Fs,
+        "ids" => Kind::Ids,
+        "inventory.img" => Kind::Inventory,
+        "memfd.img" => Kind::MemfdInode,
+        "mm" => Kind::Mm,
+        "pstree.img" => Kind::ProcessTree,
+        "remap" => Kind::RemapPath,
+        "tty" => Kind::TtyInfo,
+        other => panic!("{other}"),
+    }
+}
+
+fn all() -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(images()).unwrap().map(Result::unwrap);
+    let images = entries.filter(|entry| entry.path().extension().is_some_and(|e| e == "img"));
+    images
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_rewrite_that_changes_nothing_changes_no_byte() {
+    let all = all();
+    assert!(all.len() > 20);
+    for (name, bytes) in all {
+        let image = Image::parse(kind_of(&name), bytes.clone()).unwrap();
+        assert!(!image.is_empty(), "{name}");
+        assert_eq!(image.rewrite(|_| Ok(Change::Keep)).unwrap(), bytes, "{name}");
+    }
+}
+
+#[test]
+fn the_open_files() {
+    let table = Table::from_images(&images()).unwrap();
+    let rows: Vec<_> = table.files.iter().map(|file| file.row().join("  ")).collect();
+    insta::assert_snapshot!(rows.join("\n"));
+    assert!(table.find(id(&table, 11)).unwrap().watched);
+    assert!(table.find(id(&table, 1)).unwrap().must_substitute);
+    assert_eq!(parse_user_info(&write_user_info(&table)).unwrap().len(), table.files.len());
+}
+
+#[test]
+fn damaged_images_are_errors_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = all();
+    for (name, bytes) in &all {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    for (name, bytes) in &all {
+        let path = dir.path().join(name);
+        let steps = (0..bytes.len()).step_by(bytes.len() / 64 + 1);
+        for at in steps {
+            fs::write(&path, &bytes[..at]).unwrap();
+            let _ = Table::from_images(dir.path());
+            for bit in [0x01, 0x80] {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= bit;
+                fs::write(&path, &flipped).unwrap();
+                if let Ok(images) = Images::load(dir.path()) {
+                    let table = Table::of(&images);
+                    let _ = preflight(&images, &[], &|_| Found::Missing);
+                    assert!(table.files.len() <= images.files.len());
+                }
+            }
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_view_changes_the_chosen_files_and_nothing_else() {
+    let before = all();
+    let out = tempfile::tempdir().unwrap();
+    let view = out.path().join("view");
+    let table = Table::from_images(&images()).unwrap();
+    let chosen: Vec<_> = [16, 4, 7, 10, 11, 12, 13, 14, 15, 1].map(|fd| id(&table, fd)).into();
+    let keys = rewrite(&images(), &view, &chosen).unwrap();
+    assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), chosen);
+
+    let seen = Table::from_images(&view).unwrap();
+    for (was, is) in table.files.iter().zip(&seen.files) {
+        assert_eq!((was.id, &was.holders), (is.id, &is.holders));
+        let key = keys.iter().find(|key| key.id == is.id);
+        match key {
+            None => assert_eq!(was, is),
+            Some(key) => {
+                assert_eq!(is.name.to_string(), format!("/{}", key.key));
+                assert_eq!((is.position, is.size, is.mode), (Some(0), None, None));
+                assert!(!is.must_substitute && !is.deleted);
+                let known = !matches!(was.kind, ocicle::files::FileKind::Fifo);
+                assert!(!known || was.flags == is.flags);
+            }
+        }
+    }
+    for (name, bytes) in &before {
+        let is_changed = ["files.img", "remap-fpath.img"].contains(&name.as_str())
+            || name.starts_with("fdinfo-");
+        assert_eq!(&fs::read(view.join(name)).unwrap() != bytes, is_changed, "{name}");
+    }
+    assert_eq!(all(), before);
+}
+
+#[test]
+fn what_cannot_be_replaced_is_refused_before_anything_is_made() {
+    let out = tempfile::tempdir().unwrap();
+    let view = out.path().join("view");
+    let table = Table::from_images(&images()).unwrap();
+    let chosen: Vec<_> = [17, 22, 8].map(|fd| id(&table, fd)).into();
+    let ids = [&chosen[..], &[FileId(4242)]].concat();
+    insta::assert_snapshot!(rewrite(&images(), &view, &ids).unwrap_err());
+    assert!(!view.exists());
+    let pair: Vec<_> = [8, 9].map(|fd| id(&table, fd)).into();
+    rewrite(&images(), &view, &pair).unwrap();
+    let error = rewrite(&images(), &view, &pair).unwrap_err();
+    assert!(format!("{error:#}").ends_with("it is not empty"), "{error:#}");
+}
+
+#[test]
+fn every_file_that_is_not_as_it_was_is_named() {
+    let images = Images::load(&images()).unwrap();
+    let table = Table::of(&images);
+    let there = |path: &Path| {
+        let file = images.files.iter().find_map(|file| match &file.body {
+            ocicle::criu::images::entries::FileBody::Reg(reg) if reg.name.as_path() == path => {
+                Some(reg)
+            }
+            _ => None,
+        });
+        let reg = file.unwrap();
+        Found::Present { mode: reg.mode.unwrap(), size: reg.size.unwrap_or(7) }
+    };
+    assert_eq!(preflight(&images, &[], &there), []);
+    let changed = |path: &Path| match (path.to_str(), there(path)) {
+        (Some("/data/file"), Found::Present { mode, .. }) => Found::Present { mode, size: 18 },
+        (Some("/data/mapped" | "/data/log"), _) => Found::Missing,
+        (Some("/data"), _) => Found::Present { mode: 0o100644, size: 0 },
+        (_, found) => found,
+    };
+    let problems = preflight(&images, &[id(&table, 5)], &changed);
+    let shown: Vec<_> =
+        problems.iter().map(|problem| format!("{problem}\n  hint: {}", problem.hint())).collect();
+    insta::assert_snapshot!(shown.join("\n"));
+}
