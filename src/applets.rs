@@ -1,6 +1,5 @@
 //! The programs that are this one under another name.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,7 +8,7 @@ use crate::guardian;
 
 /// The program that this process was started as, if it is not to be ocicle itself.
 pub fn named() -> Option<fn() -> ExitCode> {
-    let name = std::env::args_os().next().unwrap_or_else(OsString::new);
+    let name = std::env::args_os().next().unwrap_or_default();
     match Path::new(&name).file_name()?.to_str()? {
         guardian::NAME => Some(guardian::main),
         interposer::NAME => Some(interposer::main),

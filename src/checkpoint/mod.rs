@@ -190,7 +190,7 @@ impl<'a> Dump<'a> {
         let (stage, committed) = self.dump_and_snapshot(&frozen, stage, &mut manifest)?;
         let ended = self.await_end();
         self.timeline.mark("dump", dumping, Instant::now());
-        self.judge(ended?, committed)?;
+        self.judge(&ended?, committed)?;
         fault::point("dumped");
 
         manifest.freeze = Freeze {
@@ -305,7 +305,7 @@ impl<'a> Dump<'a> {
 
     /// A runtime that failed after the commit may have left the container alive: then what was
     /// committed is taken back.
-    fn judge(&self, ended: Ended, committed: bool) -> Result<()> {
+    fn judge(&self, ended: &Ended, committed: bool) -> Result<()> {
         if ended.success() && committed {
             return Ok(());
         }
@@ -316,7 +316,7 @@ impl<'a> Dump<'a> {
                 self.request.runtime.name()
             );
         }
-        Err(self.explain(&ended))
+        Err(self.explain(ended))
     }
 
     fn explain(&self, ended: &Ended) -> anyhow::Error {

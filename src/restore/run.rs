@@ -1,6 +1,7 @@
 //! Running the runtime's `restore`, and letting its CRIU in.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+
+use tempfile::TempDir;
 
 use super::Request;
 use crate::criu::config::Configuration;
@@ -39,6 +42,8 @@ const FORWARDED: [Signal; 8] = [
 pub(super) struct View {
     images: PathBuf,
     configuration: Configuration,
+    /// Removes the view in the end.
+    _directory: Option<TempDir>,
 }
 
 impl View {
@@ -48,17 +53,34 @@ impl View {
     /// When CRIU could not restore the rest without one of them.
     pub(super) fn make(door: &Door, images: &Path, substituted: &[FileId]) -> Result<Self> {
         if substituted.is_empty() {
-            return Ok(Self { images: images.to_owned(), configuration: Configuration::default() });
+            let configuration = Configuration::default();
+            return Ok(Self { images: images.to_owned(), configuration, _directory: None });
         }
-        let view = door.directory().join("images");
+        let directory = view_directory(door, images)?;
+        let view = directory.path().join("images");
         let keys = substitute::rewrite(images, &view, substituted)?;
         let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
-        Ok(Self {
-            images: view,
-            configuration: Configuration { inherit, ..Configuration::default() },
-        })
+        let configuration = Configuration { inherit, ..Configuration::default() };
+        Ok(Self { images: view, configuration, _directory: Some(directory) })
     }
 }
+
+/// A view is a second name for most images, so it lies where they do; it is copied where nothing
+/// can be written there. What a killed restore left of its own goes first: the container is locked.
+fn view_directory(door: &Door, images: &Path) -> Result<TempDir> {
+    for entry in fs::read_dir(images).with_context(|| format!("reading {}", images.display()))? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(VIEW.as_bytes()) {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    let make = |place: &Path| tempfile::Builder::new().prefix(VIEW).tempdir_in(place);
+    make(images).or_else(|_| make(door.directory())).context("making a view of the images")
+}
+
+/// How the name of a view begins.
+const VIEW: &str = ".ocicle-view-";
 
 /// Runs the runtime and waits for its end.
 ///

@@ -182,6 +182,11 @@ pub struct Control {
 }
 
 impl Control {
+    /// A workload's control socket, seen from outside.
+    pub fn at(socket: PathBuf) -> Control {
+        Control { socket }
+    }
+
     #[track_caller]
     pub fn ask(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(&self.socket).expect("connecting to the workload");
