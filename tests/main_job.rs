@@ -125,3 +125,22 @@ on_each_runtime!(the_operator_keeps_and_restores_versions, |machine| {
         )
     );
 });
+
+on_each_runtime!(a_failing_criu_gives_its_cause, |machine| {
+    let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    // SQLite holds locks, and nobody allows them.
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("file locks") && said.contains("log: "), "{said}");
+    let log = said.split("log: ").nth(1).and_then(|rest| rest.split(')').next()).unwrap();
+    assert!(fs::read_to_string(log).unwrap().contains("Error"), "{said}");
+    assert!(said.contains("hint: ") && said.contains("--file-locks"), "{said}");
+    assert_eq!(container.control("/data").status()["db_check"], "ok");
+    assert!(!container.is_frozen());
+    assert_eq!(support::run(machine.ocicle().args(["list", "--quiet"])), "");
+});

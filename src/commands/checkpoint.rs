@@ -81,7 +81,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         runtime: machine.runtime.clone(),
         id: id.clone(),
         images: entry.directory.clone(),
-        work: Some(entry.directory.join("work")),
+        work: Some(entry.work()?),
         flags,
         leave_running: options.leave_running,
         freeze_limit: machine.config.freeze_limit(),

@@ -56,13 +56,11 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         Some(bundle) => bundle.clone(),
         None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,
     };
-    let work = entry.directory.join("work");
-    std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
     let request = restore::Request {
         runtime: machine.runtime.clone(),
         id: id.clone(),
         images: entry.directory.clone(),
-        work: Some(work),
+        work: Some(entry.work()?),
         bundle,
         flags: flags(options),
         rules: options.substitute.clone(),

@@ -18,7 +18,8 @@
 //! and only the packing of `ocicle-staging` into layers is left to do.
 //!
 //! # The store
-//! keeps the versions of each container, `STORE/ID/vN`, each a checkpoint as above. A version
+//! keeps the versions of each container, `STORE/ID/vN`, each a checkpoint as above, and CRIU's last
+//! logs in `STORE/ID/work`. A version
 //! without a manifest is none, and is removed by the next command that holds the lock of its
 //! container.
 

@@ -73,6 +73,20 @@ pub struct Entry {
     pub directory: PathBuf,
 }
 
+impl Entry {
+    /// Where CRIU's logs of this container go, one for each kind of command. Not in the version's
+    /// directory: that goes when a checkpoint fails, and then its log is wanted.
+    pub fn work(&self) -> Result<PathBuf> {
+        let work = self.directory.with_file_name("work");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&work)
+            .with_context(|| format!("making {}", work.display()))?;
+        Ok(work)
+    }
+}
+
 impl Store {
     /// The store at that path, which need not exist yet.
     pub fn at(root: &Path) -> Self {
