@@ -67,7 +67,7 @@ impl Found {
             mtime: identity.mtime,
             xattrs,
         };
-        Ok(Self { shape, meta, identity, device: stat.st_dev, names: u64::from(stat.st_nlink) })
+        Ok(Self { shape, meta, identity, device: stat.st_dev, names: stat.st_nlink })
     }
 
     /// Device and inode number.
