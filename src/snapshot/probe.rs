@@ -153,7 +153,7 @@ impl Overlay {
 /// Finds out what kind of root `rootfs` is. Nothing is changed.
 pub fn probe(rootfs: &Path) -> Result<Root> {
     let path = rootfs.canonicalize().with_context(|| format!("resolving {}", rootfs.display()))?;
-    let mounts = mounts_of("self")?;
+    let mounts = mounts_of("thread-self")?;
     let mount = mount_of(&mounts, &path).context("finding the mount of the root")?;
     let is_overlay =
         mount.kind == "overlay" && mount.root.as_bytes() == b"/" && mount.point.as_path() == path;

@@ -279,7 +279,7 @@ impl Stage {
         let open = |root: std::os::fd::BorrowedFd<'_>| -> io::Result<Option<(OwnedFd, OwnedFd)>> {
             let Some(dir) = open_existing(root, parent)? else { return Ok(None) };
             let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
-            if identity_shape(&entry)? != Some(()) {
+            if !is_regular(&entry)? {
                 return Ok(None);
             }
             let file = fs::open_for_reading(&entry)?;
@@ -357,10 +357,9 @@ struct Source {
     data: OwnedFd,
 }
 
-fn identity_shape(entry: &OwnedFd) -> io::Result<Option<()>> {
+fn is_regular(entry: &OwnedFd) -> io::Result<bool> {
     let mode = fs::stat(entry)?.st_mode;
-    Ok((rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile)
-        .then_some(()))
+    Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile)
 }
 
 /// Writes a file's dirty pages to disk before it is copied from a running container.

@@ -85,9 +85,7 @@ impl<W: Write> Writer<W> {
             Member::Symlink(target) | Member::Link(target) => target,
             _ => b"",
         };
-        if !is_plain(&name) || !is_plain(target) {
-            record(&mut records, b"hdrcharset", b"BINARY");
-        }
+        // A name that is no UTF-8 goes as it is: GNU tar warns of the `hdrcharset` that would say so.
         if !head.name(&name) {
             record(&mut records, b"path", &name);
         }
@@ -179,11 +177,6 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     records.push(b'=');
     records.extend_from_slice(value);
     records.push(b'\n');
-}
-
-/// Whether a name needs no word about its encoding.
-fn is_plain(name: &[u8]) -> bool {
-    std::str::from_utf8(name).is_ok()
 }
 
 /// A ustar header of 512 bytes.
