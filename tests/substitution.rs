@@ -15,6 +15,7 @@ fn checkpoint(machine: &Machine, container: Container<'_>) {
     let mut command = machine.ocicle();
     command.args(["checkpoint", container.bundle().id(), "--leave-running", "--file-locks"]);
     run(command.args(machine.variant().criu_flags()));
+    container.kill();
 }
 
 fn table(machine: &Machine, reference: &str) -> Vec<Value> {

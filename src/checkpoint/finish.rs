@@ -24,7 +24,7 @@ pub fn complete(
 ) -> Result<Manifest> {
     let unused = Timeline::start();
     let timeline = timeline.unwrap_or(&unused);
-    let table = timeline.time("table", || write_table(images))?;
+    let table = timeline.time("table", || write_table(images, &manifest))?;
     manifest.must_substitute = must_substitute(&table);
     manifest.parts = timeline.time("pack", || pack(images, progress))?;
     fault::point("packed");
@@ -42,13 +42,26 @@ pub fn complete(
     Ok(manifest)
 }
 
-fn write_table(images: &Path) -> Result<Table> {
-    let table = Table::from_images(images).context("reading the open files from CRIU's images")?;
+fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
+    let mut table =
+        Table::from_images(images).context("reading the open files from CRIU's images")?;
+    name_external_files(&mut table, manifest);
     let mut json = serde_json::to_vec_pretty(&table)?;
     json.push(b'\n');
     manifest::replace(images, files::TABLE, &json)?;
     manifest::replace(images, files::USER_INFO, files::write_user_info(&table).as_bytes())?;
     Ok(table)
+}
+
+/// CRIU's images know such a file by a number only.
+fn name_external_files(table: &mut Table, manifest: &Manifest) {
+    for file in &mut table.files {
+        let key = file.external.as_ref().map(ToString::to_string);
+        if let Some(known) = manifest.external.iter().find(|known| Some(&known.key) == key.as_ref())
+        {
+            file.name = known.path.clone();
+        }
+    }
 }
 
 fn must_substitute(table: &Table) -> Vec<MustSubstitute> {

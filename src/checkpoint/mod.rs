@@ -36,7 +36,7 @@ use crate::guardian::{Ended, Guardian};
 use crate::runtime::Runtime;
 use crate::snapshot::{self, Part, Progress, Root, RootIdentity, Stage};
 use crate::store::lock::Lock;
-use crate::store::manifest::{Freeze, Left, Manifest};
+use crate::store::manifest::{External, Freeze, Left, Manifest};
 use crate::sys::process::wait_readable;
 
 pub use directory::ImageDirectory;
@@ -181,11 +181,11 @@ impl<'a> Dump<'a> {
         self.timeline.mark("runtime", asked, Instant::now());
         fault::point("at-the-door");
 
-        let (frozen, configuration) =
-            freeze(self.request, self.container, &self.guardian, &self.door)?;
+        let frozen = freeze(self.request, self.container, &self.guardian)?;
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
+        manifest.external = external_files(self.container, &frozen)?;
         let dumping = Instant::now();
-        criu.admit_with(&configuration, &[])?;
+        criu.admit_with(&self.configuration(&manifest), &[])?;
         fault::point("dumping");
         let (stage, committed) = self.dump_and_snapshot(&frozen, stage, &mut manifest)?;
         let ended = self.await_end();
@@ -203,6 +203,16 @@ impl<'a> Dump<'a> {
         fault::point("thawed");
         self.guardian.thaw_no_more()?;
         Ok((manifest, stage))
+    }
+
+    /// What CRIU is told beside what the runtime tells it.
+    fn configuration(&self, manifest: &Manifest) -> Configuration {
+        Configuration {
+            action_script: Some(self.door.action_script()),
+            external: manifest.external.iter().map(|file| file.key.clone()).collect(),
+            ghost_limit: Some(self.request.ghost_limit.clone()),
+            ..Configuration::default()
+        }
     }
 
     /// CRIU writes the images while the snapshot is taken; its post-dump script joins the two.
@@ -331,30 +341,31 @@ impl<'a> Dump<'a> {
     }
 }
 
-/// Freezes the container and finds out what CRIU has to be told of it.
+/// Freezes the container.
 fn freeze<'a>(
     request: &Request,
     container: &'a Container,
     guardian: &Guardian,
-    door: &Door,
-) -> Result<(Frozen<'a>, Configuration)> {
+) -> Result<Frozen<'a>> {
     if container.freezer.state()? == Some(FreezerState::Thawed) {
         guardian.thaw_if_we_die(&container.freezer)?;
     }
     let frozen = container.freezer.freeze(request.freeze_limit).context("freezing it")?;
     fault::point("frozen");
-    let external = unreachable(&container.dumped_processes()?, true)
-        .context("looking for files out of CRIU's reach")?
-        .iter()
-        .map(|file| file.file.to_string())
+    Ok(frozen)
+}
+
+/// The files that CRIU could not find by their paths.
+fn external_files(container: &Container, _frozen: &Frozen<'_>) -> Result<Vec<External>> {
+    let unreachable = unreachable(&container.dumped_processes()?, true)
+        .context("looking for files out of CRIU's reach")?;
+    let mut external: Vec<External> = unreachable
+        .into_iter()
+        .map(|file| External { key: file.external_key(), path: file.path })
         .collect();
-    let configuration = Configuration {
-        action_script: Some(door.action_script()),
-        external,
-        ghost_limit: Some(request.ghost_limit.clone()),
-        ..Configuration::default()
-    };
-    Ok((frozen, configuration))
+    external.sort_by(|one, other| one.key.cmp(&other.key));
+    external.dedup_by(|one, other| one.key == other.key);
+    Ok(external)
 }
 
 type Taken = (Option<Stage>, Instant, Instant);
@@ -416,6 +427,7 @@ impl Manifest {
             root: identity.clone(),
             parts: Vec::new(),
             files: Vec::new(),
+            external: Vec::new(),
             must_substitute: Vec::new(),
         })
     }

@@ -7,7 +7,7 @@ use crate::container::Container;
 use crate::files::{OpenFile, Table, write_user_info};
 use crate::hint::WithHint;
 use crate::output;
-use crate::store::manifest::{Manifest, State};
+use crate::store::manifest::Manifest;
 use crate::store::versions::{Reference, Store};
 
 /// What can be asked of the open files.
@@ -64,10 +64,14 @@ fn of_container(machine: &Machine, id: &str) -> Result<Table> {
 }
 
 fn of_checkpoint(store: &Store, reference: &Reference) -> Result<Table> {
-    let entry = store.find(reference)?;
-    let manifest = Manifest::read(&entry.directory)?;
-    if manifest.state == State::Complete {
-        manifest.verify(&entry.directory)?;
+    let directory = store.find(reference)?.directory;
+    let manifest = Manifest::read(&directory)?;
+    match manifest.files.iter().find(|record| record.name == crate::files::TABLE) {
+        Some(record) => {
+            record.verify(&directory)?;
+            Table::read(&directory)
+        }
+        // It is not packed yet.
+        None => Table::from_images(&directory),
     }
-    Table::from_images(&entry.directory)
 }

@@ -15,6 +15,16 @@ pub use table::{ExternalFile, FileId, FileKind, Holder, OpenFile, Table};
 pub use unreachable::{Unreachable, unreachable};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 
+impl Table {
+    /// Reads the table that a checkpoint keeps.
+    pub fn read(images: &std::path::Path) -> anyhow::Result<Self> {
+        use anyhow::Context;
+        let path = images.join(TABLE);
+        let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+    }
+}
+
 /// The name of the table in an image directory.
 pub const TABLE: &str = "ocicle-files.json";
 /// The name of the table as lines in an image directory: Kerrighed's.

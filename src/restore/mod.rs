@@ -22,7 +22,7 @@ use crate::checkpoint::{complete, preflight as machine};
 use crate::config::Allow;
 use crate::container::Bundle;
 use crate::criu::door::Door;
-use crate::files::{self, FileId, Table};
+use crate::files::{FileId, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
@@ -140,12 +140,6 @@ fn read(images: &Path, progress: &dyn Progress) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn read_table(images: &Path) -> Result<Table> {
-    let path = images.join(files::TABLE);
-    let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
-}
-
 /// Removes what the runtime still keeps of a container that stopped: else it refuses the name.
 fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
     match runtime.state(id) {
@@ -157,7 +151,7 @@ fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
 /// Finds the open file of every rule, and makes sure that the rule may be obeyed.
 fn resolve(request: &Request, bundle: &Bundle, images: &Path) -> Result<Vec<Resolved>> {
     let rules = rules::gather(request, bundle)?;
-    let resolved = substitute::resolve(&rules, &read_table(images)?)
+    let resolved = substitute::resolve(&rules, &Table::read(images)?)
         .hint("`ocicle files` lists the open files with their identifiers")?;
     rules::ensure_allowed(&resolved, &request.allow)?;
     rules::ensure_inherited(&resolved, &request.inherited)?;

@@ -57,6 +57,9 @@ pub struct Manifest {
     /// Every other file of the image directory; empty while `staged`.
     #[serde(default)]
     pub files: Vec<FileRecord>,
+    /// Files of the host that CRIU was told not to look up.
+    #[serde(default)]
+    pub external: Vec<External>,
     /// Open files that a restore must replace, since CRIU cannot reach them by path.
     #[serde(default)]
     pub must_substitute: Vec<MustSubstitute>,
@@ -144,6 +147,15 @@ pub struct Programs {
     pub criu: String,
     /// The kernel's release.
     pub kernel: String,
+}
+
+/// A file of the host that the container holds open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// CRIU's name of it, `file[MOUNT:INODE]`.
+    pub key: String,
+    /// Its path on the host, as far as the kernel could say.
+    pub path: ByteString,
 }
 
 /// An open file that a restore must replace.
