@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use crate::container::Volumes;
+
 /// Where the configuration is.
 pub const PATH: &str = "/etc/ocicle/ocicle.toml";
 
@@ -22,6 +24,8 @@ pub struct Config {
     pub store: PathBuf,
     /// How many seconds a container may take to freeze.
     pub freeze_timeout: f64,
+    /// Which volumes belong to a checkpoint.
+    pub volumes: Volumes,
     /// Settings of CRIU.
     pub criu: Criu,
     /// What rules from a container's annotations may use.
@@ -51,6 +55,7 @@ impl Default for Config {
             runtime: None,
             store: STORE.into(),
             freeze_timeout: 10.0,
+            volumes: Volumes::default(),
             criu: Criu::default(),
             allow: Allow::default(),
         }

@@ -11,6 +11,7 @@ pub mod criu;
 pub mod fault;
 pub mod files;
 pub mod freezer;
+pub mod glob;
 pub mod guardian;
 pub mod hint;
 pub mod output;

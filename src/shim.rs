@@ -70,6 +70,7 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         freeze_limit: config.freeze_limit(),
         ghost_limit: config.criu.ghost_limit.clone(),
         disposable: false,
+        volumes: config.volumes.clone(),
         base: None,
     };
     checkpoint(&request, &held, &()).with_context(context)?;

@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::process::Stdio;
 
 use serde_json::Value;
 use support::Shim;
@@ -143,4 +144,36 @@ on_each_runtime!(a_failing_criu_gives_its_cause, |machine| {
     assert_eq!(container.control("/data").status()["db_check"], "ok");
     assert!(!container.is_frozen());
     assert_eq!(support::run(machine.ocicle().args(["list", "--quiet"])), "");
+});
+
+on_each_runtime!(volumes_belong_to_the_checkpoint, |machine| {
+    let volume = machine.state_root().join("volume");
+    fs::create_dir(&volume).unwrap();
+    let bundle = machine
+        .bundle("journal")
+        .args(["workload", "journal", "/volume"])
+        .bind(&volume, "/volume")
+        .make();
+    let container = bundle.run();
+    support::wait_for_file(&volume.join("ready"), container.pid());
+    let control = support::Control::at(volume.join("control"));
+    let flags = machine.variant().criu_flags();
+    let before = control.status();
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id(), "--leave-running", "--file-locks"]);
+    support::run(command.args(["--volumes", "/vol*"]).args(flags));
+    assert_eq!(control.ask("lock"), "ok");
+    container.kill();
+
+    let mut command = machine.ocicle();
+    command.args(["restore", bundle.id()]).args(flags);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(command.status().unwrap().success());
+    let status = control.status();
+    assert!(counter(&status) >= counter(&before));
+    assert_eq!(status["counter"], status["db_max"]);
+    assert_eq!(status["log_size"], status["log_position"]);
+    assert!(!volume.join("lock").exists());
+    bundle.end();
+    fs::remove_dir_all(volume).unwrap();
 });

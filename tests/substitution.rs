@@ -47,19 +47,6 @@ fn restore(bundle: &Bundle<'_>, machine: &Machine, rules: &[&str], fd: &str) -> 
     if status.success() { Ok(()) } else { Err(said) }
 }
 
-fn end(machine: &Machine, bundle: &Bundle<'_>) {
-    let runtime = || {
-        let mut command = Command::new(machine.variant().runtime());
-        command.arg("--root").arg(machine.state_root());
-        command
-    };
-    let pid = serde_json::from_str::<Value>(&run(runtime().args(["state", bundle.id()]))).unwrap();
-    let pid = i32::try_from(pid["pid"].as_i64().unwrap()).unwrap();
-    run(runtime().args(["kill", bundle.id(), "KILL"]));
-    support::wait_for_exit(pid);
-    run(runtime().args(["delete", bundle.id()]));
-}
-
 /// The numbers of the lines of a log, and who wrote them.
 fn lines(path: &Path) -> Vec<(String, u64)> {
     let text = fs::read_to_string(path).unwrap();
@@ -114,7 +101,7 @@ on_each_runtime!(a_shared_open_file_is_replaced_for_all_who_share_it, |machine| 
     let now: Vec<_> = now.iter().filter(same).map(form).collect();
     assert_eq!(now.len(), before.len());
     assert!(before.iter().all(|file| now.contains(file)), "{before:#?}\n{now:#?}");
-    end(machine, &bundle);
+    bundle.end();
 });
 
 on_each_runtime!(by_holder_and_by_annotation, |machine| {
@@ -137,7 +124,7 @@ on_each_runtime!(by_holder_and_by_annotation, |machine| {
     let now = table(machine, bundle.id());
     let replaced = now.iter().find(|file| holds(file, 1, 9)).unwrap();
     assert_eq!(replaced["name"], "/dev/null");
-    end(machine, &bundle);
+    bundle.end();
 });
 
 on_each_runtime!(every_rule_matches_exactly_one_open_file, |machine| {
@@ -213,5 +200,5 @@ on_each_runtime!(many_kinds_at_once, |machine| {
             None => assert_eq!(was["type"], is["type"], "{name}"),
         }
     }
-    end(machine, &bundle);
+    bundle.end();
 });

@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guardian::Guardian;
 use crate::snapshot::Part;
-use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest};
+use crate::store::{STAGING, staged_parts};
 
 /// An image directory that is being filled.
 #[derive(Debug)]
@@ -47,11 +47,8 @@ impl ImageDirectory {
         }
         // The runtime's own images may stay; layers and tables of ours would be taken for new.
         remove_our_files(path)?;
-        for new in [staging, directory.staging_of_root()] {
-            DirBuilder::new()
-                .mode(0o700)
-                .create(&new)
-                .with_context(|| format!("making {}", new.display()))?;
+        for new in [staging, staged_parts(path)] {
+            make(&new)?;
         }
         Ok(directory)
     }
@@ -60,9 +57,11 @@ impl ImageDirectory {
         self.path.join(STAGING)
     }
 
-    /// Where the root file system is staged.
-    pub(super) fn staging_of_root(&self) -> PathBuf {
-        self.staging().join("rootfs")
+    /// Makes the directory in which a part is staged.
+    pub(super) fn stage(&self, part: &str) -> Result<PathBuf> {
+        let staging = staged_parts(&self.path).join(part);
+        make(&staging)?;
+        Ok(staging)
     }
 
     /// Gives the layers of the version before a second name here: a new version refers to them.
@@ -77,7 +76,7 @@ impl ImageDirectory {
     /// Has everything half-made removed if we die. Of a directory that is not ours `ocicle-staging`
     /// stays, empty: it says that the images in it are no checkpoint.
     fn remove_if_we_die(&self, guardian: &Guardian) -> Result<()> {
-        let half_made = if self.disposable { self.path.clone() } else { self.staging_of_root() };
+        let half_made = if self.disposable { self.path.clone() } else { staged_parts(&self.path) };
         guardian.remove_if_we_die_unless(&half_made, &self.path.join(manifest::NAME))
     }
 
@@ -87,7 +86,7 @@ impl ImageDirectory {
         let space = rustix::fs::statvfs(&self.path)
             .with_context(|| format!("looking at {}", self.path.display()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
-        let needed = resident(processes) + staged_bytes(&self.staging_of_root())?;
+        let needed = resident(processes) + staged_bytes(&staged_parts(&self.path))?;
         ensure!(
             free > needed,
             "there is too little space at {}: {} MiB are free, {} MiB are needed",
@@ -110,6 +109,13 @@ impl ImageDirectory {
     pub(super) fn withdraw(&self) -> Result<()> {
         manifest::withdraw(&self.path)
     }
+}
+
+fn make(directory: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("making {}", directory.display()))
 }
 
 fn remove_our_files(directory: &Path) -> Result<()> {

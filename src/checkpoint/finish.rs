@@ -11,9 +11,9 @@ use super::timeline::Timeline;
 use crate::fault;
 use crate::files::{self, Table};
 use crate::snapshot::{self, Progress};
-use crate::store::STAGING;
 use crate::store::digest::FileRecord;
-use crate::store::manifest::{self, Manifest, MustSubstitute, State, sync_directory};
+use crate::store::manifest::{self, Manifest, MustSubstitute, Part, State, sync_directory};
+use crate::store::{STAGING, staged_parts};
 
 /// Makes a complete checkpoint of what is staged in `images`.
 pub fn complete(
@@ -26,7 +26,7 @@ pub fn complete(
     let timeline = timeline.unwrap_or(&unused);
     let table = timeline.time("table", || write_table(images, &manifest))?;
     manifest.must_substitute = must_substitute(&table);
-    manifest.parts = timeline.time("pack", || pack(images, progress))?;
+    timeline.time("pack", || pack(images, &mut manifest.parts, progress))?;
     fault::point("packed");
     manifest.files = timeline.time("digest", || records(images))?;
     manifest.state = State::Complete;
@@ -77,15 +77,13 @@ fn must_substitute(table: &Table) -> Vec<MustSubstitute> {
     table.files.iter().filter(|file| file.must_substitute).map(record).collect()
 }
 
-fn pack(images: &Path, progress: &dyn Progress) -> Result<Vec<snapshot::PartRecord>> {
-    let staging = images.join(STAGING).join("rootfs");
-    if !snapshot::is_sealed(&staging) {
-        return Ok(Vec::new());
+fn pack(images: &Path, parts: &mut [Part], progress: &dyn Progress) -> Result<()> {
+    for part in parts {
+        let staging = staged_parts(images).join(&part.name);
+        let packed = snapshot::pack(&staging, images, &part.name, progress);
+        part.files = Some(packed.with_context(|| format!("packing {}", part.destination))?);
     }
-    Ok(vec![
-        snapshot::pack(&staging, images, "rootfs", progress)
-            .context("packing the root file system")?,
-    ])
+    Ok(())
 }
 
 /// CRIU's images, the runtime's descriptors and the table: what a restore reads, and nothing
@@ -107,8 +105,7 @@ fn records(images: &Path) -> Result<Vec<FileRecord>> {
 }
 
 fn sync_all(images: &Path, manifest: &Manifest) -> Result<()> {
-    let parts = manifest.parts.iter().flat_map(snapshot::PartRecord::files);
-    for record in manifest.files.iter().chain(parts) {
+    for record in manifest.all_files() {
         let path = images.join(&record.name);
         fs::File::open(&path)
             .and_then(|file| file.sync_all())

@@ -12,6 +12,7 @@
 
 mod directory;
 mod finish;
+mod parts;
 pub mod preflight;
 mod timeline;
 mod volatile;
@@ -19,13 +20,13 @@ mod volatile;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::container::Container;
+use crate::container::{Container, Volumes};
 use crate::criu::config::Configuration;
 use crate::criu::door::{Action, Criu, Door, Visitor, Work};
 use crate::criu::{action, failure};
@@ -34,7 +35,7 @@ use crate::files::unreachable;
 use crate::freezer::{Frozen, FrozenBy, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
 use crate::runtime::Runtime;
-use crate::snapshot::{self, Part, Progress, Root, RootIdentity, Stage};
+use crate::snapshot::{self, Progress, RootIdentity};
 use crate::store::lock::Lock;
 use crate::store::manifest::{External, Freeze, Left, Manifest};
 use crate::sys::process::wait_readable;
@@ -64,6 +65,8 @@ pub struct Request {
     pub ghost_limit: String,
     /// Whether the whole image directory is removed when the checkpoint fails.
     pub disposable: bool,
+    /// Which volumes belong to it, unless the container's annotation says so.
+    pub volumes: Volumes,
     /// The checkpoint before, to share with it what has not changed.
     pub base: Option<PathBuf>,
 }
@@ -83,51 +86,26 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
 
     let guardian = Guardian::start()?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
-    let stage = timeline.time("pre-copy", || stage(request, &container, root, &directory))?;
+    let staged = timeline.time("pre-copy", || {
+        let volatile = volatile::files_of(&container.freezer.processes()?);
+        let planned = parts::plan(&container, root, &request.volumes)?;
+        let parts = parts::stage(planned, request.base.as_deref(), &directory)?;
+        anyhow::Ok(Staged { parts, volatile })
+    })?;
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
     let dump = Dump::begin(request, &container, guardian, &directory, timeline)?;
-    let (manifest, stage) = dump.run(manifest, stage)?;
-    if let Some(stage) = stage {
-        stage.seal().context("writing the snapshot's index")?;
-    }
+    let (manifest, parts) = dump.run(manifest, staged)?;
+    parts::seal(parts)?;
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;
     Ok(manifest)
 }
 
-/// Copies what can be copied while the container runs. One that cannot write its root file system
-/// has nothing to copy.
-fn stage(
-    request: &Request,
-    container: &Container,
-    root: Root,
-    directory: &ImageDirectory,
-) -> Result<Option<Staged>> {
-    if container.bundle.is_read_only() {
-        return Ok(None);
-    }
-    let base = request.base.as_deref().and_then(base_of);
-    if let (Some(part), Some(images)) = (&base, &request.base) {
-        directory.share_layers(images, part)?;
-    }
-    let volatile = volatile::files_of(&container.freezer.processes()?);
-    let mut stage = Stage::create(&directory.staging_of_root(), root, base.as_ref())
-        .context("staging the root file system")?;
-    stage.pre_copy().context("copying the root file system")?;
-    Ok(Some(Staged { stage, volatile }))
-}
-
-/// The snapshot to share content with. One that cannot be read is no reason to fail.
-fn base_of(images: &Path) -> Option<Part> {
-    let manifest = Manifest::read(images).ok()?;
-    Part::open(images, manifest.parts.first()?).ok()
-}
-
-/// A stage that was copied once, and the files that could not be trusted then.
+/// Parts that were copied once, and the files that could not be trusted then.
 struct Staged {
-    stage: Stage,
+    parts: Vec<parts::Staged>,
     volatile: volatile::Files,
 }
 
@@ -174,8 +152,9 @@ impl<'a> Dump<'a> {
     fn run(
         &self,
         mut manifest: Manifest,
-        stage: Option<Staged>,
-    ) -> Result<(Manifest, Option<Stage>)> {
+        staged: Staged,
+    ) -> Result<(Manifest, Vec<parts::Staged>)> {
+        manifest.parts = parts::records(&staged.parts);
         let asked = Instant::now();
         let criu = self.await_dump()?;
         self.timeline.mark("runtime", asked, Instant::now());
@@ -187,7 +166,7 @@ impl<'a> Dump<'a> {
         let dumping = Instant::now();
         criu.admit_with(&self.configuration(&manifest), &[])?;
         fault::point("dumping");
-        let (stage, committed) = self.dump_and_snapshot(&frozen, stage, &mut manifest)?;
+        let (parts, committed) = self.dump_and_snapshot(&frozen, staged, &mut manifest)?;
         let ended = self.await_end();
         self.timeline.mark("dump", dumping, Instant::now());
         self.judge(&ended?, committed)?;
@@ -202,7 +181,7 @@ impl<'a> Dump<'a> {
         self.timeline.mark("thaw", thawing, Instant::now());
         fault::point("thawed");
         self.guardian.thaw_no_more()?;
-        Ok((manifest, stage))
+        Ok((manifest, parts))
     }
 
     /// What CRIU is told beside what the runtime tells it.
@@ -219,17 +198,17 @@ impl<'a> Dump<'a> {
     fn dump_and_snapshot(
         &self,
         frozen: &Frozen<'_>,
-        staged: Option<Staged>,
+        staged: Staged,
         manifest: &mut Manifest,
-    ) -> Result<(Option<Stage>, bool)> {
+    ) -> Result<(Vec<parts::Staged>, bool)> {
         manifest.freeze.by = frozen.by();
         thread::scope(|scope| {
             let snapshot = scope.spawn(|| take(frozen, staged));
             let hook = self.await_post_dump();
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
-            let Some(hook) = hook? else { return Ok((None, false)) };
+            let Some(hook) = hook? else { return Ok((Vec::new(), false)) };
             fault::point("post-dump");
-            let (stage, begin, end) = match snapshot {
+            let (parts, begin, end) = match snapshot {
                 Ok(taken) => taken,
                 Err(error) => {
                     hook.answer(&Err(anyhow!("{error:#}")))?;
@@ -238,24 +217,27 @@ impl<'a> Dump<'a> {
             };
             self.timeline.mark("snapshot", begin, end);
             let committing = Instant::now();
-            let (stage, outcome) = self.commit(stage, manifest);
+            let (parts, outcome) = self.commit(parts, manifest);
             fault::point("committed");
             hook.answer(&outcome)?;
             outcome.context("committing")?;
             self.timeline.mark("commit", committing, Instant::now());
-            Ok((stage, true))
+            Ok((parts, true))
         })
     }
 
     /// Makes everything durable that a restore needs, before CRIU ends the container. One that
     /// goes on needs nothing: without a manifest, written at the very end, there is no checkpoint.
-    fn commit(&self, stage: Option<Stage>, manifest: &Manifest) -> (Option<Stage>, Result<()>) {
+    fn commit(
+        &self,
+        parts: Vec<parts::Staged>,
+        manifest: &Manifest,
+    ) -> (Vec<parts::Staged>, Result<()>) {
         if self.request.leave_running {
-            return (stage, Ok(()));
+            return (parts, Ok(()));
         }
-        let sealed =
-            stage.map_or(Ok(()), Stage::seal).and_then(|()| self.directory.commit_staged(manifest));
-        (None, sealed)
+        let committed = parts::seal(parts).and_then(|()| self.directory.commit_staged(manifest));
+        (Vec::new(), committed)
     }
 
     /// Lets CRIU in for whatever the runtime asks first, until it comes with the dump.
@@ -368,15 +350,15 @@ fn external_files(container: &Container, _frozen: &Frozen<'_>) -> Result<Vec<Ext
     Ok(external)
 }
 
-type Taken = (Option<Stage>, Instant, Instant);
+type Taken = (Vec<parts::Staged>, Instant, Instant);
 
-fn take(frozen: &Frozen<'_>, staged: Option<Staged>) -> Result<Taken> {
+fn take(frozen: &Frozen<'_>, staged: Staged) -> Result<Taken> {
     let begin = Instant::now();
-    let Some(Staged { mut stage, mut volatile }) = staged else { return Ok((None, begin, begin)) };
+    let Staged { parts, mut volatile } = staged;
     volatile.extend(volatile::files_of(&frozen.processes()?));
-    stage.take(&volatile)?;
+    let parts = parts::take(parts, &volatile, frozen)?;
     fault::point("snapshot-taken");
-    Ok((Some(stage), begin, Instant::now()))
+    Ok((parts, begin, Instant::now()))
 }
 
 fn command_line(request: &Request) -> Vec<OsString> {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::checkpoint::{self, checkpoint};
-use crate::container::ensure_name;
+use crate::container::{Volumes, ensure_name};
 use crate::output::{self, progress::Bar};
 use crate::store::lock::Lock;
 use crate::store::versions::Reference;
@@ -20,6 +20,9 @@ pub struct Options {
     /// Let the container go on
     #[arg(short = 'R', long)]
     leave_running: bool,
+    /// Which volumes belong to it: named, all, none, or paths of the container, with * and **
+    #[arg(long, value_name = "WHICH")]
+    volumes: Option<Volumes>,
     #[command(flatten)]
     criu: CriuOptions,
 }
@@ -87,6 +90,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         freeze_limit: machine.config.freeze_limit(),
         ghost_limit: machine.config.criu.ghost_limit.clone(),
         disposable: true,
+        volumes: options.volumes.clone().unwrap_or_else(|| machine.config.volumes.clone()),
         base: base.map(|base| base.directory),
     };
     let manifest = checkpoint(&request, &held, &Bar::new("packing")).with_context(context)?;

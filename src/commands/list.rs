@@ -5,7 +5,6 @@ use serde_json::json;
 
 use super::Format;
 use crate::output::{self, Table};
-use crate::snapshot::PartRecord;
 use crate::store::manifest::{Left, Manifest};
 use crate::store::versions::{Entry, Store};
 
@@ -80,8 +79,7 @@ fn to_json((entry, manifest): &(Entry, Result<Manifest>)) -> serde_json::Value {
 }
 
 fn size_of(manifest: &Manifest) -> u64 {
-    let parts = manifest.parts.iter().flat_map(PartRecord::files);
-    manifest.files.iter().chain(parts).map(|record| record.size).sum()
+    manifest.all_files().map(|record| record.size).sum()
 }
 
 fn left(left: Left) -> &'static str {

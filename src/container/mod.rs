@@ -1,6 +1,7 @@
 //! A container, as its runtime, its bundle and the kernel describe it.
 
 mod cgroup;
+mod volumes;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +14,8 @@ use crate::files::Process;
 use crate::freezer::Freezer;
 use crate::runtime::Runtime;
 use crate::sys::process::{namespaced_pids, parent_and_name};
+
+pub use volumes::{Bind, Volumes};
 
 /// A container that has processes.
 #[derive(Debug)]
@@ -50,6 +53,16 @@ impl Bundle {
         let rootfs = fs::canonicalize(&rootfs)
             .with_context(|| format!("opening the root file system {}", rootfs.display()))?;
         Ok(Self { directory, rootfs, spec })
+    }
+
+    /// What is mounted into the container from outside, in the order of mounting.
+    pub fn binds(&self) -> Vec<Bind> {
+        self.spec.mounts().iter().flatten().filter_map(|mount| self.bind(mount)).collect()
+    }
+
+    /// What an entry of `config.json` mounts from outside; `None` for a file system of its own.
+    pub fn bind(&self, mount: &oci_spec::runtime::Mount) -> Option<Bind> {
+        Bind::of(mount, &self.directory)
     }
 
     /// Whether the container cannot write its root file system.

@@ -26,13 +26,14 @@ use crate::files::{FileId, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
-use crate::snapshot::{self, Progress};
+use crate::snapshot::Progress;
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State};
 use crate::substitute::{self, Resolved};
 use crate::sys::process::InheritedFds;
 
+use reconcile::Part;
 use run::View;
 
 /// What is asked for.
@@ -96,17 +97,17 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let view = View::make(&door, &images, &substituted)?;
     ensure_not_alive(request)?;
 
-    let root = reconcile::root_of(&bundle, &manifest)?;
-    let part = reconcile::part_of(&manifest, &images)?;
-    let plan = part.as_ref().map(|part| snapshot::plan(&root, part)).transpose()?;
-    preflight::check(&images, plan.as_ref(), part.as_ref(), &bundle, &substituted)?;
+    let parts = reconcile::open_parts(&manifest, &images, &bundle)?;
+    let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    preflight::check(&images, &parts, &plans, &bundle, &substituted)?;
     let replacements = substitute::open(&resolved)?;
 
     if request.replace_stopped {
         make_room(&request.runtime, &request.id)?;
     }
-    if let Some(plan) = plan {
-        plan.execute(progress).context("putting the root file system back")?;
+    for (plan, part) in plans.into_iter().zip(&parts) {
+        plan.execute(progress)
+            .with_context(|| format!("putting {} back", part.destination.display()))?;
     }
     run::run(request, &manifest, &door, &view, &replacements)
 }

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::reconcile::Part;
+
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -15,18 +17,18 @@ use crate::container::Bundle;
 use crate::criu::images::Images;
 use crate::files::{FileId, Found, preflight};
 use crate::hint::WithHint;
-use crate::snapshot::{Kind, Lookup, Part, Plan};
+use crate::snapshot::{Kind, Lookup, Part as Packed, Plan};
 
 /// Makes sure that CRIU will find every file as it was.
 pub(super) fn check(
     images: &Path,
-    plan: Option<&Plan<'_>>,
-    part: Option<&Part>,
+    parts: &[Part],
+    plans: &[Plan<'_>],
     bundle: &Bundle,
     substituted: &[FileId],
 ) -> Result<()> {
     let images = Images::load(images).context("reading CRIU's images")?;
-    let view = View::of(plan, part, bundle)?;
+    let view = View::of(parts, plans, bundle)?;
     let problems = preflight(&images, substituted, &|path| view.look(path));
     let Some(first) = problems.first() else { return Ok(()) };
     let mut text = String::from("some files are not as CRIU needs them:");
@@ -38,55 +40,55 @@ pub(super) fn check(
     refused.hint(advice)
 }
 
-/// The file systems of the container to be, as far as they can be seen from here.
+/// The file systems of the container to be, as far as they can be seen from here, in the order of
+/// mounting: the root file system is the first.
 struct View<'a> {
-    root: File,
-    part: Option<&'a Part>,
-    /// What the reconciliation will change.
-    changed: HashSet<ByteString>,
-    mounts: Vec<Mount>,
+    mounts: Vec<Mount<'a>>,
 }
 
-/// A mount of the container, by its point.
-struct Mount {
+/// A file system of the container, by where it is mounted.
+struct Mount<'a> {
     point: PathBuf,
-    /// What is bound there; `None` for a file system of its own, which CRIU fills.
+    /// What is there on the host; `None` for a file system of its own, which CRIU fills.
     source: Option<PathBuf>,
+    part: Option<&'a Packed>,
+    /// What putting the part back will change.
+    changed: HashSet<ByteString>,
 }
 
 impl<'a> View<'a> {
-    fn of(plan: Option<&Plan<'_>>, part: Option<&'a Part>, bundle: &Bundle) -> Result<Self> {
-        let root = File::open(&bundle.rootfs)
-            .with_context(|| format!("opening {}", bundle.rootfs.display()))?;
-        let changed =
-            plan.into_iter().flat_map(Plan::actions).map(|action| action.path.clone()).collect();
-        let mounts = bundle
-            .spec
-            .mounts()
-            .iter()
-            .flatten()
-            .map(|mount| Mount::of(mount, &bundle.directory))
-            .collect();
-        Ok(Self { root, part, changed, mounts })
+    fn of(parts: &'a [Part], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
+        let mut mounts = vec![Mount::new("/".into(), Some(bundle.rootfs.clone()))];
+        for mount in bundle.spec.mounts().iter().flatten() {
+            let bind = bundle.bind(mount).map(|bind| bind.source);
+            mounts.push(Mount::new(mount.destination().clone(), bind));
+        }
+        for (part, plan) in parts.iter().zip(plans) {
+            let holds = |mount: &&mut Mount<'_>| mount.point == part.destination;
+            let mount = mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
+            mount.part = Some(&part.packed);
+            mount.changed = plan.actions().iter().map(|action| action.path.clone()).collect();
+        }
+        Ok(Self { mounts })
     }
 
     fn look(&self, path: &Path) -> Found {
-        let mount = self
-            .mounts
-            .iter()
-            .enumerate()
-            .filter(|(_, mount)| path.starts_with(&mount.point))
-            .max_by_key(|(order, mount)| (mount.point.components().count(), *order));
-        match mount {
-            Some((_, Mount { source: None, .. })) => Found::Unknown,
-            Some((_, Mount { point, source: Some(source) })) => {
-                look_in_bind(source, path.strip_prefix(point).unwrap_or(Path::new("")))
-            }
-            None => self.look_in_root(path.strip_prefix("/").unwrap_or(path)),
-        }
+        let above =
+            self.mounts.iter().enumerate().filter(|(_, mount)| path.starts_with(&mount.point));
+        let deepest = above.max_by_key(|(order, mount)| (mount.point.components().count(), *order));
+        deepest.map_or(Found::Unknown, |(_, mount)| {
+            mount.look(path.strip_prefix(&mount.point).unwrap_or(Path::new("")))
+        })
+    }
+}
+
+impl<'a> Mount<'a> {
+    fn new(point: PathBuf, source: Option<PathBuf>) -> Self {
+        Self { point, source, part: None::<&'a Packed>, changed: HashSet::new() }
     }
 
-    fn look_in_root(&self, path: &Path) -> Found {
+    fn look(&self, path: &Path) -> Found {
+        let Some(source) = &self.source else { return Found::Unknown };
         match self.part.map(|part| part.lookup(path.as_os_str().as_bytes())) {
             Some(Lookup::Present(entry)) => {
                 let (kind, size) = kind_and_size(&entry.kind);
@@ -94,7 +96,7 @@ impl<'a> View<'a> {
             }
             Some(Lookup::Absent) => Found::Missing,
             Some(Lookup::Below) if self.will_change(path) => Found::Unknown,
-            Some(Lookup::Below) | None => look_below(&self.root, path),
+            Some(Lookup::Below) | None => look_in(source, path),
         }
     }
 
@@ -105,17 +107,7 @@ impl<'a> View<'a> {
     }
 }
 
-impl Mount {
-    fn of(mount: &oci_spec::runtime::Mount, bundle: &Path) -> Self {
-        let options = mount.options().iter().flatten();
-        let is_bind = mount.typ().as_deref() == Some("bind")
-            || options.into_iter().any(|option| option == "bind" || option == "rbind");
-        let source = mount.source().as_ref().filter(|_| is_bind).map(|source| bundle.join(source));
-        Self { point: mount.destination().clone(), source }
-    }
-}
-
-fn look_in_bind(source: &Path, path: &Path) -> Found {
+fn look_in(source: &Path, path: &Path) -> Found {
     match File::open(source) {
         Ok(file) if path.as_os_str().is_empty() => found(&file),
         Ok(directory) => look_below(&directory, path),

@@ -1,38 +1,72 @@
-//! The root file system that is to become what it was.
+//! The file systems that are to become what they were.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::container::Bundle;
 use crate::hint::WithHint;
-use crate::snapshot::{self, Part, Root};
-use crate::store::manifest::Manifest;
+use crate::snapshot::{self, Part as Packed, Plan, Root};
+use crate::store::manifest::{self, Manifest};
 
-/// The root file system of a bundle.
-///
-/// # Errors
-/// When it is not made of the image that the snapshot lies on: other lower layers.
-pub(super) fn root_of(bundle: &Bundle, manifest: &Manifest) -> Result<Root> {
-    let root = snapshot::probe(&bundle.rootfs)?;
-    let differences = manifest.root.differences(root.identity());
-    if !differences.is_empty() {
-        let refused: Result<Root> = (|| {
-            bail!(
-                "the root file system {} is another: {}",
-                bundle.rootfs.display(),
-                differences.join("; ")
-            )
-        })();
-        return refused.hint("name with --bundle one that is made of the same image");
-    }
-    Ok(root)
+/// A part of the checkpoint, and what it is put back on.
+pub(super) struct Part {
+    /// Where the container sees it.
+    pub destination: PathBuf,
+    /// Its snapshot.
+    pub packed: Packed,
+    root: Root,
 }
 
-/// The snapshot of the root file system; a container that could not write its own has none.
-pub(super) fn part_of(manifest: &Manifest, images: &Path) -> Result<Option<Part>> {
-    ensure!(manifest.parts.len() <= 1, "it has {} parts", manifest.parts.len());
-    let open =
-        |record| Part::open(images, record).context("opening the snapshot of the root file system");
-    manifest.parts.first().map(open).transpose()
+impl Part {
+    /// What has to be done to it.
+    pub(super) fn plan(&self) -> Result<Plan<'_>> {
+        snapshot::plan(&self.root, &self.packed)
+            .with_context(|| format!("comparing {}", self.root.path().display()))
+    }
+}
+
+/// Opens every part, and finds in the bundle what it belongs to: the root file system, and of a
+/// volume whatever is mounted now where it was.
+///
+/// # Errors
+/// When the root file system is not made of the image that the snapshot lies on, or the bundle
+/// has no such volume.
+pub(super) fn open_parts(manifest: &Manifest, images: &Path, bundle: &Bundle) -> Result<Vec<Part>> {
+    ensure_same_image(manifest, bundle)?;
+    manifest.parts.iter().map(|record| open(record, images, bundle)).collect()
+}
+
+fn open(record: &manifest::Part, images: &Path, bundle: &Bundle) -> Result<Part> {
+    let destination = record.destination.as_path().to_owned();
+    let target =
+        if record.is_root() { bundle.rootfs.clone() } else { volume_at(&destination, bundle)? };
+    let files = record.files.as_ref().with_context(|| format!("{} is not packed", record.name))?;
+    let packed = Packed::open(images, files)
+        .with_context(|| format!("opening the snapshot of {}", record.destination))?;
+    Ok(Part { destination, packed, root: snapshot::probe(&target)? })
+}
+
+fn volume_at(destination: &Path, bundle: &Bundle) -> Result<PathBuf> {
+    let bind = bundle.binds().into_iter().rfind(|bind| bind.destination == destination);
+    bind.filter(|bind| !bind.read_only)
+        .map(|bind| bind.source)
+        .with_context(|| format!("the checkpoint holds the volume {}, and the bundle mounts nothing there that can be written", destination.display()))
+        .hint("give the bundle that volume, or make the checkpoint with --volumes none")
+}
+
+fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
+    let root = snapshot::probe(&bundle.rootfs)?;
+    let differences = manifest.root.differences(root.identity());
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let refused: Result<()> = (|| {
+        bail!(
+            "the root file system {} is another: {}",
+            bundle.rootfs.display(),
+            differences.join("; ")
+        )
+    })();
+    refused.hint("name with --bundle one that is made of the same image")
 }

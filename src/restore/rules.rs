@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::Request;
 use crate::config::{self, Allow};
 use crate::container::Bundle;
+use crate::glob;
 use crate::substitute::{Origin, Resolved, Rule, Source, parse_list, parse_rule};
 use crate::sys::process::InheritedFds;
 
@@ -30,8 +31,10 @@ pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
 pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
     for Resolved { rule, .. } in resolved {
         if let (Origin::Annotation(name), Source::File(file)) = (&rule.origin, &rule.source) {
-            let allowed =
-                allow.files.iter().any(|pattern| matches(pattern.as_bytes(), file.path.as_bytes()));
+            let allowed = allow
+                .files
+                .iter()
+                .any(|pattern| glob::matches(pattern.as_bytes(), file.path.as_bytes()));
             ensure!(
                 allowed,
                 "annotation {name} names the host's file {0}, which needs the administrator's leave: \
@@ -52,42 +55,4 @@ pub(super) fn ensure_inherited(resolved: &[Resolved], inherited: &InheritedFds) 
         }
     }
     Ok(())
-}
-
-/// Whether a path has the form of a pattern: `*` stands for any part of one name, `**` for any
-/// number of names. A path with `..` in it has no form.
-fn matches(pattern: &[u8], path: &[u8]) -> bool {
-    let climbs = path.split(|byte| *byte == b'/').any(|name| name == b"..");
-    !climbs && matches_from(pattern, path)
-}
-
-fn matches_from(pattern: &[u8], path: &[u8]) -> bool {
-    match pattern {
-        [] => path.is_empty(),
-        [b'*', b'*', rest @ ..] => (0..=path.len()).any(|at| matches_from(rest, &path[at..])),
-        [b'*', rest @ ..] => {
-            let end = path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
-            (0..=end).any(|at| matches_from(rest, &path[at..]))
-        }
-        [first, rest @ ..] => path.first() == Some(first) && matches_from(rest, &path[1..]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns() {
-        for (pattern, path, expected) in [
-            ("/var/log/*.log", "/var/log/a.log", true),
-            ("/var/log/*.log", "/var/log/a/b.log", false),
-            ("/var/log/**", "/var/log/a/b.log", true),
-            ("/var/log/**", "/var/log/../../etc/shadow", false),
-            ("/a", "/a", true),
-            ("/a", "/ab", false),
-        ] {
-            assert_eq!(matches(pattern.as_bytes(), path.as_bytes()), expected, "{pattern} {path}");
-        }
-    }
 }

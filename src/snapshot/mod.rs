@@ -35,7 +35,7 @@ mod walk;
 
 pub use execute::Report;
 pub use index::{Content, Driver, Entry, Identity, Index, Kind, Meta, Time};
-pub use pack::{PartRecord, is_sealed, pack};
+pub use pack::{PartRecord, pack};
 pub use part::{Lookup, Part};
 pub use plan::{Action, Plan, Verb, plan};
 pub use probe::{LayerIdentity, Root, RootIdentity, probe};

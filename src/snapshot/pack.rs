@@ -56,11 +56,6 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
         .with_context(|| format!("reading {}", path.display()))
 }
 
-/// Whether a staging directory was sealed, and can be packed.
-pub fn is_sealed(staging: &Path) -> bool {
-    staging.join(STAGED_INDEX).is_file()
-}
-
 struct Packer<'a> {
     staged: &'a Index<Staged>,
     base: Option<&'a Base>,

@@ -51,9 +51,9 @@ pub struct Manifest {
     pub flags: Vec<String>,
     /// The root file system, to know it again.
     pub root: RootIdentity,
-    /// The snapshot of each file system; empty while `staged`.
+    /// The file systems that belong to it.
     #[serde(default)]
-    pub parts: Vec<PartRecord>,
+    pub parts: Vec<Part>,
     /// Every other file of the image directory; empty while `staged`.
     #[serde(default)]
     pub files: Vec<FileRecord>,
@@ -125,6 +125,27 @@ pub struct Freeze {
     /// How many milliseconds passed from the request to freeze to the thaw, or, of a container
     /// that was stopped, to the commit.
     pub milliseconds: f64,
+}
+
+/// A file system that belongs to a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name, from which the names of its files are made.
+    pub name: String,
+    /// Where the container sees it; `/` for its root file system.
+    pub destination: ByteString,
+    /// Where it was on the host.
+    pub source: PathBuf,
+    /// Its snapshot; none while `staged`.
+    #[serde(default)]
+    pub files: Option<PartRecord>,
+}
+
+impl Part {
+    /// Whether it is the container's root file system.
+    pub fn is_root(&self) -> bool {
+        self.destination.as_bytes() == b"/"
+    }
 }
 
 /// A step, in milliseconds from the beginning of the command.
@@ -223,10 +244,16 @@ impl Manifest {
         sync_directory(directory)
     }
 
+    /// Every file of the checkpoint but the manifest.
+    pub fn all_files(&self) -> impl Iterator<Item = &FileRecord> {
+        let parts = self.parts.iter().filter_map(|part| part.files.as_ref());
+        self.files.iter().chain(parts.flat_map(PartRecord::files))
+    }
+
     /// Makes sure that every file of the checkpoint is what it was.
     pub fn verify(&self, directory: &Path) -> Result<()> {
         let mut wrong = Vec::new();
-        for record in self.files.iter().chain(self.parts.iter().flat_map(PartRecord::files)) {
+        for record in self.all_files() {
             if let Err(error) = record.verify(directory) {
                 wrong.push(format!("{error:#}"));
             }

@@ -30,3 +30,8 @@ pub mod versions;
 
 /// The directory, in an image directory, that holds what is not packed yet.
 pub const STAGING: &str = "ocicle-staging";
+
+/// Where the parts of a checkpoint are staged, each in a directory of its name.
+pub fn staged_parts(images: &std::path::Path) -> std::path::PathBuf {
+    images.join(STAGING).join("parts")
+}

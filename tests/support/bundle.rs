@@ -171,6 +171,17 @@ impl<'m> Bundle<'m> {
         Container::restore(self, images, flags)
     }
 
+    /// Kills and removes the container that `ocicle restore` made of this bundle.
+    #[track_caller]
+    pub fn end(&self) {
+        let runtime = || self.machine.runtime(Shim::Bare, &self.log());
+        let state: Value =
+            serde_json::from_str(&run(runtime().args(["state", self.id()]))).unwrap();
+        run(runtime().args(["kill", self.id(), "KILL"]));
+        super::wait::wait_for_exit(i32::try_from(state["pid"].as_i64().unwrap()).unwrap());
+        run(runtime().args(["delete", self.id()]));
+    }
+
     fn make_rootfs(&self, kind: Rootfs) {
         let rootfs = self.rootfs();
         match kind {

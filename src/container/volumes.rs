@@ -1,0 +1,158 @@
+//! What is mounted into a container from outside, and which of it belongs to a checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Result, ensure};
+use oci_spec::runtime::Mount;
+use serde::Deserialize;
+
+use crate::bytes::ByteString;
+use crate::glob;
+
+/// Where engines keep volumes that have a name: podman and docker, under any root directory.
+const NAMED: [&str; 2] = ["**/volumes/*/_data", "**/volumes/*/_data/**"];
+
+/// Where podman keeps a container's /dev/shm, which it binds and CRIU therefore does not carry.
+const SHM: &str = "**/userdata/shm";
+
+/// A directory or file of the host that is mounted into a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// Where the container sees it.
+    pub destination: PathBuf,
+    /// What it is on the host.
+    pub source: PathBuf,
+    /// Whether the container cannot write it.
+    pub read_only: bool,
+}
+
+impl Bind {
+    /// The bind mount that an entry of `config.json` asks for; `None` for a file system of its own.
+    pub(super) fn of(mount: &Mount, bundle: &Path) -> Option<Self> {
+        let has = |wanted: &[&str]| {
+            mount.options().iter().flatten().any(|option| wanted.contains(&option.as_str()))
+        };
+        let is_bind = mount.typ().as_deref() == Some("bind") || has(&["bind", "rbind"]);
+        let source = mount.source().as_ref().filter(|_| is_bind)?;
+        Some(Self {
+            destination: mount.destination().clone(),
+            source: bundle.join(source),
+            read_only: has(&["ro", "rro"]),
+        })
+    }
+}
+
+/// Which volumes belong to a checkpoint: `named`, `all`, `none`, or patterns of paths, as the
+/// container sees them, separated by commas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub enum Volumes {
+    /// Those that an engine made and named, and podman's /dev/shm.
+    #[default]
+    Named,
+    /// Every directory that the container can write.
+    All,
+    /// None.
+    Nothing,
+    /// Those mounted at a path of one of these forms.
+    Patterns(Vec<String>),
+}
+
+impl Volumes {
+    /// Whether a mount belongs to the checkpoint. One that the container cannot write never does.
+    pub fn include(&self, bind: &Bind) -> bool {
+        let source = ByteString::from(bind.source.as_path());
+        let destination = ByteString::from(bind.destination.as_path());
+        let is =
+            |pattern: &str, path: &ByteString| glob::matches(pattern.as_bytes(), path.as_bytes());
+        !bind.read_only
+            && match self {
+                Self::Named => NAMED.iter().chain([&SHM]).any(|pattern| is(pattern, &source)),
+                Self::All => true,
+                Self::Nothing => false,
+                Self::Patterns(patterns) => {
+                    patterns.iter().any(|pattern| is(pattern, &destination))
+                }
+            }
+    }
+}
+
+impl FromStr for Volumes {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::from_words(text.split(',').map(|word| word.trim().to_owned()).collect())
+    }
+}
+
+impl Volumes {
+    fn from_words(words: Vec<String>) -> Result<Self> {
+        match &words[..] {
+            [one] if one == "named" => return Ok(Self::Named),
+            [one] if one == "all" => return Ok(Self::All),
+            [one] if one == "none" => return Ok(Self::Nothing),
+            _ => {}
+        }
+        for word in &words {
+            ensure!(
+                word.starts_with('/') || word.starts_with("**"),
+                "volumes are `named`, `all`, `none` or paths, not {word:?}"
+            );
+        }
+        Ok(Self::Patterns(words))
+    }
+}
+
+/// A setting of the configuration: a word, or a list of patterns.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Word(String),
+    List(Vec<String>),
+}
+
+impl TryFrom<Written> for Volumes {
+    type Error = anyhow::Error;
+
+    fn try_from(written: Written) -> Result<Self> {
+        match written {
+            Written::Word(word) => word.parse(),
+            Written::List(list) => Self::from_words(list),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(source: &str, destination: &str, read_only: bool) -> Bind {
+        Bind { destination: destination.into(), source: source.into(), read_only }
+    }
+
+    #[test]
+    fn named_volumes_are_those_that_engines_keep() {
+        let podman = bind("/var/lib/containers/storage/volumes/db/_data", "/data", false);
+        let shm = bind(
+            "/var/lib/containers/storage/overlay-containers/1/userdata/shm",
+            "/dev/shm",
+            false,
+        );
+        let own = bind("/srv/data", "/data", false);
+        assert!(Volumes::Named.include(&podman) && Volumes::Named.include(&shm));
+        assert!(!Volumes::Named.include(&own) && Volumes::All.include(&own));
+        assert!(!Volumes::All.include(&bind("/srv/data", "/data", true)), "it cannot be written");
+        let patterns: Volumes = "/data, /srv/**".parse().unwrap();
+        assert!(patterns.include(&own) && patterns.include(&bind("/x", "/srv/a/b", false)));
+        assert!(!patterns.include(&bind("/data", "/other", false)));
+        assert!(!Volumes::Nothing.include(&podman));
+    }
+
+    #[test]
+    fn a_wrong_word_is_refused() {
+        for text in ["", "some", "named,/data", "data"] {
+            assert!(text.parse::<Volumes>().is_err(), "{text}");
+        }
+    }
+}
