@@ -1,8 +1,12 @@
 //! Programs that the tests run inside containers: each does one kind of thing that a checkpoint
 //! has to get right, says that it is ready by creating a file, and can be asked what it sees.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 
 mod hold;
@@ -31,6 +35,12 @@ enum Workload {
         #[arg(long)]
         inotify: bool,
     },
+    /// Ask a workload on its control socket, and print the answer.
+    Ask {
+        socket: PathBuf,
+        #[arg(required = true)]
+        request: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -40,7 +50,20 @@ fn main() -> anyhow::Result<()> {
         }
         Workload::Ticker(options) => ticker::run(&options),
         Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
+        Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }
+}
+
+fn ask(socket: &Path, request: &str) -> anyhow::Result<()> {
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("connecting to {}", socket.display()))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    writeln!(stream, "{request}")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).context("reading the answer")?;
+    anyhow::ensure!(answer.ends_with('\n'), "there was no answer");
+    print!("{answer}");
+    Ok(())
 }
 
 /// Leaves a failure in DIR/error.log: nobody listens to a container's standard error.
