@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail};
 
 use super::Machine;
 use super::checkpoint::CriuOptions;
-use crate::hint::WithHint;
 use crate::output::{self, progress::Bar};
 use crate::restore;
 use crate::store::lock::Lock;
@@ -47,11 +46,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
     crate::checkpoint::preflight::ensure_capable().with_context(context)?;
     let held = Lock::take(id).with_context(context)?;
     let version = options.version.or(options.reference.version);
-    let entry = machine
-        .store
-        .find(&Reference { id: id.clone(), version })
-        .with_context(context)
-        .hint("`ocicle list` shows the checkpoints there are")?;
+    let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context)?;
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
         None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,
