@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 use nix::unistd::{ForkResult, fork};
 
@@ -34,10 +35,12 @@ pub struct Options {
     /// Per cent of the files that a second process keeps rewriting.
     #[arg(long, default_value_t = 0)]
     rewrite: u64,
+    /// Milliseconds from one file that is rewritten to the next.
+    #[arg(long, default_value_t = 1)]
+    every: u64,
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let ballast = ballast(options.memory);
     fs::create_dir_all(&options.dir)?;
     for number in 0..options.files {
         write_file(options, number, number)?;
@@ -48,7 +51,8 @@ pub fn run(options: &Options) -> Result<()> {
             return rewrite(options);
         }
     }
-    tick(&options.file, &ballast)
+    // After the fork: the second process has none of it.
+    tick(&options.file, &ballast(options.memory))
 }
 
 fn ballast(mebibytes: usize) -> Vec<u8> {
@@ -66,10 +70,11 @@ fn write_file(options: &Options, number: u64, seed: u64) -> Result<()> {
 
 fn rewrite(options: &Options) -> Result<()> {
     let share = options.files * options.rewrite.min(100) / 100;
+    let every = Duration::from_millis(options.every);
     for round in 1.. {
         for number in 0..share {
             write_file(options, number, round * options.files + number)?;
-            clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::empty(), &TICK.into())?;
+            pause(every)?;
         }
     }
     Ok(())
@@ -82,7 +87,7 @@ fn tick(path: &Path, ballast: &[u8]) -> Result<()> {
     File::create(path.with_extension("ready"))?;
     let mut last = now()?;
     loop {
-        clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::empty(), &TICK.into())?;
+        pause(TICK)?;
         let this = now()?;
         if reset.swap(0, Relaxed) != 0 {
             longest.store(0, Relaxed);
@@ -93,6 +98,14 @@ fn tick(path: &Path, ballast: &[u8]) -> Result<()> {
         ticks.fetch_add(1, Relaxed);
         std::hint::black_box(ballast);
         last = this;
+    }
+}
+
+/// Sleeps. A dump ends a sleep early, with EINTR (compel_get_task_regs in CRIU).
+fn pause(time: Duration) -> Result<()> {
+    match clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::empty(), &time.into()) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

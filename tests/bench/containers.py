@@ -1,0 +1,252 @@
+"""Containers to measure: a root file system, a bundle, and the ticker inside."""
+
+import json
+import mmap
+import os
+import select
+import shutil
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+START = 300
+"""Seconds that a container may take to start: it may write 5 GiB first."""
+
+CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
+APPLETS = ["sh", "sleep", "cat", "true"]
+
+
+def run(*command, **options):
+    """Runs a command to its end. It gets no pipe that a container could inherit and keep open."""
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | options
+    return subprocess.run([str(word) for word in command], check=True, **options)
+
+
+def output(*command):
+    return run(*command, stdout=subprocess.PIPE, text=True).stdout
+
+
+def milliseconds(action):
+    """How long an action takes."""
+    begin = time.perf_counter()
+    action()
+    return (time.perf_counter() - begin) * 1000
+
+
+def wait_until(condition, what, deadline=30):
+    """There is no event to wait for in shared memory; between two looks others get the processor."""
+    end = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {deadline} s")
+        time.sleep(0.002)
+
+
+class Machine:
+    """The runtime that is measured, and where everything is put."""
+
+    def __init__(self, runtime):
+        self.runtime = runtime
+        self.id = os.environ["OCICLE_TESTBED_ID"]
+        self.scratch = Path(os.environ["OCICLE_SCRATCH"]) / f"bench-{os.getpid()}"
+        self.scratch.mkdir()
+        self.state = self.scratch / "state"
+        self.image = self.scratch / "image"
+        self._make_image()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.scratch)
+
+    def program(self, name):
+        """`bare` is the runtime itself, `ocicle` has the shim in front of it."""
+        program = {"bare": self.runtime, "ocicle": "ocicle-runtime"}[name]
+        return [program, "--root", self.state]
+
+    @property
+    def criu_flags(self):
+        """In the pure version 2 view, crun would have CRIU copy version 1 hierarchies it does not see."""
+        return ["--manage-cgroups-mode", "ignore"] if self.runtime == "crun" else []
+
+    def _make_image(self):
+        for directory in ["bin", "data", "dev", "proc", "run", "sys", "tmp"]:
+            (self.image / directory).mkdir(parents=True)
+        shutil.copy("/usr/bin/busybox", self.image / "bin/busybox")
+        for applet in APPLETS:
+            (self.image / "bin" / applet).symlink_to("busybox")
+        workload = CHECKOUT / "target/release/workload"
+        shutil.copy(workload, self.image / "bin/workload")
+        for word in output("ldd", workload).split():
+            if word.startswith("/"):
+                target = self.image / word.lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(word, target)
+
+
+class Bundle:
+    """An overlay on the image, a network namespace of its own, and a config.json."""
+
+    def __init__(self, machine, name, *args):
+        self.machine = machine
+        self.id = f"{machine.id}-{os.getpid()}-{name}"
+        self.dir = machine.scratch / name
+        self.args = args
+
+    def __enter__(self):
+        for directory in ["rootfs", "upper", "work", "criu"]:
+            (self.dir / directory).mkdir(parents=True)
+        layers = f"lowerdir={self.machine.image},upperdir={self.dir}/upper,workdir={self.dir}/work"
+        run("mount", "-t", "overlay", "-o", layers, "overlay", self.rootfs)
+        (self.dir / "network").touch()
+        run("unshare", f"--net={self.dir}/network", "ip", "link", "set", "lo", "up")
+        (self.dir / "config.json").write_text(json.dumps(self._configuration()))
+        return self
+
+    def __exit__(self, error, *_):
+        if error:
+            self.remove()
+        for mounted in ["rootfs", "network"]:
+            run("umount", "--lazy", self.dir / mounted)
+        shutil.rmtree(self.dir)
+
+    @property
+    def log(self):
+        return self.dir / "log"
+
+    @property
+    def rootfs(self):
+        return self.dir / "rootfs"
+
+    def call(self, name, command, *flags):
+        """Calls the bare runtime, or ocicle in front of it."""
+        program = [*self.machine.program(name), "--log", self.log]
+        environment = os.environ | {"OCICLE_RUNTIME": self.machine.runtime}
+        try:
+            run(*program, command, *flags, self.id, stderr=subprocess.DEVNULL, env=environment)
+        except subprocess.CalledProcessError as error:
+            said = self.log.read_text() if self.log.exists() else "nothing"
+            raise RuntimeError(f"{error}; its log says:\n{said[-2000:]}") from error
+
+    def create(self, name="bare"):
+        self.call(name, "create", "--bundle", self.dir)
+
+    def start(self, name="bare"):
+        self.call(name, "start")
+
+    def checkpoint(self, name, images, *flags):
+        work = ["--image-path", images, "--work-path", self.dir / "criu"]
+        self.call(name, "checkpoint", *work, *self.machine.criu_flags, *flags)
+
+    def restore(self, name, images):
+        work = ["--image-path", images, "--work-path", self.dir / "criu", "--bundle", self.dir]
+        self.call(name, "restore", "--detach", *work, *self.machine.criu_flags)
+
+    def delete(self, name="bare"):
+        self.call(name, "delete")
+
+    def remove(self):
+        """Removes it whatever its state; one that is gone is no error."""
+        self.call("bare", "delete", "--force")
+
+    def kill(self):
+        """Ends the container; `delete` removes what the runtime keeps of it."""
+        program = self.machine.program("bare")
+        process = os.pidfd_open(json.loads(output(*program, "state", self.id))["pid"])
+        try:
+            run(*program, "kill", self.id, "KILL")
+            wait_for_end(process)
+        finally:
+            os.close(process)
+
+    def _configuration(self):
+        namespaces = [{"type": kind} for kind in ["pid", "mount", "ipc", "uts"]]
+        namespaces.append({"type": "network", "path": str(self.dir / "network")})
+        tmpfs = ["nosuid", "mode=755", "size=65536k"]
+        return {
+            "ociVersion": "1.0.2",
+            "hostname": "bench",
+            "root": {"path": "rootfs", "readonly": False},
+            "process": {
+                "terminal": False,
+                "user": {"uid": 0, "gid": 0},
+                "args": [str(word) for word in self.args],
+                "env": ["PATH=/bin", "RUST_BACKTRACE=1"],
+                "cwd": "/",
+                "capabilities": dict.fromkeys(["bounding", "effective", "permitted"], CAPABILITIES),
+            },
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": tmpfs},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": tmpfs},
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs",
+                 "options": ["nosuid", "noexec", "nodev", "ro"]},
+            ],
+            "linux": {"cgroupsPath": f"/{self.id}", "namespaces": namespaces},
+        }  # fmt: skip
+
+
+def wait_for_end(pidfd):
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(30_000):
+        raise TimeoutError("a container did not end")
+
+
+class Ticker(Bundle):
+    """A container whose process ticks every millisecond and records its longest gap."""
+
+    def __init__(self, machine, name, *, memory, files=0, size=0, rewrite=0, every=20):
+        super().__init__(
+            machine, name, "workload", "ticker", "/run/ticker", "--memory", memory, "--files", files,
+            "--size", size, "--rewrite", rewrite, "--every", every,
+        )  # fmt: skip
+
+    def begin(self):
+        self.create()
+        self.start()
+        wait_until((self.rootfs / "run/ticker.ready").exists, f"{self.id} ticks", START)
+
+    def pause(self, action):
+        """The longest gap between two ticks while something is done, in milliseconds."""
+        with Words(self.rootfs / "run/ticker") as words:
+            words.reset()
+            action()
+            words.await_ticks(3)
+            return words.longest / 1e6
+
+
+class Words:
+    """The ticker's three words: longest gap in nanoseconds, ticks, and a request to reset."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        with open(self.path, "r+b") as file:
+            self.map = mmap.mmap(file.fileno(), 24)
+        return self
+
+    def __exit__(self, *_):
+        self.map.close()
+
+    @property
+    def longest(self):
+        return self._word(0)
+
+    def reset(self):
+        struct.pack_into("=Q", self.map, 16, 1)
+        wait_until(lambda: self._word(2) == 0, "the ticker starts again")
+        self.await_ticks(20)
+
+    def await_ticks(self, count):
+        wanted = self._word(1) + count
+        wait_until(lambda: self._word(1) >= wanted, "the ticker ticks")
+
+    def _word(self, index):
+        return struct.unpack_from("=Q", self.map, 8 * index)[0]
