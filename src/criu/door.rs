@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use super::config::Configuration;
 use super::{action, interposer};
 use crate::hint::WithHint;
-use crate::sys::process::find_program;
+use crate::sys::process::{find_program, search_path};
 use crate::sys::socket::{Channel, Listener};
 
 /// The environment variable that names the socket.
@@ -135,7 +135,7 @@ impl Door {
 
     /// The environment that leads a runtime's CRIU here.
     pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = search_path();
         let first = std::iter::once(self.directory.path().join("bin"));
         let path = std::env::join_paths(first.chain(std::env::split_paths(&path)))?;
         Ok(vec![("PATH", path), (VARIABLE, self.directory.path().join("door").into())])

@@ -97,7 +97,7 @@ fn place(fds: Vec<OwnedFd>) -> Result<()> {
 }
 
 fn path_without_us() -> Result<OsString> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = crate::sys::process::search_path();
     let door = std::env::var_os(super::door::VARIABLE).map(PathBuf::from);
     let ours =
         door.as_deref().and_then(|door| door.parent()).map(|directory| directory.join("bin"));

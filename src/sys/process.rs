@@ -1,6 +1,7 @@
 //! Processes: `/proc/PID`, pidfds, our own inherited descriptors.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -98,10 +99,17 @@ impl InheritedFds {
     }
 }
 
+/// Where programs are when the environment does not say it: podman calls `delete` with none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `PATH`, or its usual value where there is none.
+pub fn search_path() -> OsString {
+    std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into())
+}
+
 /// Finds a program as execvp(3) does, leaving out what `refuse` says.
 pub fn find_program(name: &str, refuse: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
+    std::env::split_paths(&search_path())
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|candidate| is_program(candidate) && !refuse(candidate))
