@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::directory::ImageDirectory;
 use super::volatile;
 use crate::bytes::ByteString;
-use crate::container::{Bundle, Container, Volumes};
+use crate::container::{Bundle, Container, Volumes, shared};
 use crate::freezer::Frozen;
 use crate::snapshot::{self, Part as Packed, Root, Stage};
 use crate::store::manifest::{Manifest, Part};
@@ -41,6 +41,10 @@ pub(super) fn plan(container: &Container, root: Root, asked: &Volumes) -> Result
     }
     for (destination, source) in volumes(bundle, asked)? {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
+        for user in shared::writers_of(&source, Some(container.init))? {
+            let destination = destination.display();
+            tracing::warn!("{user} can write the volume {destination} too, and is not frozen");
+        }
         let root = snapshot::probe(&source)
             .with_context(|| format!("looking at the volume {}", destination.display()))?;
         planned.push(Planned { part, root });

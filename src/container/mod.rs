@@ -1,6 +1,7 @@
 //! A container, as its runtime, its bundle and the kernel describe it.
 
 mod cgroup;
+pub mod shared;
 mod volumes;
 
 use std::fs;

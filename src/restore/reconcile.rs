@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::container::Bundle;
+use crate::container::{Bundle, shared};
 use crate::hint::WithHint;
 use crate::snapshot::{self, Part as Packed, Plan, Root};
 use crate::store::manifest::{self, Manifest};
@@ -41,6 +41,9 @@ fn open(record: &manifest::Part, images: &Path, bundle: &Bundle) -> Result<Part>
     let destination = record.destination.as_path().to_owned();
     let target =
         if record.is_root() { bundle.rootfs.clone() } else { volume_at(&destination, bundle)? };
+    if !record.is_root() {
+        ensure_unused(&destination, &target)?;
+    }
     let files = record.files.as_ref().with_context(|| format!("{} is not packed", record.name))?;
     let packed = Packed::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", record.destination))?;
@@ -53,6 +56,15 @@ fn volume_at(destination: &Path, bundle: &Bundle) -> Result<PathBuf> {
         .map(|bind| bind.source)
         .with_context(|| format!("the checkpoint holds the volume {}, and the bundle mounts nothing there that can be written", destination.display()))
         .hint("give the bundle that volume, or make the checkpoint with --volumes none")
+}
+
+/// Putting a volume back under a container that writes it would destroy that one's data.
+fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
+    let users = shared::writers_of(source, None)?;
+    let Some(user) = users.first() else { return Ok(()) };
+    let refused: Result<()> =
+        (|| bail!("the volume {} is in use: {user} has it mounted", destination.display()))();
+    refused.hint("end that container, or give this one a volume of its own")
 }
 
 fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
