@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::container::Volumes;
 use crate::hint::WithHint;
@@ -20,7 +20,7 @@ pub const VARIABLE: &str = "OCICLE_CONFIG";
 pub const STORE: &str = "/var/lib/ocicle";
 
 /// Every setting; what a file does not say has its default.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
     /// The real runtime: a path, or a name on `PATH`.
@@ -38,7 +38,7 @@ pub struct Config {
 }
 
 /// Settings of CRIU.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Criu {
     /// The largest deleted file that is kept in an image, as CRIU writes sizes (`64M`).
@@ -46,7 +46,7 @@ pub struct Criu {
 }
 
 /// What rules from a container's annotations may use: nothing, unless the administrator says so.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Allow {
     /// Files of the host that `file:` may open: paths, in which `*` stands for any part of one
@@ -127,6 +127,28 @@ mod tests {
         assert_eq!(config.runtime.unwrap().to_str(), Some("/usr/sbin/runc"));
         assert_eq!(config.store.to_str(), Some(STORE));
         assert_eq!(config.criu.ghost_limit, "8M");
+    }
+
+    const EXAMPLE: &str = include_str!("../config/ocicle.toml");
+
+    /// In the example, a comment has a blank behind its `#`, and a setting has none.
+    fn uncommented(example: &str) -> String {
+        let uncommented = |line: &str| match line.strip_prefix('#') {
+            Some(setting) if !setting.is_empty() && !setting.starts_with(' ') => setting.to_owned(),
+            _ => line.to_owned(),
+        };
+        example.lines().map(|line| uncommented(line) + "\n").collect()
+    }
+
+    #[test]
+    fn the_example_has_every_setting_with_its_default() {
+        let default = Config::default();
+        let commented = Config::parse(EXAMPLE).unwrap();
+        assert_eq!(toml::to_string(&commented).unwrap(), toml::to_string(&default).unwrap());
+        // The one setting without a default.
+        let shown = Config { runtime: Some("/usr/bin/crun".into()), ..default };
+        let example: toml::Table = toml::from_str(&uncommented(EXAMPLE)).unwrap();
+        assert_eq!(example, toml::Table::try_from(&shown).unwrap());
     }
 
     #[test]

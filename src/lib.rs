@@ -1,4 +1,68 @@
 //! ocicle: checkpoint and restore of OCI containers, memory and files of one instant.
+//!
+//! Two programs and one crate. `ocicle` is the operator's command, [`cli`]. `ocicle-runtime` is
+//! the [`shim`]: the command line of runc and crun, which becomes the real runtime for everything
+//! but `checkpoint` and `restore`. Both end in [`checkpoint::checkpoint`] and
+//! [`restore::restore`], which run the real runtime; and that starts CRIU, through us.
+//!
+//! # The processes
+//!
+//! ```text
+//! ocicle ──┬── ocicle-guardian ── runc checkpoint ── criu (ocicle's interposer, then CRIU)
+//!          │                                              └── criu-action, at post-dump
+//!          └── at a restore:     runc restore ──── criu (the same)
+//! ```
+//!
+//! The guardian, the interposer and the action script are this very program under other names
+//! ([`applets`]). The interposer and the script come to ocicle's [door](criu::door) and wait for
+//! its answer: so ocicle decides when CRIU begins, and when it may finish.
+//!
+//! # A checkpoint, and who thaws
+//!
+//! | step | if it fails | if ocicle is killed |
+//! |---|---|---|
+//! | discover, preflight | nothing has been done | nothing has been done |
+//! | the guardian starts; parts are copied while the container runs | what was copied is removed | the guardian removes it |
+//! | the runtime starts its CRIU, which waits at the door | CRIU is refused, the runtime fails | the same |
+//! | **freeze** by the cgroup, unless the caller has frozen it | [`Frozen`](freezer::Frozen) thaws on its drop | the guardian thaws |
+//! | CRIU is admitted and dumps; beside it the snapshot copies what has changed since | post-dump is answered with an error: CRIU fails and lets go | CRIU fails as nobody answers; the guardian thaws, waits for CRIU, and thaws again |
+//! | post-dump: both are there, and in stop mode **the commit**, staged parts and manifest synced | as above | before the manifest: as above; after it, it is a checkpoint |
+//! | CRIU ends the container, or lets go of it | what was committed is withdrawn | the guardian thaws |
+//! | **thaw**, of what we froze only | the error says so, the guardian tries too | the guardian thaws |
+//! | table, layers, digests; with `--leave-running` **the commit**, the manifest | the half-made checkpoint is removed | the same by the guardian; after a stop, the next restore finishes it |
+//!
+//! Whether the manifest exists is whether the checkpoint exists. Only
+//! [`Manifest::commit`](store::manifest::Manifest::commit) makes it.
+//!
+//! # A restore
+//!
+//! Read and verify the manifest; find the open file of every rule ([`substitute::resolve()`]); plan
+//! what makes each part equal to its snapshot ([`snapshot::plan()`]); look at every file that CRIU
+//! will open ([`files::preflight()`]); open the replacements ([`substitute::open()`]). Up to here
+//! nothing has been changed. Then: put the parts back, write a view of the images in which the
+//! replaced files are inherited ([`substitute::rewrite()`]), and run the runtime's `restore`, whose
+//! CRIU takes the replacements along at the door.
+//!
+//! # The modules
+//!
+//! Dependencies point up this list, or stay within an entry.
+//!
+//! - [`sys`]: one function for each system call, and all `unsafe`. [`bytes`], [`glob`], [`hint`],
+//!   [`fault`]: names that are no text, patterns, advice on errors, points for the tests.
+//! - [`config`]: the administrator's settings. [`runtime`]: the real runtime and its command line.
+//!   [`freezer`]: a cgroup that stops, v1 and v2, and the proof that it has. [`container`]: a
+//!   bundle, its processes, its volumes. [`criu`]: the door, and CRIU's images, configuration and
+//!   log. [`files`]: the table of open files, of processes and of images, and their preflight.
+//!   [`snapshot`]: stage, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
+//!   is on disk. [`guardian`]: what makes good when we are killed.
+//! - [`substitute`]: rules, what they mean, what they open, the view of the images.
+//! - [`checkpoint`], and [`restore`], which finishes a checkpoint that was interrupted: the order
+//!   of things.
+//! - [`output`]: tables, JSON, errors, progress. [`commands`], one for each of `ocicle`'s.
+//! - [`cli`], [`shim`], [`applets`]: the command lines.
+//!
+//! Only [`output`] writes to the terminal, but for the errors of programs that have no other word:
+//! the shim, which speaks as runc does, the guardian, and what CRIU starts.
 
 pub mod applets;
 pub mod bytes;

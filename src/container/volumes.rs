@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use oci_spec::runtime::Mount;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::bytes::ByteString;
 use crate::glob;
@@ -81,13 +81,13 @@ impl Volumes {
 impl FromStr for Volumes {
     type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         Self::from_words(text.split(',').map(|word| word.trim().to_owned()).collect())
     }
 }
 
 impl Volumes {
-    fn from_words(words: Vec<String>) -> Result<Self> {
+    fn from_words(words: Vec<String>) -> anyhow::Result<Self> {
         match &words[..] {
             [one] if one == "named" => return Ok(Self::Named),
             [one] if one == "all" => return Ok(Self::All),
@@ -104,6 +104,17 @@ impl Volumes {
     }
 }
 
+impl Serialize for Volumes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Named => serializer.serialize_str("named"),
+            Self::All => serializer.serialize_str("all"),
+            Self::Nothing => serializer.serialize_str("none"),
+            Self::Patterns(patterns) => patterns.serialize(serializer),
+        }
+    }
+}
+
 /// A setting of the configuration: a word, or a list of patterns.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -115,7 +126,7 @@ enum Written {
 impl TryFrom<Written> for Volumes {
     type Error = anyhow::Error;
 
-    fn try_from(written: Written) -> Result<Self> {
+    fn try_from(written: Written) -> anyhow::Result<Self> {
         match written {
             Written::Word(word) => word.parse(),
             Written::List(list) => Self::from_words(list),

@@ -293,7 +293,7 @@ pub fn flags_text(flags: u32) -> String {
 /// The open files of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// The version of this form: [`SCHEMA`].
+    /// The version of this form.
     pub schema: u32,
     /// Every open file description once, sorted by identifier.
     pub files: Vec<OpenFile>,
