@@ -1,4 +1,5 @@
-//! The administrator's configuration, `/etc/ocicle/ocicle.toml`.
+//! The administrator's configuration, `/etc/ocicle/ocicle.toml`, or the file that the environment
+//! variable `OCICLE_CONFIG` names.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,9 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::container::Volumes;
+use crate::hint::WithHint;
 
-/// Where the configuration is.
+/// Where the configuration is, unless [`VARIABLE`] names another file.
 pub const PATH: &str = "/etc/ocicle/ocicle.toml";
+
+/// The environment variable that names another configuration file, which must be there.
+pub const VARIABLE: &str = "OCICLE_CONFIG";
 
 /// Where checkpoints are kept unless told otherwise.
 pub const STORE: &str = "/var/lib/ocicle";
@@ -71,18 +76,22 @@ impl Default for Criu {
 impl Config {
     /// Reads the configuration; where there is none, everything has its default.
     pub fn load() -> Result<Self> {
-        Self::load_from(Path::new(PATH))
+        match std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+            Some(path) => Self::load_from(Path::new(&path))?
+                .with_context(|| format!("reading {}: there is no such file", path.display()))
+                .hint(format!("{VARIABLE} in the environment names it")),
+            None => Ok(Self::load_from(Path::new(PATH))?.unwrap_or_default()),
+        }
     }
 
-    fn load_from(path: &Path) -> Result<Self> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-        };
-        Self::parse(&text).with_context(|| format!("reading {}", path.display()))
+    /// `None` when there is no such file.
+    fn load_from(path: &Path) -> Result<Option<Self>> {
+        let context = || format!("reading {}", path.display());
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map(Some).with_context(context),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(context),
+        }
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -118,6 +127,14 @@ mod tests {
         assert_eq!(config.runtime.unwrap().to_str(), Some("/usr/sbin/runc"));
         assert_eq!(config.store.to_str(), Some(STORE));
         assert_eq!(config.criu.ghost_limit, "8M");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Config::load_from(&directory.path().join("none.toml")).unwrap().is_none());
+        let message = format!("{:#}", Config::load_from(directory.path()).unwrap_err());
+        assert!(message.starts_with("reading /"), "{message}");
     }
 
     #[test]

@@ -56,12 +56,28 @@ impl<T, E: Into<anyhow::Error>> WithHint for Result<T, E> {
     }
 }
 
-/// The advice of an error, the outermost first.
+/// The advice of an error, the outermost first; what the system said has its own.
 pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
     error
         .chain()
         .find_map(|cause| cause.downcast_ref::<Hinted>())
         .map(|hinted| hinted.hint.0.as_str())
+        .or_else(|| error.chain().find_map(hint_of_system))
+}
+
+/// The cause may be the system's error itself, or `rustix`'s form of it.
+fn hint_of_system(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let code = cause
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::raw_os_error)
+        .or_else(|| cause.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error()));
+    match code? {
+        libc::ENOSPC | libc::EDQUOT => {
+            Some("free some space there, or keep checkpoints on another file system")
+        }
+        libc::EROFS => Some("the file system is mounted read-only: name a directory on another"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -76,5 +92,16 @@ mod tests {
         assert_eq!(hint_of(&error), Some("do this"));
         assert_eq!(format!("{error:#}"), "more: outer: inner");
         assert_eq!(hint_of(&anyhow!("none")), None);
+    }
+
+    #[test]
+    fn a_full_disk_has_advice_of_its_own() {
+        let full = || std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let error = anyhow::Error::from(full()).context("writing x");
+        assert!(hint_of(&error).unwrap().starts_with("free some space"));
+        let error = anyhow::Error::from(rustix::io::Errno::NOSPC).context("writing x");
+        assert!(hint_of(&error).unwrap().starts_with("free some space"));
+        let error = anyhow::Error::from(full()).hint("nearer").context("writing x");
+        assert_eq!(hint_of(&error), Some("nearer"));
     }
 }

@@ -4,9 +4,10 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 
 use crate::guardian::Guardian;
+use crate::hint::WithHint;
 use crate::snapshot::Part;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest};
@@ -87,14 +88,16 @@ impl ImageDirectory {
             .with_context(|| format!("looking at {}", self.path.display()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         let needed = resident(processes) + staged_bytes(&staged_parts(&self.path))?;
-        ensure!(
-            free > needed,
+        if free > needed {
+            return Ok(());
+        }
+        Err(anyhow!(
             "there is too little space at {}: {} MiB are free, {} MiB are needed",
             self.path.display(),
             free >> 20,
             (needed >> 20) + 1
-        );
-        Ok(())
+        )
+        .hint("free some space there, or keep checkpoints on another file system"))
     }
 
     /// Makes a checkpoint of what is staged, and makes it durable.

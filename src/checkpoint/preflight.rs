@@ -6,11 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use caps::{CapSet, Capability};
 
 use crate::container::Container;
 use crate::criu::door::real_criu;
+use crate::hint::WithHint;
 
 /// What freezing, dumping and snapshotting need.
 const NEEDED: [Capability; 7] = [
@@ -42,8 +43,10 @@ pub fn ensure_capable() -> Result<()> {
     let held = caps::read(None, CapSet::Effective).context("reading our capabilities")?;
     let missing: Vec<String> =
         NEEDED.iter().filter(|needed| !held.contains(needed)).map(ToString::to_string).collect();
-    ensure!(missing.is_empty(), "it needs root: {} missing", missing.join(", "));
-    Ok(())
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!("it needs root: {} missing", missing.join(", ")).hint("run it as root, with sudo say"))
 }
 
 /// Makes sure that there is a CRIU, that it is new enough, and that it works on this kernel.
@@ -54,16 +57,19 @@ pub fn ensure_criu() -> Result<()> {
         return Ok(());
     }
     let version = criu_version()?;
-    ensure!(
-        version >= OLDEST,
-        "{} is CRIU {version}: at least {OLDEST} is needed",
-        program.display()
-    );
+    if version < OLDEST {
+        return Err(anyhow!(
+            "{} is CRIU {version}: at least {OLDEST} is needed",
+            program.display()
+        )
+        .hint(format!("install CRIU {OLDEST} or newer, and have it first on PATH")));
+    }
     let output = run(&program, "check")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let first = text.lines().find(|line| line.contains("Error")).or(text.lines().last());
-        bail!("criu check: {}", first.unwrap_or("it failed without a word").trim());
+        return Err(anyhow!("criu check: {}", first.unwrap_or("it failed without a word").trim())
+            .hint("CRIU does not work on this kernel: `criu check` says what it lacks"));
     }
     // Not being able to remember it costs a check next time.
     let _ = fs::create_dir_all("/run/ocicle").and_then(|()| fs::write(CHECKED, identity));

@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail};
 
 use super::Machine;
 use super::checkpoint::CriuOptions;
-use crate::hint::WithHint;
 use crate::output::{self, progress::Bar};
 use crate::restore;
 use crate::store::lock::Lock;
@@ -50,8 +49,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
     let entry = machine
         .store
         .find(&Reference { id: id.clone(), version })
-        .with_context(context)
-        .hint("`ocicle list` shows the checkpoints there are")?;
+        .with_context(context)?;
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
         None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,

@@ -7,11 +7,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use oci_spec::runtime::Spec;
 
 use crate::files::Process;
 use crate::freezer::Freezer;
+use crate::hint::WithHint;
 use crate::runtime::Runtime;
 use crate::sys::process::{namespaced_pids, parent_and_name};
 
@@ -93,7 +94,10 @@ impl Container {
         match state.status.as_str() {
             "running" | "paused" => {}
             status => {
-                bail!("it is {status}: only a running or paused container has a state to keep")
+                return Err(anyhow!(
+                    "it is {status}: only a running or paused container has a state to keep"
+                )
+                .hint(format!("start it, or go on from a checkpoint: ocicle restore {id}")));
             }
         }
         ensure!(state.pid > 0, "{} names no process", runtime.name());

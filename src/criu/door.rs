@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 use super::config::Configuration;
 use super::{action, interposer};
+use crate::hint::WithHint;
 use crate::sys::process::find_program;
 use crate::sys::socket::{Channel, Listener};
 
@@ -192,7 +193,7 @@ impl Action {
 
 /// The first CRIU on `PATH`.
 pub fn real_criu() -> Result<PathBuf> {
-    find_program("criu", |_| false).context("there is no criu on PATH")
+    find_program("criu", |_| false).context("there is no criu on PATH").hint("install CRIU 4.2 or newer")
 }
 
 /// Goes to the door that the environment names.

@@ -12,9 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::hint::WithHint;
 use crate::sys::process::wait_changed;
 use std::os::fd::AsFd;
 
@@ -117,7 +118,10 @@ impl Freezer {
         if !self.wait_frozen(requested + limit)? {
             let stuck = stuck::describe(self);
             frozen.end()?;
-            bail!("it did not freeze within {} s: {stuck}", limit.as_secs_f32());
+            return Err(anyhow!("it did not freeze within {} s: {stuck}", limit.as_secs_f32()).hint(
+                "it runs again; a process that waits for a device or a network file system stops \
+                 when that answers (freeze-timeout in the configuration gives it more time)",
+            ));
         }
         frozen.reached = Instant::now();
         Ok(frozen)

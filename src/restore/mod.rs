@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 
 use crate::checkpoint::{complete, preflight as machine};
 use crate::config::Allow;
@@ -61,6 +61,9 @@ pub struct Request {
     pub replace_stopped: bool,
 }
 
+const FITTING: &str = "give something that can be used as the original was: opened in the same \
+                       mode, and of a type that fits";
+
 /// Whether a directory holds a checkpoint of ocicle's.
 ///
 /// # Errors
@@ -70,12 +73,11 @@ pub fn is_ours(images: &Path) -> Result<bool> {
     if manifest::is_there(images) {
         return Ok(true);
     }
-    ensure!(
-        fs::symlink_metadata(images.join(STAGING)).is_err(),
-        "{} holds a checkpoint that was interrupted, not a whole one",
-        images.display()
-    );
-    Ok(false)
+    if fs::symlink_metadata(images.join(STAGING)).is_err() {
+        return Ok(false);
+    }
+    Err(anyhow!("{} holds a checkpoint that was interrupted, not a whole one", images.display())
+        .hint("make it again: its memory has no files that belong to it"))
 }
 
 /// Restores a container, and returns how the runtime's `restore` ended.
@@ -100,7 +102,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let parts = reconcile::open_parts(&manifest, &images, &bundle)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     preflight::check(&images, &parts, &plans, &bundle, &substituted)?;
-    let replacements = substitute::open(&resolved)?;
+    let replacements = substitute::open(&resolved).hint(FITTING)?;
 
     if request.replace_stopped {
         make_room(&request.runtime, &request.id)?;
@@ -117,12 +119,11 @@ fn ensure_not_alive(request: &Request) -> Result<()> {
     let alive = |status: &str| matches!(status, "creating" | "created" | "running" | "paused");
     match request.runtime.state(&request.id) {
         Ok(state) if alive(&state.status) => {
-            let refused: Result<()> = (|| bail!("a container of that name is {}", state.status))();
-            refused.hint(format!(
+            Err(anyhow!("a container of that name is {}", state.status).hint(format!(
                 "end it first: {} kill {} KILL",
                 request.runtime.name(),
                 request.id
-            ))
+            )))
         }
         // Stopped, or unknown to the runtime.
         _ => Ok(()),

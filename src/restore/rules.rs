@@ -1,11 +1,12 @@
 //! The rules of substitution that hold for a restore, and who may write which.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 
 use super::Request;
 use crate::config::{self, Allow};
 use crate::container::Bundle;
 use crate::glob;
+use crate::hint::WithHint;
 use crate::substitute::{Origin, Resolved, Rule, Source, parse_list, parse_rule};
 use crate::sys::process::InheritedFds;
 
@@ -35,13 +36,18 @@ pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()>
                 .files
                 .iter()
                 .any(|pattern| glob::matches(pattern.as_bytes(), file.path.as_bytes()));
-            ensure!(
-                allowed,
-                "annotation {name} names the host's file {0}, which needs the administrator's leave: \
-                 a line `files = [\"{0}\"]` below [allow] in {1}",
-                file.path,
-                config::PATH
-            );
+            if !allowed {
+                return Err(anyhow!(
+                    "annotation {name} names the host's file {}, which needs the administrator's \
+                     leave",
+                    file.path
+                )
+                .hint(format!(
+                    "the leave is a line `files = [\"{}\"]` below [allow] in {}",
+                    file.path,
+                    config::PATH
+                )));
+            }
         }
     }
     Ok(())
@@ -51,7 +57,10 @@ pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()>
 pub(super) fn ensure_inherited(resolved: &[Resolved], inherited: &InheritedFds) -> Result<()> {
     for Resolved { rule, .. } in resolved {
         if let Source::Fd(number) = rule.source {
-            ensure!(inherited.contains(number), "{rule}: fd {number} is not open");
+            if !inherited.contains(number) {
+                return Err(anyhow!("{rule} (from {}): fd {number} is not open", rule.origin)
+                    .hint(format!("open it for this command: {number}<>FILE behind it in a shell")));
+            }
         }
     }
     Ok(())

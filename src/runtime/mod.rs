@@ -10,10 +10,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::bytes::ByteString;
 use crate::config::Config;
+use crate::hint::WithHint;
 use crate::sys::process::{find_program, is_program};
 
 /// The program that does the work, and the global flags that it is called with.
@@ -27,6 +28,8 @@ impl Runtime {
     /// Finds the real runtime: `OCICLE_RUNTIME`, then the configuration, then the first of crun
     /// and runc on `PATH`. Whatever is ocicle itself is refused, or passed over on `PATH`.
     pub fn find(config: &Config) -> Result<Self> {
+        const INSTALL: &str = "install runc or crun, or name one: in OCICLE_RUNTIME, or as `runtime` \
+                               in /etc/ocicle/ocicle.toml";
         let program = if let Some(named) =
             std::env::var_os("OCICLE_RUNTIME").filter(|name| !name.is_empty())
         {
@@ -37,7 +40,7 @@ impl Runtime {
             ["crun", "runc"]
                 .iter()
                 .find_map(|name| find_program(name, is_ourselves))
-                .ok_or_else(|| anyhow!("neither crun nor runc is on PATH").context(MISSING))?
+                .ok_or_else(|| anyhow!("neither crun nor runc is on PATH").context(MISSING).hint(INSTALL))?
         };
         Ok(Self { program, globals: Vec::new() })
     }
@@ -52,8 +55,12 @@ impl Runtime {
         };
         let program = program
             .filter(|program| is_program(program))
-            .with_context(|| format!("there is no program {}", ByteString::from(path)))?;
-        ensure!(!is_ourselves(&program), "{} is ocicle itself", program.display());
+            .with_context(|| format!("there is no program {}", ByteString::from(path)))
+            .hint("name an OCI runtime that is installed: crun, runc, or a path")?;
+        if is_ourselves(&program) {
+            return Err(anyhow!("{} is ocicle itself", program.display())
+                .hint("name the runtime that does the work: crun, runc, or a path"));
+        }
         Ok(program)
     }
 
@@ -104,14 +111,10 @@ impl Runtime {
     pub fn state(&self, id: &str) -> Result<State> {
         let output = self.quiet(&["state", id])?;
         if !output.status.success() {
-            bail!(
-                "{}",
-                last_line(&output.stderr).unwrap_or_else(|| format!(
-                    "{} state ended with {}",
-                    self.name(),
-                    output.status
-                ))
-            );
+            let said = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
+            let root = self.root().map_or(String::new(), |root| format!(" --root {}", root.display()));
+            return Err(anyhow!("{} state: {}", self.name(), message_of(&said))
+                .hint(format!("`{}{root} list` shows the containers there are", self.name())));
         }
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("reading what {} state printed", self.name()))
@@ -158,16 +161,33 @@ pub struct State {
     pub bundle: PathBuf,
 }
 
+/// The message in a line of a runtime's log, which may have a time and a level about it:
+/// logrus's `time=… level=error msg="…"` of runc.
+fn message_of(line: &str) -> String {
+    let quoted = line.split_once(" msg=").map(|(_, message)| message);
+    match quoted.and_then(|message| serde_json::from_str(message).ok()) {
+        Some(message) => message,
+        None => line.to_owned(),
+    }
+}
+
 fn last_line(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
     Some(ByteString::from(line.trim()).to_string())
 }
 
-/// Whether a program is this one: the same file, or a copy of it.
+/// Whether a program is ocicle: the same file as this one or as its sibling, or a copy of either.
 fn is_ourselves(program: &Path) -> bool {
+    let siblings = std::env::current_exe().ok().into_iter().flat_map(|exe| {
+        ["ocicle", "ocicle-runtime"].map(|name| exe.with_file_name(name))
+    });
+    std::iter::once(PathBuf::from("/proc/self/exe")).chain(siblings).any(|ours| is_same(&ours, program))
+}
+
+fn is_same(ours: &Path, program: &Path) -> bool {
     let same = || -> std::io::Result<bool> {
-        let (mut ours, mut theirs) = (File::open("/proc/self/exe")?, File::open(program)?);
+        let (mut ours, mut theirs) = (File::open(ours)?, File::open(program)?);
         let (our, their) = (ours.metadata()?, theirs.metadata()?);
         if (our.dev(), our.ino()) == (their.dev(), their.ino()) {
             return Ok(true);

@@ -3,9 +3,11 @@
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+use crate::hint::WithHint;
 
 const LOCKS: &str = "/run/ocicle/locks";
 
@@ -35,7 +37,8 @@ impl Lock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Self { _file: file }),
             Err((_, Errno::EWOULDBLOCK)) => {
-                bail!("another checkpoint or restore of {id} is under way")
+                Err(anyhow!("another checkpoint or restore of it is under way")
+                    .hint("wait for its end, then try again"))
             }
             Err((_, error)) => Err(error).with_context(|| format!("locking {}", path.display())),
         }

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{FileRecord, digest};
 use crate::bytes::ByteString;
 use crate::freezer::{FrozenBy, Version};
+use crate::hint::WithHint;
 use crate::snapshot::{PartRecord, RootIdentity};
 
 /// The manifest's name in an image directory.
@@ -18,6 +19,9 @@ pub const NAME: &str = "ocicle-manifest.json";
 pub const DIGEST: &str = "ocicle-manifest.b3sum";
 /// The version of the schema that is written, and the newest that is read.
 pub const SCHEMA: u32 = 1;
+const DAMAGED: &str = "nothing was changed; copy it again from where it came from, or use another \
+                       version (`ocicle list` shows them)";
+const NEWER: &str = "a newer ocicle made it: use one of that version";
 /// A manifest larger than this is refused.
 const LIMIT: u64 = 16 << 20;
 
@@ -200,7 +204,9 @@ impl Manifest {
     pub fn read(directory: &Path) -> Result<Self> {
         let text = read_limited(&directory.join(NAME))?;
         let sum = read_limited(&directory.join(DIGEST))?;
-        ensure!(sum == sum_of(&text).into_bytes(), "{NAME} was altered: its digest is another");
+        if sum != sum_of(&text).into_bytes() {
+            return Err(anyhow!("{NAME} was altered: its digest is another").hint(DAMAGED));
+        }
         Self::parse(&text).with_context(|| format!("reading {}", directory.join(NAME).display()))
     }
 
@@ -213,11 +219,10 @@ impl Manifest {
         }
         // The head first: the rest of a newer schema may look otherwise.
         let head: Head = serde_json::from_slice(text)?;
-        ensure!(
-            head.schema == SCHEMA,
-            "its schema is {}, and this ocicle knows {SCHEMA}",
-            head.schema
-        );
+        if head.schema != SCHEMA {
+            return Err(anyhow!("its schema is {}, and this ocicle knows {SCHEMA}", head.schema)
+                .hint(NEWER));
+        }
         let unknown: Vec<&str> = head
             .features
             .incompatible
@@ -226,11 +231,10 @@ impl Manifest {
             .map(String::as_str)
             .filter(|feature| !KNOWN.contains(feature))
             .collect();
-        ensure!(
-            unknown.is_empty(),
-            "it needs what this ocicle does not know: {}",
-            unknown.join(", ")
-        );
+        if !unknown.is_empty() {
+            return Err(anyhow!("it needs what this ocicle does not know: {}", unknown.join(", "))
+                .hint(NEWER));
+        }
         Ok(serde_json::from_slice(text)?)
     }
 
@@ -259,7 +263,7 @@ impl Manifest {
             }
         }
         if !wrong.is_empty() {
-            bail!("the checkpoint is damaged: {}", wrong.join("; "));
+            return Err(anyhow!("it is damaged: {}", wrong.join("; ")).hint(DAMAGED));
         }
         Ok(())
     }

@@ -6,11 +6,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::lock::Lock;
 use super::manifest::{self, Manifest};
 use crate::container::ensure_name;
+use crate::hint::WithHint;
 
 /// The number of a version, written `vN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,15 +136,19 @@ impl Store {
                 .collect())
         };
         let mut versions = complete()?;
-        ensure!(!versions.is_empty(), "{} holds no checkpoint of {id}", self.root.display());
+        if versions.is_empty() {
+            return Err(anyhow!("{} holds no checkpoint of {id}", self.root.display()).hint(
+                "`ocicle list` shows the checkpoints there are; --store names another directory",
+            ));
+        }
         match reference.version {
             None => Ok(versions.remove(versions.len() - 1)),
             Some(wanted) => {
                 let names: Vec<String> =
                     versions.iter().map(|entry| entry.version.to_string()).collect();
                 versions.into_iter().find(|entry| entry.version == wanted).with_context(|| {
-                    format!("{id} has no version {wanted}: there is {}", names.join(", "))
-                })
+                    format!("{id} has no version {wanted}")
+                }).hint(format!("there is {}", names.join(", ")))
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Bundles: a root file system, a network namespace and a config.json.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -163,7 +163,13 @@ impl<'m> Bundle<'m> {
     /// Starts the container, detached.
     #[track_caller]
     pub fn run(&self) -> Container<'_> {
-        Container::run(self)
+        Container::run(self, Stdio::null())
+    }
+
+    /// Starts the container, detached, with a file of this machine as its standard output.
+    #[track_caller]
+    pub fn run_into(&self, output: File) -> Container<'_> {
+        Container::run(self, output.into())
     }
 
     /// Restores the container from images. The failure text has the runtime's own words.
@@ -219,7 +225,7 @@ impl<'m> Bundle<'m> {
 
     fn make_btrfs(&self) -> PathBuf {
         let (file, pool) = (self.dir.join("btrfs.img"), self.dir.join("pool"));
-        fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
+        File::create(&file).unwrap().set_len(512 << 20).unwrap();
         fs::create_dir(&pool).unwrap();
         run(Command::new("mkfs.btrfs").arg("-q").arg(&file));
         run(Command::new("mount").args(["-t", "btrfs", "-o", "loop"]).args([&file, &pool]));

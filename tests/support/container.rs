@@ -23,14 +23,14 @@ pub struct Container<'b> {
 
 impl<'b> Container<'b> {
     #[track_caller]
-    pub(super) fn run(bundle: &'b Bundle<'b>) -> Self {
+    pub(super) fn run(bundle: &'b Bundle<'b>, output: Stdio) -> Self {
         let pid_file = bundle.dir().join("pid");
         let mut command = runtime(bundle);
         command.args(["run", "--detach", "--pid-file"]).arg(&pid_file);
         command.arg("--bundle").arg(bundle.dir()).arg(bundle.id());
         // Should it fail, the guard clears away what there is of it.
         let mut container = Container { bundle, pid: 0 };
-        call(bundle, &mut command).unwrap_or_else(|failure| panic!("{failure}"));
+        call(bundle, &mut command, output).unwrap_or_else(|failure| panic!("{failure}"));
         container.pid = read_pid(&pid_file);
         container
     }
@@ -47,7 +47,7 @@ impl<'b> Container<'b> {
         command.arg("--image-path").arg(images).arg("--work-path").arg(bundle.work());
         command.args(bundle.machine.variant().criu_flags()).args(flags).arg(bundle.id());
         let mut container = Container { bundle, pid: 0 };
-        call(bundle, &mut command)?;
+        call(bundle, &mut command, Stdio::null())?;
         container.pid = read_pid(&pid_file);
         Ok(container)
     }
@@ -93,7 +93,7 @@ impl<'b> Container<'b> {
         command.arg("--work-path").arg(self.bundle.work());
         command.args(self.bundle.machine.variant().criu_flags()).args(flags);
         let start = Instant::now();
-        call(self.bundle, command.arg(self.bundle.id()))?;
+        call(self.bundle, command.arg(self.bundle.id()), Stdio::null())?;
         Ok(start.elapsed())
     }
 
@@ -211,9 +211,9 @@ fn runtime(bundle: &Bundle<'_>) -> Command {
 
 /// Runs a command of which a container may inherit the standard streams: they are /dev/null, for
 /// a pipe would stay open as long as the container. What it has to say is in the log.
-fn call(bundle: &Bundle<'_>, command: &mut Command) -> Result<(), String> {
+fn call(bundle: &Bundle<'_>, command: &mut Command, output: Stdio) -> Result<(), String> {
     let before = fs::read_to_string(bundle.log()).unwrap_or_default().len();
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(output).stderr(Stdio::null());
     let status = command.status().map_err(|error| format!("{command:?}: {error}"))?;
     if status.success() {
         return Ok(());

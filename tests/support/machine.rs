@@ -43,6 +43,8 @@ impl Variant {
     }
 }
 
+const RUN: &str = "/run/ocicle";
+
 /// Which program stands for "the runtime" in a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shim {
@@ -84,6 +86,7 @@ impl Machine {
             .expect("this test runs inside the testbed: use `make test` or tests/testbed/enter");
         let scratch = PathBuf::from(std::env::var_os("OCICLE_SCRATCH").expect("OCICLE_SCRATCH"));
         private_mounts();
+        private_run();
         if variant.has_cgroup2() {
             pure_cgroup2();
         }
@@ -184,6 +187,9 @@ impl Machine {
         let files = entries(&self.scratch).filter(|path| !kept.contains(path));
         left.extend(files.map(|file| format!("file {}", file.display())));
         left.extend(processes_with(&self.prefix));
+        let run = entries(Path::new(RUN));
+        let doors = run.filter(|path| path.to_string_lossy().contains("door-"));
+        left.extend(doors.map(|door| format!("door {}", door.display())));
         left
     }
 
@@ -203,6 +209,12 @@ fn private_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("making a private mount namespace");
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+}
+
+/// What ocicle keeps while it runs is this test's alone, so that its leftovers are too.
+fn private_run() {
+    fs::create_dir_all(RUN).unwrap();
+    mount(Some("tmpfs"), RUN, Some("tmpfs"), MsFlags::empty(), Some("mode=700")).unwrap();
 }
 
 fn pure_cgroup2() {

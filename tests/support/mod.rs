@@ -20,6 +20,7 @@ mod bundle;
 mod container;
 mod image;
 mod machine;
+mod tree;
 mod wait;
 
 #[allow(unused_imports, reason = "each test program uses its share of this library")]
@@ -27,6 +28,7 @@ pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
     machine::{Machine, Shim, Variant, on_machine, run, try_run},
+    tree::{Tree, tree_of},
     wait::{DEADLINE, wait_for_exit, wait_for_file},
 };
 
