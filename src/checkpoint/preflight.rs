@@ -46,7 +46,8 @@ pub fn ensure_capable() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(anyhow!("it needs root: {} missing", missing.join(", ")).hint("run it as root, with sudo say"))
+    Err(anyhow!("it needs root: {} missing", missing.join(", "))
+        .hint("run it as root, with sudo say"))
 }
 
 /// Makes sure that there is a CRIU, that it is new enough, and that it works on this kernel.

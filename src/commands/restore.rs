@@ -46,10 +46,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
     crate::checkpoint::preflight::ensure_capable().with_context(context)?;
     let held = Lock::take(id).with_context(context)?;
     let version = options.version.or(options.reference.version);
-    let entry = machine
-        .store
-        .find(&Reference { id: id.clone(), version })
-        .with_context(context)?;
+    let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context)?;
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
         None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,

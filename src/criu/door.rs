@@ -193,7 +193,9 @@ impl Action {
 
 /// The first CRIU on `PATH`.
 pub fn real_criu() -> Result<PathBuf> {
-    find_program("criu", |_| false).context("there is no criu on PATH").hint("install CRIU 4.2 or newer")
+    find_program("criu", |_| false)
+        .context("there is no criu on PATH")
+        .hint("install CRIU 4.2 or newer")
 }
 
 /// Goes to the door that the environment names.

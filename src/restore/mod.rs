@@ -118,13 +118,11 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
 fn ensure_not_alive(request: &Request) -> Result<()> {
     let alive = |status: &str| matches!(status, "creating" | "created" | "running" | "paused");
     match request.runtime.state(&request.id) {
-        Ok(state) if alive(&state.status) => {
-            Err(anyhow!("a container of that name is {}", state.status).hint(format!(
-                "end it first: {} kill {} KILL",
-                request.runtime.name(),
-                request.id
-            )))
-        }
+        Ok(state) if alive(&state.status) => Err(anyhow!(
+            "a container of that name is {}",
+            state.status
+        )
+        .hint(format!("end it first: {} kill {} KILL", request.runtime.name(), request.id))),
         // Stopped, or unknown to the runtime.
         _ => Ok(()),
     }

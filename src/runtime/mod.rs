@@ -37,10 +37,9 @@ impl Runtime {
         } else if let Some(named) = &config.runtime {
             Self::named(named.as_os_str()).context("the real runtime of the configuration")?
         } else {
-            ["crun", "runc"]
-                .iter()
-                .find_map(|name| find_program(name, is_ourselves))
-                .ok_or_else(|| anyhow!("neither crun nor runc is on PATH").context(MISSING).hint(INSTALL))?
+            ["crun", "runc"].iter().find_map(|name| find_program(name, is_ourselves)).ok_or_else(
+                || anyhow!("neither crun nor runc is on PATH").context(MISSING).hint(INSTALL),
+            )?
         };
         Ok(Self { program, globals: Vec::new() })
     }
@@ -112,7 +111,8 @@ impl Runtime {
         let output = self.quiet(&["state", id])?;
         if !output.status.success() {
             let said = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
-            let root = self.root().map_or(String::new(), |root| format!(" --root {}", root.display()));
+            let root =
+                self.root().map_or(String::new(), |root| format!(" --root {}", root.display()));
             return Err(anyhow!("{} state: {}", self.name(), message_of(&said))
                 .hint(format!("`{}{root} list` shows the containers there are", self.name())));
         }
@@ -163,7 +163,7 @@ pub struct State {
 
 /// The message in a line of a runtime's log, which may have a time and a level about it:
 /// logrus's `time=… level=error msg="…"` of runc.
-fn message_of(line: &str) -> String {
+pub fn message_of(line: &str) -> String {
     let quoted = line.split_once(" msg=").map(|(_, message)| message);
     match quoted.and_then(|message| serde_json::from_str(message).ok()) {
         Some(message) => message,
@@ -179,10 +179,13 @@ fn last_line(text: &[u8]) -> Option<String> {
 
 /// Whether a program is ocicle: the same file as this one or as its sibling, or a copy of either.
 fn is_ourselves(program: &Path) -> bool {
-    let siblings = std::env::current_exe().ok().into_iter().flat_map(|exe| {
-        ["ocicle", "ocicle-runtime"].map(|name| exe.with_file_name(name))
-    });
-    std::iter::once(PathBuf::from("/proc/self/exe")).chain(siblings).any(|ours| is_same(&ours, program))
+    let siblings = std::env::current_exe()
+        .ok()
+        .into_iter()
+        .flat_map(|exe| ["ocicle", "ocicle-runtime"].map(|name| exe.with_file_name(name)));
+    std::iter::once(PathBuf::from("/proc/self/exe"))
+        .chain(siblings)
+        .any(|ours| is_same(&ours, program))
 }
 
 fn is_same(ours: &Path, program: &Path) -> bool {

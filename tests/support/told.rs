@@ -26,7 +26,8 @@ impl<'m> Told<'m> {
         let (status, output, errors) = outcome(command);
         assert!(!status, "{what}: {command:?} did not fail: {output}{errors}");
         assert_eq!(output, "", "{what}");
-        let lines_with = |start: &str| errors.lines().filter(|line| line.starts_with(start)).count();
+        let lines_with =
+            |start: &str| errors.lines().filter(|line| line.starts_with(start)).count();
         let counts = (lines_with("error: "), lines_with("hint: "));
         assert_eq!(counts, (1, 1), "{what}: {errors}");
         assert!(errors.starts_with("error: "), "{what}: {errors}");
