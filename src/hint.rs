@@ -65,20 +65,23 @@ pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
         .or_else(|| error.chain().find_map(hint_of_system))
 }
 
-/// The cause may be the system's error itself, or `rustix`'s form of it.
 fn hint_of_system(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let code = cause
-        .downcast_ref::<std::io::Error>()
-        .and_then(std::io::Error::raw_os_error)
-        .or_else(|| cause.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error()));
-    match code? {
-        libc::ENOSPC | libc::EDQUOT => {
-            Some("free some space there, or keep checkpoints on another file system")
+    use std::io::ErrorKind;
+    let kind = match cause.downcast_ref::<rustix::io::Errno>() {
+        Some(errno) => errno.kind(),
+        None => cause.downcast_ref::<std::io::Error>()?.kind(),
+    };
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(FULL),
+        ErrorKind::ReadOnlyFilesystem => {
+            Some("it is mounted read-only: name a directory elsewhere")
         }
-        libc::EROFS => Some("the file system is mounted read-only: name a directory on another"),
         _ => None,
     }
 }
+
+/// What to do about a full disk.
+pub const FULL: &str = "free some space there, or keep checkpoints on another file system";
 
 #[cfg(test)]
 mod tests {

@@ -70,7 +70,8 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         freeze_limit: config.freeze_limit(),
         ghost_limit: config.criu.ghost_limit.clone(),
         disposable: false,
-        volumes: config.volumes.clone(),
+        volumes: None,
+        default_volumes: config.volumes.clone(),
         base: None,
     };
     checkpoint(&request, &held, &()).with_context(context)?;

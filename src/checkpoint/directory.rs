@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use crate::guardian::Guardian;
-use crate::hint::WithHint;
+use crate::hint::{FULL, WithHint};
 use crate::snapshot::Part;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest};
@@ -97,7 +97,7 @@ impl ImageDirectory {
             free >> 20,
             (needed >> 20) + 1
         )
-        .hint("free some space there, or keep checkpoints on another file system"))
+        .hint(FULL))
     }
 
     /// Makes a checkpoint of what is staged, and makes it durable.

@@ -65,8 +65,10 @@ pub struct Request {
     pub ghost_limit: String,
     /// Whether the whole image directory is removed when the checkpoint fails.
     pub disposable: bool,
-    /// Which volumes belong to it, unless the container's annotation says so.
-    pub volumes: Volumes,
+    /// Which volumes belong to it, whatever else says so.
+    pub volumes: Option<Volumes>,
+    /// Which belong to it when neither that nor the container's annotation says so.
+    pub default_volumes: Volumes,
     /// The checkpoint before, to share with it what has not changed.
     pub base: Option<PathBuf>,
 }
@@ -88,7 +90,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
     let staged = timeline.time("pre-copy", || {
         let volatile = volatile::files_of(&container.freezer.processes()?);
-        let planned = parts::plan(&container, root, &request.volumes)?;
+        let planned = parts::plan(&container, root, request)?;
         let parts = parts::stage(planned, request.base.as_deref(), &directory)?;
         anyhow::Ok(Staged { parts, volatile })
     })?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::Request;
 use super::directory::ImageDirectory;
 use super::volatile;
 use crate::bytes::ByteString;
@@ -30,16 +31,15 @@ pub(super) struct Staged {
     stage: Stage,
 }
 
-/// The parts of a container: what it can write of its root file system, and the volumes that
-/// `asked`, an annotation or the configuration names, in this order.
-pub(super) fn plan(container: &Container, root: Root, asked: &Volumes) -> Result<Vec<Planned>> {
+/// The parts of a container: what it can write of its root file system, and its volumes.
+pub(super) fn plan(container: &Container, root: Root, request: &Request) -> Result<Vec<Planned>> {
     let bundle = &container.bundle;
     let mut planned = Vec::new();
     if !bundle.is_read_only() {
         let part = Part::new(ROOT, Path::new("/"), &bundle.rootfs);
         planned.push(Planned { part, root });
     }
-    for (destination, source) in volumes(bundle, asked)? {
+    for (destination, source) in volumes(bundle, request)? {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
         for user in shared::writers_of(&source, Some(container.init))? {
             let destination = destination.display();
@@ -52,12 +52,16 @@ pub(super) fn plan(container: &Container, root: Root, asked: &Volumes) -> Result
     Ok(planned)
 }
 
-/// The volumes that belong to the checkpoint, by where they are mounted.
-fn volumes(bundle: &Bundle, asked: &Volumes) -> Result<Vec<(PathBuf, PathBuf)>> {
+/// The volumes that belong to the checkpoint, by where they are mounted: those that the command
+/// names, or else the container's annotation, or else the configuration.
+fn volumes(bundle: &Bundle, request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
     let annotated = bundle.annotations(ANNOTATION).into_iter().next();
-    let annotated = annotated.map(|(_, value)| value.parse::<Volumes>()).transpose();
-    let chosen = annotated.with_context(|| format!("reading the annotation {ANNOTATION}"))?;
-    let chosen = chosen.as_ref().unwrap_or(asked);
+    let annotated = annotated
+        .map(|(_, value)| value.parse::<Volumes>())
+        .transpose()
+        .with_context(|| format!("reading the annotation {ANNOTATION}"))?;
+    let chosen =
+        request.volumes.as_ref().or(annotated.as_ref()).unwrap_or(&request.default_volumes);
     let mut volumes = Vec::new();
     for bind in bundle.binds().into_iter().filter(|bind| chosen.include(bind)) {
         let source = bind

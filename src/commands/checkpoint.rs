@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::checkpoint::{self, checkpoint};
-use crate::container::{Volumes, ensure_name};
+use crate::container::{Container, Volumes, ensure_name};
 use crate::output::{self, progress::Bar};
 use crate::store::lock::Lock;
 use crate::store::versions::Reference;
@@ -74,7 +74,8 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     let held = Lock::take(id).with_context(context)?;
     let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
     // Before a directory is made for it.
-    machine.runtime.state(id).with_context(context)?;
+    checkpoint::preflight::ensure_criu().with_context(context)?;
+    Container::discover(&machine.runtime, id).with_context(context)?;
     let entry = machine.store.claim(id, &held).with_context(context)?;
     let mut flags = options.criu.flags();
     if options.leave_running {
@@ -90,10 +91,12 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         freeze_limit: machine.config.freeze_limit(),
         ghost_limit: machine.config.criu.ghost_limit.clone(),
         disposable: true,
-        volumes: options.volumes.clone().unwrap_or_else(|| machine.config.volumes.clone()),
+        volumes: options.volumes.clone(),
+        default_volumes: machine.config.volumes.clone(),
         base: base.map(|base| base.directory),
     };
-    let manifest = checkpoint(&request, &held, &Bar::new("packing")).with_context(context)?;
+    let made = checkpoint(&request, &held, &Bar::new("packing")).with_context(context);
+    let manifest = made.inspect_err(|_| entry.discard_unless_complete(&held))?;
     output::line(&format!("{id}@{}", entry.version));
     output::note(&format!("frozen for {:.0} ms", manifest.freeze.milliseconds));
     Ok(())

@@ -50,6 +50,11 @@ pub fn run(
         Format::Json => output::json(&serde_json::to_value(&table)?)?,
         Format::UserInfo => output::text(&write_user_info(&table)),
         Format::Table => {
+            if reference.version.is_none() {
+                output::note(
+                    "the identifiers that `ocicle restore -s` takes are a checkpoint's, not these",
+                );
+            }
             let mut columns = output::Table::new(&OpenFile::HEADINGS);
             table.files.iter().for_each(|file| columns.row(file.row().to_vec()));
             columns.print();

@@ -10,8 +10,8 @@ use anyhow::anyhow;
 use super::log;
 use crate::bytes::ByteString;
 use crate::guardian::Ended;
-use crate::hint::WithHint;
-use crate::runtime::Runtime;
+use crate::hint::{FULL, WithHint};
+use crate::runtime::{Runtime, message_of};
 
 /// A log larger than this is read from its end.
 const LOG_LIMIT: u64 = 64 << 20;
@@ -85,7 +85,11 @@ pub fn explain(
             let words =
                 said.map_or_else(|| ended.to_string(), |words| format!("{words} ({ended})"));
             let log = path.map_or_else(String::new, |path| format!(" (log: {})", path.display()));
-            anyhow!("{} {command}: {words}{log}", runtime.name())
+            let error = anyhow!("{} {command}: {words}{log}", runtime.name());
+            if words.to_lowercase().contains("no space left on device") {
+                return error.hint(FULL);
+            }
+            error
         }
     }
 }
@@ -106,5 +110,5 @@ fn last_words(mut errors: &File) -> Option<String> {
     errors.take(1 << 20).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(ByteString::from(line.trim()).to_string())
+    Some(ByteString::from(message_of(line.trim())).to_string())
 }

@@ -18,11 +18,17 @@ pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     for (name, value) in bundle.annotations(ANNOTATION) {
         let parsed = parse_list(&value, &Origin::Annotation(name.clone()));
-        rules.extend(parsed.with_context(|| format!("annotation {name}"))?);
+        rules.extend(
+            parsed
+                .with_context(|| format!("annotation {name}"))
+                .hint("correct it in config.json")?,
+        );
     }
     for text in &request.rules {
         rules.push(
-            parse_rule(text, Origin::CommandLine).context("reading a rule of the command line")?,
+            parse_rule(text, Origin::CommandLine)
+                .context("reading a rule of the command line")
+                .hint("such as 7=file:/var/log/new or 1:3=null; `ocicle restore --help` has the forms")?,
         );
     }
     Ok(rules)

@@ -163,7 +163,7 @@ pub struct State {
 
 /// The message in a line of a runtime's log, which may have a time and a level about it:
 /// logrus's `time=… level=error msg="…"` of runc.
-fn message_of(line: &str) -> String {
+pub fn message_of(line: &str) -> String {
     let quoted = line.split_once(" msg=").map(|(_, message)| message);
     match quoted.and_then(|message| serde_json::from_str(message).ok()) {
         Some(message) => message,

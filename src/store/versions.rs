@@ -88,6 +88,21 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Removes what a checkpoint that failed left of its directory, as far as that can be done:
+    /// the next one removes the rest.
+    pub fn discard_unless_complete(&self, _held: &Lock) {
+        if manifest::is_there(&self.directory) {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("removing {}: {error}", self.directory.display());
+        }
+    }
+}
+
 impl Store {
     /// The store at that path, which need not exist yet.
     pub fn at(root: &Path) -> Self {

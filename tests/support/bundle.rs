@@ -188,6 +188,11 @@ impl<'m> Bundle<'m> {
         run(runtime().args(["delete", self.id()]));
     }
 
+    /// The container of this bundle, if somebody else started it: it ends with the value.
+    pub fn adopt(&self) -> Container<'_> {
+        Container::adopt(self)
+    }
+
     fn make_rootfs(&self, kind: Rootfs) {
         let rootfs = self.rootfs();
         match kind {

@@ -52,6 +52,13 @@ impl<'b> Container<'b> {
         Ok(container)
     }
 
+    pub(super) fn adopt(bundle: &'b Bundle<'b>) -> Self {
+        let mut container = Container { bundle, pid: 0 };
+        let pid = container.state()["pid"].as_i64().expect("a process");
+        container.pid = i32::try_from(pid).unwrap();
+        container
+    }
+
     /// Its first process, as seen from the test.
     pub fn pid(&self) -> i32 {
         self.pid

@@ -20,6 +20,7 @@ mod bundle;
 mod container;
 mod image;
 mod machine;
+mod told;
 mod tree;
 mod wait;
 
@@ -28,6 +29,7 @@ pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
     machine::{Machine, Shim, Variant, on_machine, run, try_run},
+    told::{Told, outcome},
     tree::{Tree, tree_of},
     wait::{DEADLINE, wait_for_exit, wait_for_file},
 };

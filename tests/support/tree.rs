@@ -1,6 +1,6 @@
 //! All that can be seen of a directory, to be compared with what it is later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -10,18 +10,44 @@ use std::path::Path;
 use rustix::fs::{lgetxattr, llistxattr};
 
 /// Every path below a directory, with one line of everything that is known of it.
-pub type Tree = BTreeMap<String, String>;
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Tree(BTreeMap<String, String>);
+
+impl Tree {
+    /// The paths, and what is known of each.
+    pub fn lines(&mut self) -> &mut BTreeMap<String, String> {
+        &mut self.0
+    }
+
+    /// Fails with what differs from what was before.
+    #[track_caller]
+    pub fn assert_is(&self, before: &Tree, what: &str) {
+        let names: BTreeSet<_> = self.0.keys().chain(before.0.keys()).collect();
+        let differ = names.into_iter().filter(|name| self.0.get(*name) != before.0.get(*name));
+        let lines: Vec<String> = differ
+            .map(|name| {
+                format!("{name}\n  was {:?}\n  is  {:?}", before.0.get(name), self.0.get(name))
+            })
+            .collect();
+        assert!(lines.is_empty(), "{what}:\n{}", lines.join("\n"));
+    }
+}
 
 /// Looks at everything below a directory: type, mode, owner, device, size, holes, time of change,
 /// link target, extended attributes, content, and which names are one file.
 pub fn tree_of(directory: &Path) -> Tree {
-    let mut tree = Tree::new();
+    let mut tree = Tree::default();
     let mut inodes = BTreeMap::new();
-    add(directory, Path::new(""), &mut tree, &mut inodes);
+    add(directory, Path::new(""), &mut tree.0, &mut inodes);
     tree
 }
 
-fn add(root: &Path, relative: &Path, tree: &mut Tree, inodes: &mut BTreeMap<(u64, u64), String>) {
+fn add(
+    root: &Path,
+    relative: &Path,
+    tree: &mut BTreeMap<String, String>,
+    inodes: &mut BTreeMap<(u64, u64), String>,
+) {
     let path = root.join(relative);
     let found = fs::symlink_metadata(&path).unwrap();
     let name = relative.as_os_str().as_bytes().escape_ascii().to_string();

@@ -1,0 +1,264 @@
+//! The shim in front of a runtime is the runtime, but for checkpoint and restore.
+
+#[macro_use]
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use regex::Regex;
+use support::{Bundle, Machine, Shim, outcome, run, wait_for_exit};
+
+/// What a call of a runtime came to.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    call: String,
+    success: bool,
+    output: String,
+    errors: String,
+    log: String,
+}
+
+/// One life of a container, call by call.
+struct Life<'a> {
+    machine: &'a Machine,
+    bundle: &'a Bundle<'a>,
+    shim: Shim,
+    answers: Vec<Answer>,
+}
+
+impl<'a> Life<'a> {
+    fn call(&mut self, arguments: &[&str]) {
+        let log = self.bundle.log();
+        let _ = fs::remove_file(&log);
+        let mut command = self.machine.runtime(self.shim, &log);
+        command.args(arguments).current_dir(self.bundle.dir());
+        let (success, output, errors) = outcome(&mut command);
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        self.answers.push(Answer {
+            call: self.plain(&arguments.join(" ")),
+            success,
+            output: self.plain(&output),
+            errors: self.plain(&errors),
+            log: self.plain(&log),
+        });
+    }
+
+    /// Without names, paths, process numbers, times and counts.
+    fn plain(&self, text: &str) -> String {
+        let text = text.replace(self.bundle.id(), "ID");
+        let text = text.replace(self.bundle.dir().to_str().unwrap(), "BUNDLE");
+        let text = Regex::new(r"[0-9][0-9.:TZ+-]*").unwrap().replace_all(&text, "N").into_owned();
+        Regex::new(r"[ \t]+").unwrap().replace_all(&text, " ").into_owned()
+    }
+}
+
+fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
+    let bundle = machine.bundle(name).shim(shim).args(["tail", "-f", "/dev/null"]).make();
+    let id = bundle.id();
+    let mut life = Life { machine, bundle: &bundle, shim, answers: Vec::new() };
+    for call in [
+        &["--version"][..],
+        &["--help"],
+        &["features"],
+        &["checkpoint", "--help"],
+        &["restore", "--help"],
+        &["restore", "--lsm-mount-context"],
+        &["restore"],
+        &["frobnicate"],
+        &["--frobnicate", "state", id],
+        &["state"],
+        &["state", "--frobnicate", id],
+        &["state", id],
+        &["delete", id],
+        &["create", id, "--frobnicate"],
+        &["create", "--bundle", "/nonexistent", id],
+        &["create", id],
+        &["create", id],
+        &["state", id],
+        &["start", id],
+        &["start", id],
+        &["state", id],
+        &["list"],
+        &["list", "--quiet"],
+        &["ps", id],
+        &["exec", id, "echo", "inside"],
+        &["exec", id, "sh", "-c", "echo outside >&2; exit 7"],
+        &["exec", id, "/no/such/program"],
+        &["delete", id],
+        &["pause", id],
+        &["state", id],
+        &["exec", id, "true"],
+        &["resume", id],
+        &["resume", id],
+        &["kill", id, "FROBNICATE"],
+        &["kill", id, "KILL"],
+    ] {
+        let init = (call[0] == "kill").then(|| init_of(machine, &bundle)).flatten();
+        life.call(call);
+        if let Some(init) = init.filter(|_| call[2] == "KILL") {
+            wait_for_exit(init);
+        }
+    }
+    for call in [&["state", id][..], &["delete", id], &["delete", id], &["delete", "--force", id]] {
+        life.call(call);
+    }
+    life.answers
+}
+
+fn init_of(machine: &Machine, bundle: &Bundle<'_>) -> Option<i32> {
+    let log = bundle.dir().join("other.log");
+    let state = run(machine.runtime(Shim::Bare, &log).args(["state", bundle.id()]));
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    i32::try_from(state["pid"].as_i64()?).ok()
+}
+
+on_each_runtime!(a_life_call_by_call, |machine| {
+    let bare = life(machine, Shim::Bare, "bare");
+    let shimmed = life(machine, Shim::Ocicle, "shim");
+    assert_eq!(bare.len(), shimmed.len());
+    for (bare, shimmed) in bare.iter().zip(&shimmed) {
+        assert_eq!(bare, shimmed);
+    }
+    let find = |call: &str| bare.iter().find(|answer| answer.call == call).unwrap();
+    assert!(find("checkpoint --help").success && find("exec ID echo inside").output == "inside\n");
+    assert!(!find("restore --lsm-mount-context").success && !find("frobnicate").success);
+});
+
+/// A runtime that says how it was called, and becomes the real one if there is one to become.
+fn spy(directory: &Path, real: Option<&str>) -> PathBuf {
+    let program = directory.join("spy");
+    let calls = directory.join("calls");
+    let then = real.map_or("exit 42".to_owned(), |real| format!("exec {real} \"$@\""));
+    let text = format!(
+        "#!/bin/sh\n{{ echo \"pid $$\"; for argument; do echo \"argument $argument\"; done\n\
+         echo \"marker $MARKER\"; echo \"fds $(ls /proc/$$/fd | sort -n | tr '\\n' ' ')\"; }} >>{}\n{then}\n",
+        calls.display()
+    );
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+fn take_calls(directory: &Path) -> Vec<String> {
+    let calls = fs::read_to_string(directory.join("calls")).unwrap_or_default();
+    let _ = fs::remove_file(directory.join("calls"));
+    calls.lines().map(str::to_owned).collect()
+}
+
+on_each_runtime!(what_is_handed_on_is_untouched, |machine| {
+    let directory = machine.state_root().join("spy");
+    fs::create_dir(&directory).unwrap();
+    let spy = spy(&directory, None);
+    let file = File::create(directory.join("file")).unwrap();
+    for call in [
+        &["--root", "/r", "--log-format=json", "state", "web"][..],
+        &["--debug", "create", "--bundle", "/b", "--preserve-fds", "4", "web"],
+        &["checkpoint", "--pre-dump", "--image-path", "/nonexistent", "web"],
+        &["checkpoint", "--image-path", "/i", "--page-server", "1.2.3.4:5", "web"],
+        &["restore", "--image-path", "/nonexistent", "--frobnicate", "a b", "web"],
+        &["checkpoint"],
+        &["unknown", "", "with blanks", "--", "-s", "x"],
+        &[],
+    ] {
+        // Through sh, which opens descriptors 3, 4 and 9 for it.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$@\" 4</dev/null 9</dev/null", "sh"]);
+        shell.arg(env!("CARGO_BIN_EXE_ocicle-runtime")).args(call);
+        shell.env("OCICLE_RUNTIME", &spy).env("MARKER", "one two");
+        shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap());
+        let mut child = shell.spawn().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(42), "{call:?}");
+        let mut expected = vec![format!("pid {}", child.id())];
+        expected.extend(call.iter().map(|argument| format!("argument {argument}")));
+        expected.push("marker one two".to_owned());
+        let mut calls = take_calls(&directory);
+        let fds = calls.pop().unwrap();
+        assert_eq!(calls, expected);
+        // What the shell of the spy opens for itself is 10 and more, or 255.
+        let low: Vec<&str> = fds.split(' ').skip(1).filter(|fd| fd.len() == 1).collect();
+        assert_eq!(low, ["0", "1", "2", "4", "9"], "{call:?}: {fds}");
+    }
+    fs::remove_dir_all(directory).unwrap();
+});
+
+on_each_runtime!(flags_of_a_checkpoint_reach_the_runtime, |machine| {
+    let bundle =
+        machine.bundle("hold").shim(Shim::Ocicle).args(["workload", "hold", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let directory = machine.state_root().join("spy");
+    fs::create_dir(&directory).unwrap();
+    let real = run(Command::new("sh")
+        .arg("-c")
+        .arg(format!("command -v {}", machine.variant().runtime())));
+    let spy = spy(&directory, Some(real.trim()));
+    let images = bundle.images("images");
+    let mut call = |flags: &[&str]| {
+        let mut shim = machine.runtime(Shim::Ocicle, &bundle.log());
+        shim.args(["--debug", "--log-format", "json", "checkpoint", "--image-path"]).arg(&images);
+        shim.arg("--work-path").arg(bundle.work()).arg("--leave-running");
+        shim.args(machine.variant().criu_flags()).args(flags).arg(bundle.id());
+        let (success, _, errors) = outcome(shim.env("OCICLE_RUNTIME", &spy));
+        let calls: Vec<String> = take_calls(&directory)
+            .into_iter()
+            .filter_map(|line| Some(line.strip_prefix("argument ")?.to_owned()))
+            .collect();
+        let begin = calls.iter().position(|word| word == "checkpoint").unwrap_or_default();
+        let globals = calls[..begin].iter().rposition(|word| word == "--root").unwrap_or_default();
+        (success, errors, calls[globals..].join(" "))
+    };
+    let log = bundle.log().display().to_string();
+    let (success, errors, called) = call(&["--file-locks", "--ext-unix-sk"]);
+    assert!(success, "{errors}");
+    let root = machine.state_root().display().to_string();
+    let globals = format!("--root {root} --log {log} --debug --log-format json checkpoint ");
+    assert!(called.starts_with(&globals), "{called}");
+    assert!(
+        called.contains(" --leave-running ") && called.contains(" --file-locks --ext-unix-sk ")
+    );
+
+    let (success, errors, called) = call(&["--frobnicate=7"]);
+    assert!(!success && called.contains(" --frobnicate=7 "), "{called}");
+    assert!(errors.contains("frobnicate"), "the runtime's own words: {errors}");
+    assert_eq!(container.status(), "running");
+    assert!(!images.join("ocicle-manifest.json").exists());
+    fs::remove_dir_all(directory).unwrap();
+});
+
+on_each_runtime!(it_never_calls_itself, |machine| {
+    let shim = env!("CARGO_BIN_EXE_ocicle-runtime");
+    let directory = machine.state_root().join("path");
+    fs::create_dir(&directory).unwrap();
+    let runtime = machine.variant().runtime();
+    let expected = run(Command::new(runtime).arg("--version"));
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+    let version = |named: Option<&str>| {
+        let mut command = Command::new(shim);
+        command.arg("--version").env("PATH", &path).env_remove("OCICLE_RUNTIME");
+        if let Some(named) = named {
+            command.env("OCICLE_RUNTIME", named);
+        }
+        outcome(&mut command)
+    };
+    // A link, then a copy, of the name of a runtime, first on PATH.
+    symlink(shim, directory.join(runtime)).unwrap();
+    assert_eq!(version(Some(runtime)).1, expected);
+    fs::remove_file(directory.join(runtime)).unwrap();
+    fs::copy(shim, directory.join(runtime)).unwrap();
+    assert_eq!(version(Some(runtime)).1, expected);
+    for name in ["crun", "runc"] {
+        let _ = fs::remove_file(directory.join(name));
+        symlink(shim, directory.join(name)).unwrap();
+    }
+    let (success, output, errors) = version(None);
+    assert!(success && output.contains("version"), "{errors}");
+    for named in [shim, env!("CARGO_BIN_EXE_ocicle"), directory.join("runc").to_str().unwrap()] {
+        let (success, output, errors) = version(Some(named));
+        assert!(!success && output.is_empty());
+        assert!(errors.contains("is ocicle itself"), "{errors}");
+    }
+    fs::remove_dir_all(directory).unwrap();
+});
