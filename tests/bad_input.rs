@@ -59,7 +59,10 @@ impl Files {
 }
 
 fn files(machine: &Machine, bundle: &Bundle<'_>) -> Files {
-    Files { store: tree_of(&machine.store()), upper: tree_of(&bundle.upper()) }
+    let mut store = tree_of(&machine.store());
+    // A file that was there for a moment changes the time of its directory.
+    store.forget_times_of_directories();
+    Files { store, upper: tree_of(&bundle.upper()) }
 }
 
 /// The container runs, and nothing of the failed command is left.
@@ -384,7 +387,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_dump, |machine| {
         let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
         command.args(flags).env("OCICLE_RUNTIME", &runtime);
         let errors = Told::new(machine).refused("full", &mut command);
-        assert!(errors.contains("No space left on device"), "{errors}");
+        assert!(errors.to_lowercase().contains("no space left on device"), "{errors}");
         assert!(errors.contains("hint: ") && errors.contains("free"), "{errors}");
         assert_eq!(versions(machine, &bundle), Vec::<PathBuf>::new());
         assert_goes_on(&container);
@@ -407,7 +410,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_snapshot, |machine| {
         let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
         command.args(flags).env("OCICLE_RUNTIME", &runtime);
         let errors = Told::new(machine).refused("full", &mut command);
-        assert!(errors.contains("No space left on device"), "{errors}");
+        assert!(errors.to_lowercase().contains("no space left on device"), "{errors}");
         assert_eq!(versions(machine, &bundle), Vec::<PathBuf>::new());
         assert_eq!(fs::metadata(&big).unwrap().len(), 80 << 20);
         assert_goes_on(&container);
@@ -436,7 +439,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_packing, |machine| {
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", directory.display()));
     let errors = Told::new(machine).refused("full", &mut command);
-    assert!(errors.contains("No space left on device"), "{errors}");
+    assert!(errors.to_lowercase().contains("no space left on device"), "{errors}");
     fs::remove_dir_all(directory).unwrap();
     drop(container);
 
