@@ -164,7 +164,7 @@ on_each_runtime!(unchanged_content_is_kept_once, |machine| {
     };
     let layers = |version: &str| -> Vec<(String, u64)> {
         let manifest = manifest(&machine.store().join(bundle.id()).join(version));
-        let layers = manifest["parts"][0]["layers"].as_array().unwrap().clone();
+        let layers = manifest["parts"][0]["files"]["layers"].as_array().unwrap().clone();
         let layer = |layer: &Value| {
             (layer["name"].as_str().unwrap().to_owned(), layer["size"].as_u64().unwrap())
         };
