@@ -157,3 +157,31 @@ fn log_to(log: &Path, message: &str, json: bool) -> Result<()> {
         .with_context(|| format!("opening {}", log.display()))?;
     writeln!(file, "{line}").with_context(|| format!("writing {}", log.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_added_to_in_its_format() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        log_to(&log, "a \"b\"\nc", true).unwrap();
+        log_to(&log, "a \"b\"\nc", false).unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "a line each, whatever is in the message: {text}");
+        let json: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+        assert_eq!((&json["level"], &json["msg"]), (&"error".into(), &"a \"b\"\nc".into()));
+        assert!(lines[1].ends_with(r#"level=error msg="a \"b\"\nc""#), "{text}");
+    }
+
+    #[test]
+    fn a_status_is_handed_on() {
+        let shown = |ended| format!("{:?}", status_of(&ended));
+        assert_eq!(shown(Ended::Exit(7)), format!("{:?}", ExitCode::from(7)));
+        assert_eq!(shown(Ended::Signal(9)), format!("{:?}", ExitCode::from(137)));
+        assert_eq!(shown(Ended::Exit(-1)), format!("{:?}", ExitCode::FAILURE));
+        assert_eq!(shown(Ended::NotStarted("x".into())), format!("{:?}", ExitCode::FAILURE));
+    }
+}

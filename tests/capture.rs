@@ -191,7 +191,7 @@ on_each_runtime!(unchanged_content_is_kept_once, |machine| {
 const TALKER: [&str; 3] = [
     "sh",
     "-c",
-    "mkfifo /data/go; echo one; : >/data/ready; while read word </data/go; do echo $word; : >/data/done; done",
+    "mkfifo /data/go; echo one; : >/data/ready; while :; do read word </data/go || continue; echo $word; : >/data/done; done",
 ];
 
 fn tell(bundle: &Bundle<'_>, container: &Container<'_>, word: &str) {

@@ -52,7 +52,7 @@ impl<'a> Life<'a> {
         let text =
             Regex::new(&format!(r"(/usr)?/s?bin/{runtime}\b")).unwrap().replace_all(text, runtime);
         let text = text.replace(self.bundle.id(), "ID");
-        let text = text.replace(self.bundle.dir().to_str().unwrap(), "BUNDLE");
+        let text = text.replace("\\/", "/").replace(self.bundle.dir().to_str().unwrap(), "BUNDLE");
         let text = Regex::new(r"[0-9][0-9.:TZ+-]*").unwrap().replace_all(&text, "N").into_owned();
         Regex::new(r"[ \t]+").unwrap().replace_all(&text, " ").into_owned()
     }

@@ -208,7 +208,11 @@ impl<'a> Dump<'a> {
             let snapshot = scope.spawn(|| take(frozen, staged));
             let hook = self.await_post_dump();
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
-            let Some(hook) = hook? else { return Ok((Vec::new(), false)) };
+            let Some(hook) = hook? else {
+                // Both may have met the same full disk, on which CRIU's log found no room either.
+                snapshot.context("taking the snapshot")?;
+                return Ok((Vec::new(), false));
+            };
             fault::point("post-dump");
             let (parts, begin, end) = match snapshot {
                 Ok(taken) => taken,

@@ -103,12 +103,17 @@ fn tail(path: &Path) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Not what crun adds to an error of its command line.
+pub(crate) fn is_telling(line: &str) -> bool {
+    !line.trim().is_empty() && !line.starts_with("Try `")
+}
+
 /// The last line of what the runtime wrote to its standard error.
 fn last_words(mut errors: &File) -> Option<String> {
     let mut bytes = Vec::new();
     errors.seek(SeekFrom::Start(0)).ok()?;
     errors.take(1 << 20).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    let line = text.lines().rev().find(|line| is_telling(line))?;
     Some(ByteString::from(message_of(line.trim())).to_string())
 }

@@ -173,7 +173,7 @@ pub fn message_of(line: &str) -> String {
 
 fn last_line(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    let line = text.lines().rev().find(|line| crate::criu::failure::is_telling(line))?;
     Some(ByteString::from(line.trim()).to_string())
 }
 
@@ -228,5 +228,18 @@ mod tests {
         assert!(is_ourselves(&copy));
         assert!(!is_ourselves(Path::new("/bin/sh")));
         assert!(Runtime::named(copy.as_os_str()).unwrap_err().to_string().contains("itself"));
+    }
+
+    #[test]
+    fn the_message_of_a_line() {
+        let line = r#"time="2026-01-02T03:04:05Z" level=error msg="a \"b\" c""#;
+        assert_eq!(message_of(line), r#"a "b" c"#);
+        for plain in ["container `x` does not exist", "a msg=b", r#" msg="cut"#] {
+            assert_eq!(message_of(plain), plain);
+        }
+        assert_eq!(
+            last_line(b"unrecognized option\nTry `crun --help'\n\n").unwrap(),
+            "unrecognized option"
+        );
     }
 }

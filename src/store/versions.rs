@@ -233,4 +233,29 @@ mod tests {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn what_is_half_made_is_no_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path());
+        let web = Reference { id: "web".into(), version: None };
+        assert!(format!("{:#}", store.find(&web).unwrap_err()).contains("no checkpoint of web"));
+        for (version, is_whole) in [("v1", true), ("v2", false), ("v10", true), ("junk", true)] {
+            let version = directory.path().join("web").join(version);
+            fs::create_dir_all(&version).unwrap();
+            if is_whole {
+                fs::write(version.join(manifest::NAME), "{}").unwrap();
+            }
+        }
+        assert_eq!(store.find(&web).unwrap().version, Version(10));
+        let second = Reference { version: Some(Version(2)), ..web };
+        let error = store.find(&second).unwrap_err();
+        assert_eq!(format!("{error:#}"), "web has no version v2");
+        assert_eq!(crate::hint::hint_of(&error), Some("there is v1, v10"));
+        let listed = store.list().unwrap();
+        let names: Vec<String> =
+            listed.iter().map(|(entry, _)| entry.version.to_string()).collect();
+        assert_eq!(names, ["v1", "v10"]);
+        assert!(listed.iter().all(|(_, manifest)| manifest.is_err()), "{{}} is no manifest");
+    }
 }

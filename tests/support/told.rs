@@ -59,7 +59,12 @@ impl<'m> Told<'m> {
         let mut text = text.replace(&prefix, "").replace(&scratch, "/scratch");
         for (pattern, replacement) in [
             (r"(/usr)?/s?bin/(runc|crun)\b", "/bin/RUNTIME"),
-            (&format!(r"\b{runtime}\b"), "RUNTIME"),
+            (&format!(r"\b{runtime} (state|kill|checkpoint|restore|--root)\b"), "RUNTIME $1"),
+            (r"container `\w+` does not exist: open .*", "container does not exist"),
+            (r"\b[2-9]:(\d)", "P:$1"),
+            (r"pipe:\[\d+\]", "pipe:[N]"),
+            (r"\bnot \d+:", "not N:"),
+            (r"/[^ ]*/(ocicle-runtime is ocicle)", "/target/$1"),
             (r"\b(process|PID) \d+", "$1 N"),
             (r"\b\d+ MiB", "N MiB"),
             (r"\b\d+ bytes", "N bytes"),
