@@ -151,7 +151,8 @@ on_each_runtime!(a_checkpoint_of_a_newer_ocicle, |machine| {
     let original = fs::read(version.join("ocicle-manifest.json")).unwrap();
     let original: Value = serde_json::from_slice(&original).unwrap();
     let mut told = Told::new(machine);
-    let changes: [(&str, fn(&mut Value)); 4] = [
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 4] = [
         ("schema 2", |manifest| manifest["schema"] = 2.into()),
         ("an incompatible feature", |manifest| {
             manifest["features"]["incompatible"] = serde_json::json!(["encrypted"]);

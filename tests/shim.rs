@@ -201,7 +201,7 @@ on_each_runtime!(flags_of_a_checkpoint_reach_the_runtime, |machine| {
         .arg(format!("command -v {}", machine.variant().runtime())));
     let spy = spy(&directory, Some(real.trim()));
     let images = bundle.images("images");
-    let mut call = |flags: &[&str]| {
+    let call = |flags: &[&str]| {
         let mut shim = machine.runtime(Shim::Ocicle, &bundle.log());
         shim.args(["--debug", "--log-format", "json", "checkpoint", "--image-path"]).arg(&images);
         shim.arg("--work-path").arg(bundle.work()).arg("--leave-running");
