@@ -10,6 +10,7 @@
 //! script the dump can still be made to fail, and that is what ends the container; from the
 //! freeze on, the [guardian](crate::guardian) thaws it if we die.
 
+mod connections;
 mod directory;
 mod finish;
 mod parts;
@@ -164,7 +165,7 @@ impl<'a> Dump<'a> {
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
         manifest.external = external_files(self.container, &frozen)?;
         let dumping = Instant::now();
-        criu.admit_with(&self.configuration(&manifest), &[])?;
+        criu.admit_with(&self.configuration(&manifest, &frozen)?, &[])?;
         fault::point("dumping");
         let (parts, committed) = self.dump_and_snapshot(&frozen, staged, &mut manifest)?;
         let ended = self.await_end();
@@ -185,13 +186,14 @@ impl<'a> Dump<'a> {
     }
 
     /// What CRIU is told beside what the runtime tells it.
-    fn configuration(&self, manifest: &Manifest) -> Configuration {
-        Configuration {
+    fn configuration(&self, manifest: &Manifest, frozen: &Frozen<'_>) -> Result<Configuration> {
+        Ok(Configuration {
             action_script: Some(self.door.action_script()),
             external: manifest.external.iter().map(|file| file.key.clone()).collect(),
             ghost_limit: Some(self.request.ghost_limit.clone()),
+            no_network_lock: !connections::need_lock(&frozen.processes()?),
             ..Configuration::default()
-        }
+        })
     }
 
     /// CRIU writes the images while the snapshot is taken; its post-dump script joins the two.
