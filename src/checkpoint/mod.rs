@@ -10,6 +10,7 @@
 //! script the dump can still be made to fail, and that is what ends the container; from the
 //! freeze on, the [guardian](crate::guardian) thaws it if we die.
 
+mod connections;
 mod directory;
 mod finish;
 mod parts;
@@ -19,7 +20,7 @@ mod volatile;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -166,34 +167,45 @@ impl<'a> Dump<'a> {
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
         manifest.external = external_files(self.container, &frozen)?;
         let dumping = Instant::now();
-        criu.admit_with(&self.configuration(&manifest), &[])?;
+        let process = criu.process()?;
+        criu.admit_with(&self.configuration(&manifest, &frozen)?, &[])?;
         fault::point("dumping");
         let (parts, committed) = self.dump_and_snapshot(&frozen, staged, &mut manifest)?;
-        let ended = self.await_end();
-        self.timeline.mark("dump", dumping, Instant::now());
-        self.judge(&ended?, committed)?;
-        fault::point("dumped");
-
-        manifest.freeze = Freeze {
-            milliseconds: Timeline::milliseconds(frozen.requested().elapsed()),
-            ..manifest.freeze
+        let ended = if self.request.leave_running {
+            // How the dump went is not known yet; either way the container goes on.
+            self.await_criu(process.as_ref())?;
+            self.timeline.mark("dump", dumping, Instant::now());
+            self.thaw(frozen, &mut manifest)?;
+            self.await_end()?
+        } else {
+            let ended = self.await_end()?;
+            self.timeline.mark("dump", dumping, Instant::now());
+            self.thaw(frozen, &mut manifest)?;
+            ended
         };
+        self.judge(&ended, committed)?;
+        Ok((manifest, parts))
+    }
+
+    fn thaw(&self, frozen: Frozen<'_>, manifest: &mut Manifest) -> Result<()> {
+        fault::point("dumped");
+        manifest.freeze.milliseconds = Timeline::milliseconds(frozen.requested().elapsed());
         let thawing = Instant::now();
         frozen.thaw()?;
         self.timeline.mark("thaw", thawing, Instant::now());
         fault::point("thawed");
-        self.guardian.thaw_no_more()?;
-        Ok((manifest, parts))
+        self.guardian.thaw_no_more()
     }
 
     /// What CRIU is told beside what the runtime tells it.
-    fn configuration(&self, manifest: &Manifest) -> Configuration {
-        Configuration {
+    fn configuration(&self, manifest: &Manifest, frozen: &Frozen<'_>) -> Result<Configuration> {
+        Ok(Configuration {
             action_script: Some(self.door.action_script()),
             external: manifest.external.iter().map(|file| file.key.clone()).collect(),
             ghost_limit: Some(self.request.ghost_limit.clone()),
+            no_network_lock: !connections::need_lock(&frozen.processes()?),
             ..Configuration::default()
-        }
+        })
     }
 
     /// CRIU writes the images while the snapshot is taken; its post-dump script joins the two.
@@ -271,6 +283,25 @@ impl<'a> Dump<'a> {
                 Some(Visitor::Action(action)) => action.answer(&Ok(()))?,
                 Some(Visitor::Criu(criu)) => criu.admit()?,
                 None => return Ok(None),
+            }
+        }
+    }
+
+    /// Waits until CRIU has ended, as then nothing holds the processes but the freezer; the runtime
+    /// may take as long again to end.
+    fn await_criu(&self, process: Option<&OwnedFd>) -> Result<()> {
+        let Some(process) = process else { return Ok(()) };
+        loop {
+            let fds = [self.door.as_fd(), process.as_fd(), self.guardian.as_fd()];
+            let ready = wait_readable(&fds, None)?;
+            if ready[0] {
+                match self.door.accept() {
+                    Ok(Visitor::Action(action)) => action.answer(&Ok(()))?,
+                    Ok(Visitor::Criu(criu)) => criu.admit()?,
+                    Err(error) => tracing::debug!("at the door: {error:#}"),
+                }
+            } else if ready[1] || ready[2] {
+                return Ok(());
             }
         }
     }

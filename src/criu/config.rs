@@ -18,6 +18,8 @@ pub struct Configuration {
     pub inherit: Vec<(RawFd, String)>,
     /// The largest deleted file to keep in the image.
     pub ghost_limit: Option<String>,
+    /// Whether the network needs no lock, neither now nor at the restore: the images tell it.
+    pub no_network_lock: bool,
 }
 
 impl Configuration {
@@ -41,6 +43,9 @@ impl Configuration {
         }
         if let Some(limit) = &self.ghost_limit {
             let _ = writeln!(text, "ghost-limit {limit}");
+        }
+        if self.no_network_lock {
+            text.push_str("network-lock skip\n");
         }
         text
     }
@@ -66,11 +71,13 @@ mod tests {
             external: vec!["file[1f:2a]".into()],
             inherit: vec![(400, "ocicle/7".into())],
             ghost_limit: Some("1G".into()),
+            no_network_lock: true,
         };
         assert_eq!(
             configuration.to_text(),
             "action-script /run/x/criu-action\nexternal file[1f:2a]\n\
-             inherit-fd fd[400]:ocicle/7\nghost-limit 1G\n"
+             inherit-fd fd[400]:ocicle/7\nghost-limit 1G\n\
+             network-lock skip\n"
         );
     }
 }

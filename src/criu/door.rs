@@ -11,7 +11,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -160,6 +160,11 @@ impl AsFd for Door {
 }
 
 impl Criu<'_> {
+    /// The process, from here to CRIU's end: the interposer becomes CRIU. `None` when it is gone.
+    pub fn process(&self) -> Result<Option<OwnedFd>> {
+        self.channel.peer()
+    }
+
     /// Lets it in as it is.
     pub fn admit(self) -> Result<()> {
         let program = self.door.criu.clone();

@@ -12,6 +12,8 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::process::pidfd;
+
 /// The largest message; all of ours fit many times.
 const MESSAGE_LIMIT: usize = 64 << 10;
 
@@ -62,6 +64,13 @@ impl Channel {
             Ok(Self(socket))
         };
         connect().with_context(|| format!("connecting to {}", path.display()))
+    }
+
+    /// The process at the other end; `None` when it has ended. Who waits for an answer has not,
+    /// and a program that it becomes then has the same number.
+    pub fn peer(&self) -> Result<Option<OwnedFd>> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.0).context("asking who connects")?;
+        pidfd(peer.pid.as_raw_pid())
     }
 
     /// Sends one message, and a copy of each descriptor with it.
@@ -181,6 +190,15 @@ mod tests {
         let mut read = String::new();
         reader.read_to_string(&mut read).unwrap();
         assert_eq!(read, "through");
+    }
+
+    #[test]
+    fn the_peer_is_a_process() {
+        let (one, _other) = Channel::pair().unwrap();
+        let peer = one.peer().unwrap().expect("it is this process");
+        let now = Some(std::time::Duration::ZERO);
+        let ended = crate::sys::process::wait_readable(&[peer.as_fd()], now).unwrap();
+        assert_eq!(ended, [false]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import statistics
 
@@ -118,7 +119,7 @@ def pause_case(name, limit, *, full=False, **workload):
 
     @case(name, full=full)
     def measure(bench):
-        ticker = Ticker(bench.machine, name.replace(" ", "-"), **workload)
+        ticker = Ticker(bench.machine, slug(name), **workload)
         return live_checkpoints(bench, name, ticker, limit)
 
 
@@ -167,7 +168,7 @@ def rewrite(share):
 def restore_case(name, limit, *, changed=0.0, **workload):
     @case(name)
     def measure(bench):
-        ticker = Ticker(bench.machine, name.replace(" ", "-"), **workload)
+        ticker = Ticker(bench.machine, slug(name), **workload)
         return restores(bench, name, ticker, rewrite(changed), limit)
 
 
@@ -200,6 +201,11 @@ def version_bytes(bench, ticker, store):
     environment = os.environ | {"OCICLE_RUNTIME": bench.machine.runtime}
     run("ocicle", *globals_, "checkpoint", "--leave-running", *flags, ticker.id, env=environment)
     return int(output("du", "--summarize", "--block-size=1", store).split()[0])
+
+
+def slug(name):
+    """A name for a directory and a control group."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def medians(timeline):
