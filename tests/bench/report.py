@@ -32,7 +32,7 @@ def row(result):
         result.what,
         amount(result.bare, result.unit),
         amount(result.ocicle, result.unit),
-        f"{result.ratio:.2f} ×" if result.limit["difference"] is None else f"+{result.difference:.1f} ms",
+        f"{result.ratio:.2f} ×" if result.limit["difference"] is None else f"{result.difference:+.1f} ms",
         result.goal,
         {True: "met", False: "missed", None: ""}[result.met],
     ]
