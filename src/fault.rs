@@ -3,7 +3,7 @@
 //! Without the feature `fault-points` nothing of this is in the program.
 
 /// Every point, in the order in which a checkpoint comes to them.
-pub const POINTS: [&str; 11] = [
+pub const POINTS: [&str; 12] = [
     "pre-copied",
     "at-the-door",
     "frozen",
@@ -14,8 +14,12 @@ pub const POINTS: [&str; 11] = [
     "dumped",
     "thawed",
     "packed",
+    "digest-written",
     "manifest-written",
 ];
+
+/// The points that only a checkpoint comes to that stops its container.
+pub const STOPPING: [&str; 1] = ["digest-replaced"];
 
 /// Kills this process with SIGKILL where `OCICLE_FAULT` names this point.
 #[cfg(feature = "fault-points")]

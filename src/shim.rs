@@ -20,6 +20,7 @@ use crate::restore;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
 use crate::store::lock::Lock;
+use crate::store::manifest::Trust;
 use crate::sys::process::InheritedFds;
 
 /// Flags of `checkpoint` with which the runtime makes no checkpoint that could be restored from
@@ -101,6 +102,7 @@ fn serve_restore(
         rules: call.substitute,
         allow: config.allow,
         inherited,
+        trust: Trust::Unwritten,
         replace_stopped: false,
         id: call.id,
     };

@@ -34,6 +34,7 @@ pub fn complete(
         manifest.timeline = timeline.phases();
     }
     sync_all(images, &manifest)?;
+    manifest.see(images);
     manifest.commit(images)?;
     fault::point("manifest-written");
     let staging = images.join(STAGING);

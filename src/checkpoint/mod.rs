@@ -446,6 +446,7 @@ impl Manifest {
             root: identity.clone(),
             parts: Vec::new(),
             files: Vec::new(),
+            seen: std::collections::BTreeMap::new(),
             external: Vec::new(),
             must_substitute: Vec::new(),
         })

@@ -9,7 +9,7 @@ use super::checkpoint::CriuOptions;
 use crate::output::{self, progress::Bar};
 use crate::restore;
 use crate::store::lock::Lock;
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Manifest, Trust};
 use crate::store::versions::{Reference, Version};
 use crate::sys::process::InheritedFds;
 
@@ -29,6 +29,9 @@ pub struct Options {
     /// The bundle of the new container; that of the old one if unsaid
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// Read all of the checkpoint to know that it is whole, even what was not written since
+    #[arg(long)]
+    verify: bool,
     /// Where to write the number of the container's first process
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -61,6 +64,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         rules: options.substitute.clone(),
         allow: machine.config.allow.clone(),
         inherited,
+        trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },
         replace_stopped: true,
     };
     let ended = restore::restore(&request, &held, &Bar::new("restoring")).with_context(context)?;

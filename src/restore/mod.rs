@@ -29,7 +29,7 @@ use crate::runtime::Runtime;
 use crate::snapshot::Progress;
 use crate::store::STAGING;
 use crate::store::lock::Lock;
-use crate::store::manifest::{self, Manifest, State};
+use crate::store::manifest::{self, Manifest, State, Trust};
 use crate::substitute::{self, Resolved};
 use crate::sys::process::InheritedFds;
 
@@ -57,6 +57,8 @@ pub struct Request {
     pub allow: Allow,
     /// The descriptors that this process was started with.
     pub inherited: InheritedFds,
+    /// How much of the checkpoint is read to know that it is whole.
+    pub trust: Trust,
     /// Whether a stopped container of that name makes room.
     pub replace_stopped: bool,
 }
@@ -90,7 +92,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     machine::ensure_criu()?;
     let images = fs::canonicalize(&request.images)
         .with_context(|| format!("opening the checkpoint {}", request.images.display()))?;
-    let manifest = read(&images, progress)
+    let manifest = read(&images, request.trust, progress)
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(&request.bundle)?;
     let resolved = resolve(request, &bundle, &images)?;
@@ -129,14 +131,14 @@ fn ensure_not_alive(request: &Request) -> Result<()> {
 }
 
 /// Reads the manifest and makes sure that everything is as it was written.
-fn read(images: &Path, progress: &dyn Progress) -> Result<Manifest> {
+fn read(images: &Path, trust: Trust, progress: &dyn Progress) -> Result<Manifest> {
     let manifest = Manifest::read(images)?;
     let manifest = match manifest.state {
         State::Complete => manifest,
         State::Staged => complete(images, manifest, None, progress)
             .context("finishing the interrupted checkpoint")?,
     };
-    manifest.verify(images)?;
+    manifest.verify(images, trust)?;
     Ok(manifest)
 }
 

@@ -1,5 +1,6 @@
 //! The manifest of a checkpoint, its schema and how it comes to disk.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::{FileRecord, digest};
 use crate::bytes::ByteString;
+use crate::fault;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::WithHint;
 use crate::snapshot::{PartRecord, RootIdentity};
@@ -61,6 +63,10 @@ pub struct Manifest {
     /// Every other file of the image directory; empty while `staged`.
     #[serde(default)]
     pub files: Vec<FileRecord>,
+    /// What the kernel said of the files when they were complete: one of which it still says the
+    /// same was not written since. Worth nothing once they were copied elsewhere.
+    #[serde(default)]
+    pub seen: BTreeMap<String, Seen>,
     /// Files of the host that CRIU was told not to look up.
     #[serde(default)]
     pub external: Vec<External>,
@@ -174,6 +180,36 @@ pub struct Programs {
     pub kernel: String,
 }
 
+/// What tells that a file was not written: only the kernel sets the time of its last change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Its device.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Its time of change, seconds and nanoseconds.
+    pub changed: (i64, i64),
+}
+
+impl Seen {
+    fn of(path: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let found = fs::symlink_metadata(path).ok()?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Some(Self { device: found.dev(), inode: found.ino(), changed })
+    }
+}
+
+/// How much is read to know that a checkpoint is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// Nothing but what the kernel says was not written since it was complete.
+    #[default]
+    Unwritten,
+    /// Nothing: everything is read.
+    Nothing,
+}
+
 /// A file of the host that the container holds open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {
@@ -204,7 +240,8 @@ impl Manifest {
     pub fn read(directory: &Path) -> Result<Self> {
         let text = read_limited(&directory.join(NAME))?;
         let sum = read_limited(&directory.join(DIGEST))?;
-        if sum != sum_of(&text).into_bytes() {
+        if !sum.split_inclusive(|byte| *byte == b'\n').any(|line| line == sum_of(&text).as_bytes())
+        {
             return Err(anyhow!("{NAME} was altered: its digest is another").hint(DAMAGED));
         }
         Self::parse(&text).with_context(|| format!("reading {}", directory.join(NAME).display()))
@@ -243,8 +280,14 @@ impl Manifest {
     pub fn commit(&self, directory: &Path) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        replace(directory, DIGEST, sum_of(&text).as_bytes())?;
+        let sum = sum_of(&text);
+        // A manifest that is replaced is valid until the new one is there: for a moment both are.
+        let before =
+            read_limited(&directory.join(NAME)).map(|text| sum_of(&text)).unwrap_or_default();
+        replace(directory, DIGEST, (sum.clone() + &before).as_bytes())?;
+        fault::point(if before.is_empty() { "digest-written" } else { "digest-replaced" });
         replace(directory, NAME, &text)?;
+        replace(directory, DIGEST, sum.as_bytes())?;
         sync_directory(directory)
     }
 
@@ -254,10 +297,25 @@ impl Manifest {
         self.files.iter().chain(parts.flat_map(PartRecord::files))
     }
 
+    /// Looks at every file, now that they are complete.
+    pub fn see(&mut self, directory: &Path) {
+        let look = |record: &FileRecord| {
+            Some((record.name.clone(), Seen::of(&directory.join(&record.name))?))
+        };
+        self.seen = self.all_files().filter_map(look).collect();
+    }
+
+    fn is_unwritten(&self, record: &FileRecord, directory: &Path) -> bool {
+        let seen = self.seen.get(&record.name);
+        seen.is_some() && seen == Seen::of(&directory.join(&record.name)).as_ref()
+    }
+
     /// Makes sure that every file of the checkpoint is what it was.
-    pub fn verify(&self, directory: &Path) -> Result<()> {
+    pub fn verify(&self, directory: &Path, trust: Trust) -> Result<()> {
         let mut wrong = Vec::new();
-        for record in self.all_files() {
+        let doubtful =
+            |record: &&FileRecord| trust == Trust::Nothing || !self.is_unwritten(record, directory);
+        for record in self.all_files().filter(doubtful) {
             if let Err(error) = record.verify(directory) {
                 wrong.push(format!("{error:#}"));
             }
