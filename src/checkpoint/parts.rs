@@ -31,6 +31,12 @@ pub(super) struct Staged {
     stage: Stage,
 }
 
+/// Parts that were copied once, and the files that could not be trusted then.
+pub(super) struct Copied {
+    pub parts: Vec<Staged>,
+    pub volatile: volatile::Files,
+}
+
 /// The parts of a container: what it can write of its root file system, and its volumes.
 pub(super) fn plan(container: &Container, root: Root, request: &Request) -> Result<Vec<Planned>> {
     let bundle = &container.bundle;

@@ -1,0 +1,72 @@
+//! What a manifest says from the beginning.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use super::{Request, preflight};
+use crate::container::Container;
+use crate::freezer::{FrozenBy, State as FreezerState};
+use crate::snapshot::RootIdentity;
+use crate::store::manifest::{
+    self, Container as Record, Features, Freeze, Left, Manifest, Programs, SCHEMA,
+};
+
+impl Manifest {
+    /// What is known before the freeze.
+    pub(super) fn begin(
+        request: &Request,
+        container: &Container,
+        identity: &RootIdentity,
+    ) -> Result<Self> {
+        let frozen = container.freezer.state()? == Some(FreezerState::Frozen);
+        let left = match (request.leave_running, frozen) {
+            (false, _) => Left::Stopped,
+            (true, true) => Left::Frozen,
+            (true, false) => Left::Running,
+        };
+        Ok(Self {
+            schema: SCHEMA,
+            features: Features::default(),
+            ocicle: env!("CARGO_PKG_VERSION").to_owned(),
+            state: manifest::State::Staged,
+            created: jiff::Timestamp::now(),
+            container: Record {
+                id: container.id.clone(),
+                bundle: container.bundle.directory.clone(),
+                rootfs: container.bundle.rootfs.clone(),
+            },
+            left,
+            freeze: Freeze {
+                by: FrozenBy::Ocicle,
+                cgroup: container.freezer.version(),
+                milliseconds: 0.0,
+            },
+            timeline: Vec::new(),
+            programs: Programs {
+                runtime: request.runtime.version()?,
+                criu: preflight::criu_version()?.to_string(),
+                kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+            },
+            flags: restore_flags(&request.flags),
+            root: identity.clone(),
+            parts: Vec::new(),
+            files: Vec::new(),
+            seen: BTreeMap::new(),
+            external: Vec::new(),
+            must_substitute: Vec::new(),
+        })
+    }
+}
+
+/// What `checkpoint` was told and `restore` has to be told too.
+fn restore_flags(flags: &[OsString]) -> Vec<String> {
+    const BOTH: [&str; 4] = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
+    flags
+        .iter()
+        .filter_map(|flag| flag.to_str())
+        .filter(|flag| BOTH.contains(flag))
+        .map(str::to_owned)
+        .collect()
+}
