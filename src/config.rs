@@ -8,7 +8,9 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::container::Volumes;
+use crate::glob;
 use crate::hint::WithHint;
+use crate::substitute::{Origin, parse_list};
 
 /// Where the configuration is, unless [`VARIABLE`] names another file.
 pub const PATH: &str = "/etc/ocicle/ocicle.toml";
@@ -33,8 +35,27 @@ pub struct Config {
     pub volumes: Volumes,
     /// Settings of CRIU.
     pub criu: Criu,
+    /// What takes the place of open files at a restore.
+    pub substitute: Vec<Substitution>,
     /// What rules from a container's annotations may use.
     pub allow: Allow,
+}
+
+/// Rules of substitution for some containers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Substitution {
+    /// The form of their names, with `*` for any part.
+    pub container: String,
+    /// The rules, one a line or with semicolons between.
+    pub rule: String,
+}
+
+impl Substitution {
+    /// Whether the rules are for the container of that name.
+    pub fn is_for(&self, id: &str) -> bool {
+        glob::matches(self.container.as_bytes(), id.as_bytes())
+    }
 }
 
 /// Settings of CRIU.
@@ -52,6 +73,16 @@ pub struct Allow {
     /// Files of the host that `file:` may open: paths, in which `*` stands for any part of one
     /// name and `**` for any number of names.
     pub files: Vec<String>,
+    /// Sockets that `unix:` and `tcp:` may connect to or listen at: `unix:/PATH`, `tcp:HOST:PORT`.
+    pub sockets: Vec<String>,
+    /// Programs that `exec:` may run: paths.
+    pub programs: Vec<String>,
+}
+
+/// The file that holds the configuration, if there is one.
+pub fn path() -> PathBuf {
+    let named = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
+    named.map_or_else(|| PATH.into(), PathBuf::from)
 }
 
 impl Default for Config {
@@ -62,6 +93,7 @@ impl Default for Config {
             freeze_timeout: 10.0,
             volumes: Volumes::default(),
             criu: Criu::default(),
+            substitute: Vec::new(),
             allow: Allow::default(),
         }
     }
@@ -107,6 +139,11 @@ impl Config {
             "criu.ghost-limit is {:?}, not a number with K, M or G",
             config.criu.ghost_limit
         );
+        let origin = Origin::Configuration(String::new());
+        for Substitution { container, rule } in &config.substitute {
+            parse_list(rule, &origin)
+                .with_context(|| format!("reading the rule for the containers {container}"))?;
+        }
         Ok(config)
     }
 
@@ -127,6 +164,14 @@ mod tests {
         assert_eq!(config.runtime.unwrap().to_str(), Some("/usr/sbin/runc"));
         assert_eq!(config.store.to_str(), Some(STORE));
         assert_eq!(config.criu.ghost_limit, "8M");
+    }
+
+    #[test]
+    fn rules_for_some_containers() {
+        let text = "[[substitute]]\ncontainer = 'web-*'\nrule = 'tty=null; 1:3=fd:4'\n";
+        let config = Config::parse(text).unwrap();
+        assert!(config.substitute[0].is_for("web-1"));
+        assert!(!config.substitute[0].is_for("db"));
     }
 
     const EXAMPLE: &str = include_str!("../config/ocicle.toml");
@@ -167,6 +212,8 @@ mod tests {
             ("freeze-timeout = nan", "freeze-timeout"),
             ("[criu]\nghost-limit = '1G\\nfoo'", "ghost-limit"),
             ("[allow]\nfile = []", "file"),
+            ("[[substitute]]\ncontainer = 'a'\nrule = 'tty'", "SELECTOR=SOURCE"),
+            ("[[substitute]]\nrule = 'tty=null'", "container"),
         ] {
             let message = format!("{:#}", Config::parse(text).unwrap_err());
             assert!(message.contains(named), "{message}");

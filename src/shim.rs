@@ -100,6 +100,7 @@ fn serve_restore(
         bundle: call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into()),
         flags: directories.iter().fold(call.flags, |flags, flag| without(&flags, flag)),
         rules: call.substitute,
+        configured: config.substitute,
         allow: config.allow,
         inherited,
         trust: Trust::Unwritten,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ocicle::criu::images::Images;
 use ocicle::criu::images::image::{Change, Image, Kind};
 use ocicle::files::{FileId, Found, Holder, Table, parse_user_info, preflight, write_user_info};
-use ocicle::substitute::rewrite;
+use ocicle::substitute::{How, Treatment, rewrite};
 
 fn images() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images")
@@ -55,6 +55,10 @@ fn a_rewrite_that_changes_nothing_changes_no_byte() {
         assert!(!image.is_empty(), "{name}");
         assert_eq!(image.rewrite(|_| Ok(Change::Keep)).unwrap(), bytes, "{name}");
     }
+}
+
+fn inherited(ids: &[FileId]) -> Vec<Treatment> {
+    ids.iter().map(|id| Treatment { id: *id, how: How::Inherit }).collect()
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn a_view_changes_the_chosen_files_and_nothing_else() {
     let view = out.path().join("view");
     let table = Table::from_images(&images()).unwrap();
     let chosen: Vec<_> = [16, 4, 7, 10, 11, 12, 13, 14, 15, 1].map(|fd| id(&table, fd)).into();
-    let keys = rewrite(&images(), &view, &chosen).unwrap();
+    let keys = rewrite(&images(), &view, &inherited(&chosen)).unwrap();
     assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), chosen);
 
     let seen = Table::from_images(&view).unwrap();
@@ -129,17 +133,53 @@ fn a_view_changes_the_chosen_files_and_nothing_else() {
 }
 
 #[test]
+fn a_closed_file_leaves_nothing_that_refers_to_it() {
+    let out = tempfile::tempdir().unwrap();
+    let view = out.path().join("view");
+    let before = Table::from_images(&images()).unwrap();
+    let watched: Vec<_> = before.files.iter().filter(|file| file.watched).map(|f| f.id).collect();
+    let ids = [&watched[..], &[id(&before, 16)]].concat();
+    assert!(!watched.is_empty());
+    let closed: Vec<_> = ids.iter().map(|id| Treatment { id: *id, how: How::Close }).collect();
+    assert_eq!(rewrite(&images(), &view, &closed).unwrap(), []);
+    let after = Images::load(&view).unwrap();
+    assert!(after.fds().all(|(_, fd)| !ids.contains(&FileId(fd.file))));
+    let table = Table::of(&after);
+    assert!(table.files.iter().all(|file| !file.watched), "no epoll instance watches it");
+    let rest: Vec<_> = before.files.into_iter().filter(|file| !ids.contains(&file.id)).collect();
+    assert_eq!(table.files, rest);
+}
+
+#[test]
+fn a_file_of_the_container_takes_the_place_of_another() {
+    let out = tempfile::tempdir().unwrap();
+    let view = out.path().join("view");
+    let before = Table::from_images(&images()).unwrap();
+    let how = How::Reopen { path: "/etc/motd".into(), flags: 0o2001, position: Some(7) };
+    let treatment = Treatment { id: id(&before, 10), how };
+    assert_eq!(rewrite(&images(), &view, std::slice::from_ref(&treatment)).unwrap(), []);
+    let images = Images::load(&view).unwrap();
+    let table = Table::of(&images);
+    let file = table.find(treatment.id).unwrap();
+    assert_eq!(
+        (file.name.to_string(), file.flags, file.position),
+        ("/etc/motd".to_owned(), 0o2001, Some(7))
+    );
+    assert_eq!(file.holders, before.find(treatment.id).unwrap().holders);
+}
+
+#[test]
 fn what_cannot_be_replaced_is_refused_before_anything_is_made() {
     let out = tempfile::tempdir().unwrap();
     let view = out.path().join("view");
     let table = Table::from_images(&images()).unwrap();
     let chosen: Vec<_> = [17, 22, 8].map(|fd| id(&table, fd)).into();
     let ids = [&chosen[..], &[FileId(4242)]].concat();
-    insta::assert_snapshot!(rewrite(&images(), &view, &ids).unwrap_err());
+    insta::assert_snapshot!(rewrite(&images(), &view, &inherited(&ids)).unwrap_err());
     assert!(!view.exists());
     let pair: Vec<_> = [8, 9].map(|fd| id(&table, fd)).into();
-    rewrite(&images(), &view, &pair).unwrap();
-    let error = rewrite(&images(), &view, &pair).unwrap_err();
+    rewrite(&images(), &view, &inherited(&pair)).unwrap();
+    let error = rewrite(&images(), &view, &inherited(&pair)).unwrap_err();
     assert!(format!("{error:#}").ends_with("it is not empty"), "{error:#}");
 }
 

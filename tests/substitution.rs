@@ -4,6 +4,11 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -201,4 +206,297 @@ on_each_runtime!(many_kinds_at_once, |machine| {
         }
     }
     bundle.end();
+});
+
+/// A checkpoint of the probe, which does with its open files what it is asked to.
+struct Probe<'m> {
+    machine: &'m Machine,
+    bundle: Bundle<'m>,
+    numbers: Value,
+}
+
+impl<'m> Probe<'m> {
+    fn checkpointed(machine: &'m Machine, builder: support::BundleBuilder<'m>) -> Self {
+        let bundle = builder.args(["workload", "probe", "/data"]).make();
+        let container = bundle.run();
+        container.wait_for("/data/ready");
+        let numbers =
+            serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
+        let mut command = machine.ocicle();
+        command.args(["checkpoint", bundle.id(), "--tcp-established", "--file-locks"]);
+        run(command.args(machine.variant().criu_flags()));
+        container.kill();
+        Self { machine, bundle, numbers }
+    }
+
+    fn fd(&self, name: &str) -> i64 {
+        self.numbers[name].as_i64().unwrap_or_else(|| panic!("{name}"))
+    }
+
+    /// A rule for one of the open files.
+    fn rule(&self, name: &str, source: &str) -> String {
+        format!("1:{}={source}", self.fd(name))
+    }
+
+    fn rules(&self, rules: &[(&str, &str)]) -> Vec<String> {
+        rules.iter().map(|(name, source)| self.rule(name, source)).collect()
+    }
+
+    fn restore(&self, rules: &[String], fd: &str) -> Result<(), String> {
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        restore(&self.bundle, self.machine, &rules, fd)
+    }
+
+    fn control(&self) -> support::Control {
+        support::Control::at(self.bundle.path("/data/control"))
+    }
+
+    fn read(&self, name: &str) -> String {
+        self.control().ask(&format!("read {}", self.fd(name)))
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        self.control().ask(&format!("write {} {text}", self.fd(name)))
+    }
+
+    /// The open files but those of these names, as far as they stay the same.
+    fn others(&self, reference: &str, but: &[&str]) -> Vec<Value> {
+        // The other end of a connection in the container loses its peer with it.
+        let but: Vec<_> = but.iter().chain(&["tcp-server"]).collect();
+        let is_chosen = |file: &Value| but.iter().any(|name| holds(file, 1, self.fd(name)));
+        let form = |file: Value| {
+            let name = file["name"].as_str().unwrap();
+            // Pipes and unix sockets are made anew, with other inodes, and so are terminals.
+            let stable = ["pipe:", "unix", "/dev/pt"].iter().all(|word| !name.starts_with(word));
+            let shown = if stable { name } else { "" };
+            serde_json::json!([shown, file["type"], file["holders"], file["position"]])
+        };
+        table(self.machine, reference).into_iter().filter(|f| !is_chosen(f)).map(form).collect()
+    }
+
+    /// Makes sure that every open file but these is what it was.
+    fn assert_others_are(&self, but: &[&str]) {
+        let before = self.others(&format!("{}@v1", self.bundle.id()), but);
+        let now = self.others(self.bundle.id(), but);
+        assert!(before.len() > 3);
+        assert!(before.iter().all(|file| now.contains(file)), "{before:#?}\n{now:#?}");
+        assert_eq!(before.len(), now.len());
+        assert_eq!(self.read("other"), "\"456789\"");
+    }
+}
+
+on_each_runtime!(files_and_their_absence, |machine| {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    let sources = [
+        ("file", "container:/data/new,rw,pos=end"),
+        ("locked", "closed"),
+        ("pipe-read", "empty"),
+        ("pipe-write", "null"),
+        ("quiet-read", "closed"),
+        ("tcp-client", "reset"),
+        ("unix-left", "reset"),
+        ("unix-right", "empty"),
+    ];
+    probe.restore(&probe.rules(&sources), "").unwrap();
+    probe.assert_others_are(&sources.map(|(name, _)| name));
+    assert_eq!(probe.write("file", "more"), "4");
+    let new = fs::read_to_string(probe.bundle.path("/data/new")).unwrap();
+    assert_eq!(new, "a file of the container\nmore");
+    for (name, expected) in [
+        ("locked", "EBADF"),
+        ("pipe-read", "\"\""),
+        ("quiet-read", "EBADF"),
+        ("quiet-write", "EBADF"),
+        ("tcp-client", "ECONNRESET"),
+        ("unix-left", "ECONNRESET"),
+        ("unix-right", "\"\""),
+    ] {
+        assert_eq!(probe.read(name), expected, "{name}");
+    }
+    assert_eq!(probe.write("pipe-write", "dropped"), "7");
+    assert_eq!(probe.write("unix-right", "dropped"), "7");
+    let epoll = probe.control().ask(&format!("wait {}", probe.fd("epoll")));
+    assert_eq!(epoll, "[1]", "the closed descriptor is not watched, the other one is");
+    let now = table(machine, probe.bundle.id());
+    assert!(!now.iter().any(|file| holds(file, 1, probe.fd("locked"))));
+    probe.bundle.end();
+});
+
+on_each_runtime!(sockets_and_programs, |machine| {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    let dir = probe.bundle.dir();
+    let (lent, program) = (dir.join("lent"), dir.join("program"));
+    fs::write(&lent, "lent by a program").unwrap();
+    let workload = probe.bundle.path("/bin/workload");
+    let text = format!("#!/bin/sh\nexec {} lend {}\n", workload.display(), lent.display());
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unix = UnixListener::bind(dir.join("service")).unwrap();
+    let sources = [
+        ("tcp-client", format!("tcp:{}", tcp.local_addr().unwrap())),
+        ("tcp-listener", format!("tcp:{free},listen")),
+        ("unix-left", format!("unix:{}/service", dir.display())),
+        ("unix-right", format!("unix:{}/listening,listen", dir.display())),
+        ("file", format!("exec:{}", program.display())),
+    ];
+    let sources = sources.each_ref().map(|(name, source)| (*name, source.as_str()));
+    probe.restore(&probe.rules(&sources), "").unwrap();
+    probe.assert_others_are(&sources.map(|(name, _)| name));
+    let (mut peer, _) = tcp.accept().unwrap();
+    peer.write_all(b"hello").unwrap();
+    assert_eq!(probe.read("tcp-client"), "\"hello\"");
+    let (mut peer, _) = unix.accept().unwrap();
+    assert_eq!(probe.write("unix-left", "back"), "4");
+    let mut bytes = [0; 4];
+    peer.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"back");
+    TcpStream::connect(free).unwrap();
+    UnixStream::connect(dir.join("listening")).unwrap();
+    assert_eq!(probe.read("file"), "\"lent by a program\"");
+    let told: Value =
+        serde_json::from_slice(&fs::read(lent.with_extension("json")).unwrap()).unwrap();
+    assert_eq!(
+        (&told["container"], &told["file"]["name"]),
+        (&probe.bundle.id().into(), &"/data/file".into())
+    );
+    probe.bundle.end();
+});
+
+on_each_runtime!(descriptors_by_name_and_selectors_that_mean_several, |machine| {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    let feed = probe.bundle.dir().join("feed");
+    fs::write(&feed, "fed").unwrap();
+    let rules = [
+        "local:127.0.0.1:* and remote:*:7100=reset".to_owned(),
+        "all /data/* and type:reg=null".to_owned(),
+        probe.rule("file", "fd:feed"),
+        probe.rule("locked", "fd:nothing"),
+    ];
+    let mut command = machine.ocicle();
+    command.arg("restore").arg(probe.bundle.id()).args(machine.variant().criu_flags());
+    rules.iter().for_each(|rule| {
+        command.args(["-s", rule]);
+    });
+    let named = format!(
+        "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=x:feed; exec \"$@\" 3</dev/null 4<>{}",
+        feed.display()
+    );
+    let refused = by_shell(machine, &command, &named).unwrap_err();
+    assert!(refused.contains("LISTEN_FDNAMES has no nothing"), "{refused}");
+    let mut arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+    *arguments.last_mut().unwrap() = probe.rule("locked", "closed").into();
+    let mut command = machine.ocicle();
+    command.args(&arguments[4..]);
+    by_shell(machine, &command, &named).unwrap();
+    assert_eq!(probe.read("file"), "\"fed\"");
+    assert_eq!(probe.read("other"), "\"\"");
+    assert_eq!(probe.write("other", "dropped"), "7");
+    assert_eq!(probe.read("locked"), "EBADF");
+    assert_eq!(probe.read("tcp-client"), "ECONNRESET");
+    probe.bundle.end();
+});
+
+/// Runs a command in a shell that says how.
+fn by_shell(machine: &Machine, command: &Command, how: &str) -> Result<(), String> {
+    let errors = machine.state_root().join("errors");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", how, "bash"]).arg(command.get_program()).args(command.get_args());
+    shell.env("OCICLE_RUNTIME", machine.variant().runtime());
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
+    let status = shell.status().unwrap();
+    let said = fs::read_to_string(&errors).unwrap();
+    fs::remove_file(errors).unwrap();
+    if status.success() { Ok(()) } else { Err(said) }
+}
+
+on_each_runtime!(the_callers_terminal, |machine| {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    let refused = probe.restore(&["tty=tty".to_owned()], "").unwrap_err();
+    assert!(refused.contains("this command has no terminal"), "{refused}");
+    let ours = nix::pty::openpty(None, None).unwrap();
+    let mut session = Command::new("setsid");
+    session.args(["--ctty", "--wait"]).arg(env!("CARGO_BIN_EXE_ocicle"));
+    session.arg("--root").arg(machine.state_root()).arg("--store").arg(machine.store());
+    session.args(["restore", "-t", probe.bundle.id()]).args(machine.variant().criu_flags());
+    session.env("OCICLE_RUNTIME", machine.variant().runtime());
+    let (out, errors): (OwnedFd, OwnedFd) =
+        (ours.slave.try_clone().unwrap(), ours.slave.try_clone().unwrap());
+    assert!(session.stdin(ours.slave).stdout(out).stderr(errors).status().unwrap().success());
+    drop(session);
+    probe.assert_others_are(&["terminal"]);
+    assert_eq!(probe.write("terminal", "through-the-terminal"), "20");
+    let mut master = File::from(ours.master);
+    let mut seen = String::new();
+    while !seen.contains("through-the-terminal") {
+        let mut bytes = [0; 256];
+        let count = master.read(&mut bytes).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    master.write_all(b"typed\n").unwrap();
+    assert_eq!(probe.read("terminal"), "\"typed\\n\"");
+    probe.bundle.end();
+});
+
+on_each_runtime!(the_rule_that_wins, |machine| {
+    let builder = machine
+        .bundle("probe")
+        .annotation("org.ocicle.substitute", "type:tty and tty=empty; /data/file=null");
+    let probe = Probe::checkpointed(machine, builder);
+    fs::write(probe.bundle.path("/data/since"), "").unwrap();
+    let config = probe.bundle.dir().join("ocicle.toml");
+    let text = "[[substitute]]\ncontainer = '*-probe'\nrule = 'all type:tty=closed; /nowhere=null; all type:reg=closed'\n";
+    fs::write(&config, text).unwrap();
+    let file = probe.rule("file", "container:/data/new,pos=start");
+    let forecast = |format| {
+        let mut command = machine.ocicle();
+        command.args(["restore", "--dry-run", "--format", format, probe.bundle.id(), "-s", &file]);
+        run(command.env("OCICLE_CONFIG", &config))
+    };
+    let json: Value = serde_json::from_str(&forecast("json")).unwrap();
+    let becomes = |name: &str| {
+        let files = json["files"].as_array().unwrap();
+        files.iter().find(|file| holds(file, 1, probe.fd(name))).unwrap()["substitute"].clone()
+    };
+    assert_eq!(becomes("file")["source"], "container:/data/new,pos=start");
+    assert_eq!(becomes("file")["from"], "the command line");
+    assert_eq!(becomes("file")["beaten"].as_array().unwrap().len(), 2);
+    assert_eq!(becomes("other")["source"], "closed");
+    assert_eq!(becomes("terminal")["source"], "empty");
+    assert_eq!(becomes("pipe-read"), Value::Null);
+    assert_eq!(json["parts"][0]["paths"]["remove"], 1);
+    let shown = forecast("table");
+    assert!(shown.contains("/: ") && shown.contains("remove 1"), "{shown}");
+    assert!(shown.contains("the command line comes before annotation"), "{shown}");
+    assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
+});
+
+on_each_runtime!(what_cannot_be_said_or_done, |machine| {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    fs::write(probe.bundle.path("/data/since"), "").unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (name, source, expected) in [
+        ("file", "container:/data/nothing", "no such file"),
+        ("file", "container:/proc/version", "only the container has"),
+        ("file", "container:/data/../data/new", "cannot be used"),
+        ("file", "container:/data", "it is a directory"),
+        ("file", "container:/data/control", "neither a regular file nor"),
+        ("pipe-read", "container:/data/new", "cannot be polled"),
+        ("file", "fd:feed", "LISTEN_PID"),
+        ("file", "reset", "no connection to lose"),
+        ("tcp-client", &format!("tcp:{free}"), "refused"),
+        ("tcp-client", "unix:/nowhere/at/all", "no such socket"),
+        ("tcp-client", "exec:/nowhere/at/all", "no program"),
+        ("tcp-client", "exec:/bin/false", "returned nothing"),
+        ("unix-left", "closed", "replace both"),
+        ("pipe-read", "null", "cannot be polled"),
+    ] {
+        let rule = probe.rule(name, source);
+        let said = probe.restore(std::slice::from_ref(&rule), "").unwrap_err();
+        assert!(said.contains(expected), "{rule}: {said}");
+        assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
+    }
+    let said = probe.restore(&["type:inet=reset".to_owned()], "").unwrap_err();
+    assert!(said.contains("write `all` before the selector"), "{said}");
 });

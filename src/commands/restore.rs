@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::Machine;
 use super::checkpoint::CriuOptions;
+use super::{Format, Machine};
 use crate::output::{self, progress::Bar};
-use crate::restore;
+use crate::restore::{self, Forecast};
 use crate::store::lock::Lock;
 use crate::store::manifest::{Manifest, Trust};
 use crate::store::versions::{Reference, Version};
@@ -22,10 +22,19 @@ pub struct Options {
     /// The version; the newest if unsaid
     #[arg(id = "which", value_name = "VERSION")]
     version: Option<Version>,
-    /// Replace an open file: IDENTIFIER=SOURCE, PID:FD=SOURCE, PATH=SOURCE or IDENTIFIER,FD;
-    /// a source is fd:N, file:/PATH or null
+    /// Replace an open file: SELECTOR=SOURCE or IDENTIFIER,FD, such as 7=fd:3, 1:3=null,
+    /// /var/log/x=file:/tmp/x,append, remote:*:5432=reset (docs/substitution.md has all forms)
     #[arg(short, long, value_name = "RULE")]
     substitute: Vec<String>,
+    /// Give the container this terminal in place of each of its own
+    #[arg(short, long)]
+    terminal: bool,
+    /// Show what would be done, which rule wins for each open file and why, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// How to print what would be done
+    #[arg(long, value_enum, default_value_t, requires = "dry_run")]
+    format: Format,
     /// The bundle of the new container; that of the old one if unsaid
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
@@ -58,20 +67,41 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         runtime: machine.runtime.clone(),
         id: id.clone(),
         images: entry.directory.clone(),
-        work: Some(entry.work()?),
+        work: if options.dry_run { None } else { Some(entry.work()?) },
         bundle,
         flags: flags(options),
-        rules: options.substitute.clone(),
+        rules: rules(options),
+        configured: machine.config.substitute.clone(),
         allow: machine.config.allow.clone(),
         inherited,
         trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },
         replace_stopped: true,
     };
+    if options.dry_run {
+        let forecast = restore::dry_run(&request, &held).with_context(context)?;
+        return print(&forecast, options.format);
+    }
     let ended = restore::restore(&request, &held, &Bar::new("restoring")).with_context(context)?;
     if !ended.success() {
         bail!("restoring {id}: {} restore ended with {ended}", machine.runtime.name());
     }
     output::line(&format!("{id}@{}", entry.version));
+    Ok(())
+}
+
+fn rules(options: &Options) -> Vec<String> {
+    let terminal = options.terminal.then(|| "tty=tty".to_owned());
+    options.substitute.iter().cloned().chain(terminal).collect()
+}
+
+fn print(forecast: &Forecast, format: Format) -> Result<()> {
+    if format == Format::Json {
+        return output::json(&serde_json::to_value(forecast)?);
+    }
+    let mut table = output::Table::new(&Forecast::HEADINGS);
+    forecast.rows().for_each(|row| table.row(row.to_vec()));
+    table.print();
+    forecast.lines().for_each(|line| output::line(&line));
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 //!     whose CRIU gets the replacements at the door
 //! ```
 
+mod dry_run;
 mod preflight;
 mod reconcile;
 mod rules;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use crate::checkpoint::{complete, preflight as machine};
-use crate::config::Allow;
+use crate::config::{Allow, Substitution};
 use crate::container::Bundle;
 use crate::criu::door::Door;
 use crate::files::{FileId, Table};
@@ -30,8 +31,10 @@ use crate::snapshot::Progress;
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State, Trust};
-use crate::substitute::{self, Resolved};
+use crate::substitute::{self, Around, Prepared, Resolved};
 use crate::sys::process::InheritedFds;
+
+pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
 
 use reconcile::Part;
 use run::View;
@@ -53,6 +56,8 @@ pub struct Request {
     pub flags: Vec<OsString>,
     /// Rules of the command line.
     pub rules: Vec<String>,
+    /// Rules of the configuration.
+    pub configured: Vec<Substitution>,
     /// What rules of annotations may use.
     pub allow: Allow,
     /// The descriptors that this process was started with.
@@ -95,16 +100,16 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let manifest = read(&images, request.trust, progress)
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(&request.bundle)?;
-    let resolved = resolve(request, &bundle, &images)?;
-    let substituted: Vec<FileId> = resolved.iter().map(|resolved| resolved.file.id).collect();
-    let door = Door::open()?;
-    let view = View::make(&door, &images, &substituted)?;
     ensure_not_alive(request)?;
-
-    let parts = reconcile::open_parts(&manifest, &images, &bundle)?;
+    let (resolved, parts) = examine(request, &manifest, &bundle, &images)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
-    preflight::check(&images, &parts, &plans, &bundle, &substituted)?;
-    let replacements = substitute::open(&resolved).hint(FITTING)?;
+    let files = preflight::View::of(&parts, &plans, &bundle)?;
+    preflight::check(&images, &files, &substituted(&resolved))?;
+    let mut prepared = prepare(request, &resolved, &files)?;
+    let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
+    let door = Door::open()?;
+    let view = View::make(&door, &images, &treatments)?;
+    let replacements = substitute::open(&mut prepared).hint(FITTING)?;
 
     if request.replace_stopped {
         make_room(&request.runtime, &request.id)?;
@@ -113,7 +118,45 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
         plan.execute(progress)
             .with_context(|| format!("putting {} back", part.destination.display()))?;
     }
+    substitute::settle(&prepared).context("changing files of the container")?;
     run::run(request, &manifest, &door, &view, &replacements)
+}
+
+/// Finds what the rules mean, and the file systems that are to be put back.
+fn examine(
+    request: &Request,
+    manifest: &Manifest,
+    bundle: &Bundle,
+    images: &Path,
+) -> Result<(Vec<Resolved>, Vec<Part>)> {
+    let resolved = resolve(request, bundle, images)?;
+    Ok((resolved, reconcile::open_parts(manifest, images, bundle)?))
+}
+
+fn substituted(resolved: &[Resolved]) -> Vec<FileId> {
+    resolved.iter().map(|resolved| resolved.file.id).collect()
+}
+
+/// Checks that what the rules name can take the open files' places.
+fn prepare(
+    request: &Request,
+    resolved: &[Resolved],
+    files: &preflight::View<'_>,
+) -> Result<Vec<Prepared>> {
+    let around = Around { container: &request.id, site: &|path| files.site(path) };
+    substitute::prepare(resolved, &around).hint(FITTING)
+}
+
+/// Checks as [`prepare`] does, and that CRIU can do without what is replaced.
+fn check_substitutions(
+    request: &Request,
+    resolved: &[Resolved],
+    files: &preflight::View<'_>,
+    images: &Path,
+) -> Result<()> {
+    let prepared = prepare(request, resolved, files)?;
+    let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
+    substitute::check(images, &treatments)
 }
 
 /// Refuses to touch the files of a container that lives.

@@ -1,6 +1,6 @@
 //! Looking at every file that CRIU will open by its path, before anything is changed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -17,18 +17,12 @@ use crate::container::Bundle;
 use crate::criu::images::Images;
 use crate::files::{FileId, Found, preflight};
 use crate::hint::WithHint;
-use crate::snapshot::{Kind, Lookup, Part as Packed, Plan};
+use crate::snapshot::{Kind, Lookup, Part as Packed, Plan, Verb};
+use crate::substitute::Site;
 
 /// Makes sure that CRIU will find every file as it was.
-pub(super) fn check(
-    images: &Path,
-    parts: &[Part],
-    plans: &[Plan<'_>],
-    bundle: &Bundle,
-    substituted: &[FileId],
-) -> Result<()> {
+pub(super) fn check(images: &Path, view: &View<'_>, substituted: &[FileId]) -> Result<()> {
     let images = Images::load(images).context("reading CRIU's images")?;
-    let view = View::of(parts, plans, bundle)?;
     let problems = preflight(&images, substituted, &|path| view.look(path));
     let Some(first) = problems.first() else { return Ok(()) };
     let mut text = String::from("some files are not as CRIU needs them:");
@@ -42,7 +36,7 @@ pub(super) fn check(
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of
 /// mounting: the root file system is the first.
-struct View<'a> {
+pub(super) struct View<'a> {
     mounts: Vec<Mount<'a>>,
 }
 
@@ -51,40 +45,70 @@ struct Mount<'a> {
     point: PathBuf,
     /// What is there on the host; `None` for a file system of its own, which CRIU fills.
     source: Option<PathBuf>,
+    /// Whether the container may write there.
+    writable: bool,
     part: Option<&'a Packed>,
-    /// What putting the part back will change.
-    changed: HashSet<ByteString>,
+    /// What putting the part back will change, and whether that concerns what is below as well.
+    changed: HashMap<ByteString, bool>,
 }
 
 impl<'a> View<'a> {
-    fn of(parts: &'a [Part], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
-        let mut mounts = vec![Mount::new("/".into(), Some(bundle.rootfs.clone()))];
+    pub(super) fn of(parts: &'a [Part], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
+        let root = Some(bundle.rootfs.clone());
+        let mut mounts = vec![Mount::new("/".into(), root, !bundle.is_read_only())];
         for mount in bundle.spec.mounts().iter().flatten() {
-            let bind = bundle.bind(mount).map(|bind| bind.source);
-            mounts.push(Mount::new(mount.destination().clone(), bind));
+            let bind = bundle.bind(mount);
+            let writable = bind.as_ref().is_some_and(|bind| !bind.read_only);
+            let source = bind.map(|bind| bind.source);
+            mounts.push(Mount::new(mount.destination().clone(), source, writable));
         }
         for (part, plan) in parts.iter().zip(plans) {
             let holds = |mount: &&mut Mount<'_>| mount.point == part.destination;
             let mount = mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
             mount.part = Some(&part.packed);
-            mount.changed = plan.actions().iter().map(|action| action.path.clone()).collect();
+            for action in plan.actions() {
+                let deep = mount.changed.entry(action.path.clone()).or_default();
+                *deep |= action.verb != Verb::Attributes;
+            }
         }
         Ok(Self { mounts })
     }
 
     fn look(&self, path: &Path) -> Found {
+        self.mount(path).map_or(Found::Unknown, |(mount, below)| mount.look(below))
+    }
+
+    /// What will be at a path, and where that is now.
+    pub(super) fn site(&self, path: &Path) -> Site {
+        let Some((mount, below)) = self.mount(path) else {
+            return Site {
+                found: Found::Unknown,
+                directory: None,
+                relative: path.to_owned(),
+                writable: false,
+            };
+        };
+        Site {
+            found: mount.look(below),
+            directory: mount.source.clone(),
+            relative: below.to_owned(),
+            writable: mount.writable,
+        }
+    }
+
+    /// The mount that a path is on, and the rest of the path.
+    fn mount<'b>(&self, path: &'b Path) -> Option<(&Mount<'a>, &'b Path)> {
         let above =
             self.mounts.iter().enumerate().filter(|(_, mount)| path.starts_with(&mount.point));
         let deepest = above.max_by_key(|(order, mount)| (mount.point.components().count(), *order));
-        deepest.map_or(Found::Unknown, |(_, mount)| {
-            mount.look(path.strip_prefix(&mount.point).unwrap_or(Path::new("")))
-        })
+        let (_, mount) = deepest?;
+        Some((mount, path.strip_prefix(&mount.point).unwrap_or(Path::new(""))))
     }
 }
 
 impl<'a> Mount<'a> {
-    fn new(point: PathBuf, source: Option<PathBuf>) -> Self {
-        Self { point, source, part: None::<&'a Packed>, changed: HashSet::new() }
+    fn new(point: PathBuf, source: Option<PathBuf>, writable: bool) -> Self {
+        Self { point, source, writable, part: None::<&'a Packed>, changed: HashMap::new() }
     }
 
     fn look(&self, path: &Path) -> Found {
@@ -101,9 +125,13 @@ impl<'a> Mount<'a> {
     }
 
     fn will_change(&self, path: &Path) -> bool {
-        path.ancestors()
-            .filter(|above| !above.as_os_str().is_empty())
-            .any(|above| self.changed.contains(&ByteString::from(above)))
+        let changed = |path: &Path| self.changed.get(&ByteString::from(path));
+        changed(path).is_some()
+            || path
+                .ancestors()
+                .skip(1)
+                .filter(|above| !above.as_os_str().is_empty())
+                .any(|above| changed(above) == Some(&true))
     }
 }
 

@@ -3,19 +3,24 @@
 use anyhow::{Context, Result, anyhow};
 
 use super::Request;
+use crate::bytes::ByteString;
 use crate::config::{self, Allow};
 use crate::container::Bundle;
 use crate::glob;
 use crate::hint::WithHint;
-use crate::substitute::{Origin, Resolved, Rule, Source, parse_list, parse_rule};
+use crate::substitute::{Origin, Resolved, Rule, Source, named, parse_list, parse_rule};
 use crate::sys::process::InheritedFds;
 
 /// The annotation that holds rules; `ANNOTATION.NAME` does too.
 pub(super) const ANNOTATION: &str = "org.ocicle.substitute";
 
-/// The rules of the container's annotations and of the command line.
+/// The rules of the configuration, of the container's annotations and of the command line.
 pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
+    let origin = Origin::Configuration(config::path().display().to_string());
+    for configured in request.configured.iter().filter(|one| one.is_for(&request.id)) {
+        rules.extend(parse_list(&configured.rule, &origin).context("reading the configuration")?);
+    }
     for (name, value) in bundle.annotations(ANNOTATION) {
         let parsed = parse_list(&value, &Origin::Annotation(name.clone()));
         rules.extend(
@@ -36,38 +41,118 @@ pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
 
 /// Refuses what an annotation may not use: whoever wrote it need not be the administrator.
 pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
-    for Resolved { rule, .. } in resolved {
-        if let (Origin::Annotation(name), Source::File(file)) = (&rule.origin, &rule.source) {
-            let allowed = allow
-                .files
-                .iter()
-                .any(|pattern| glob::matches(pattern.as_bytes(), file.path.as_bytes()));
-            if !allowed {
-                return Err(anyhow!(
-                    "annotation {name} names the host's file {}, which needs the administrator's \
-                     leave",
-                    file.path
-                )
-                .hint(format!(
-                    "the leave is a line `files = [\"{}\"]` below [allow] in {}",
-                    file.path,
-                    config::PATH
-                )));
-            }
+    for Resolved { rule, .. } in resolved.iter().filter(|one| one.rule.origin.is_annotation()) {
+        let Some(need) = Need::of(&rule.source, allow) else { continue };
+        if !need.is_allowed() {
+            return Err(anyhow!(
+                "{} names {} {}, which needs the administrator's leave",
+                rule.origin,
+                need.what,
+                need.name
+            )
+            .hint(format!(
+                "the leave is a line `{} = [\"{}\"]` below [allow] in {}",
+                need.setting,
+                need.name,
+                config::PATH
+            )));
         }
     }
     Ok(())
 }
 
+/// What a source needs the administrator's leave for.
+struct Need<'a> {
+    what: &'static str,
+    name: ByteString,
+    setting: &'static str,
+    patterns: &'a [String],
+}
+
+impl<'a> Need<'a> {
+    fn of(source: &Source, allow: &'a Allow) -> Option<Self> {
+        let file = |name| ("the host's file", name, "files", &allow.files);
+        let socket = |name| ("the socket", name, "sockets", &allow.sockets);
+        let (what, name, setting, patterns) = match source {
+            Source::File(source) => file(source.path.clone()),
+            Source::Tty => file("/dev/tty".into()),
+            Source::Unix(unix) => socket([b"unix:", unix.path.as_bytes()].concat().into()),
+            Source::Tcp(tcp) => socket(format!("tcp:{}", tcp.address()).into()),
+            Source::Exec(program) => ("the program", program.clone(), "programs", &allow.programs),
+            Source::Fd(_)
+            | Source::FdName(_)
+            | Source::Container(_)
+            | Source::Null
+            | Source::Empty
+            | Source::Reset
+            | Source::Closed => return None,
+        };
+        Some(Self { what, name, setting, patterns })
+    }
+
+    fn is_allowed(&self) -> bool {
+        let matches = |pattern: &String| glob::matches(pattern.as_bytes(), self.name.as_bytes());
+        self.patterns.iter().any(matches)
+    }
+}
+
 /// Refuses descriptors that are open here, and were not given to us.
 pub(super) fn ensure_inherited(resolved: &[Resolved], inherited: &InheritedFds) -> Result<()> {
     for Resolved { rule, .. } in resolved {
-        if let Source::Fd(number) = rule.source
-            && !inherited.contains(number)
-        {
+        let number = match &rule.source {
+            Source::Fd(number) => *number,
+            Source::FdName(name) => named(name)
+                .map_err(|why| anyhow!("{rule} (from {}): {why}", rule.origin))
+                .hint("start this command with LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, as systemd does")?,
+            _ => continue,
+        };
+        if !inherited.contains(number) {
             return Err(anyhow!("{rule} (from {}): fd {number} is not open", rule.origin)
                 .hint(format!("open it for this command: {number}<>FILE behind it in a shell")));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::substitute::Selector;
+    use crate::substitute::Term;
+
+    fn refused(source: &str, origin: Origin, allow: &Allow) -> Option<String> {
+        let rule = parse_rule(&format!("1={source}"), origin).unwrap();
+        assert_eq!(rule.selector, Selector::new(Term::Id(crate::files::FileId(1))));
+        let json = r#"{"id":1,"type":"reg","name":"/x","flags":0,"holders":[]}"#;
+        let file = serde_json::from_str(json).unwrap();
+        let resolved = [Resolved { rule, file, beaten: Vec::new() }];
+        let error = ensure_allowed(&resolved, allow).err()?;
+        Some(format!("{error}: {}", crate::hint::hint_of(&error).unwrap_or_default()))
+    }
+
+    #[test]
+    fn annotations_need_leave() {
+        let annotation = || Origin::Annotation("a".into());
+        let none = Allow::default();
+        let needing = ["file:/etc/x", "tty", "unix:/run/x", "tcp:[::1]:5,listen", "exec:/bin/x"];
+        let said: Vec<_> =
+            needing.iter().map(|source| refused(source, annotation(), &none).unwrap()).collect();
+        insta::assert_snapshot!(said.join("\n"));
+        for source in needing {
+            assert_eq!(refused(source, Origin::CommandLine, &none), None);
+            assert_eq!(refused(source, Origin::Configuration("x".into()), &none), None);
+        }
+        for free in ["fd:3", "fd:web", "container:/x", "null", "empty", "reset", "closed"] {
+            assert_eq!(refused(free, annotation(), &none), None, "{free}");
+        }
+        let all = Allow {
+            files: vec!["/etc/*".into(), "/dev/tty".into()],
+            sockets: vec!["unix:/run/**".into(), "tcp:[::1]:*".into()],
+            programs: vec!["/bin/x".into()],
+        };
+        for source in needing {
+            assert_eq!(refused(source, annotation(), &all), None, "{source}");
+        }
+        assert!(refused("tcp:[::2]:5", annotation(), &all).is_some());
+    }
 }

@@ -20,10 +20,9 @@ use crate::criu::config::Configuration;
 use crate::criu::door::{Door, Visitor, Work};
 use crate::criu::failure::{self, Logs};
 use crate::criu::interposer::FIRST_FD;
-use crate::files::FileId;
 use crate::guardian::Ended;
 use crate::store::manifest::Manifest;
-use crate::substitute::{self, Replacement};
+use crate::substitute::{self, Replacement, Treatment};
 use crate::sys::process::{pidfd, wait_readable};
 
 /// What somebody may send to a runtime in the foreground, which hands it to the container.
@@ -51,14 +50,14 @@ impl View {
     ///
     /// # Errors
     /// When CRIU could not restore the rest without one of them.
-    pub(super) fn make(door: &Door, images: &Path, substituted: &[FileId]) -> Result<Self> {
-        if substituted.is_empty() {
+    pub(super) fn make(door: &Door, images: &Path, treatments: &[Treatment]) -> Result<Self> {
+        if treatments.is_empty() {
             let configuration = Configuration::default();
             return Ok(Self { images: images.to_owned(), configuration, _directory: None });
         }
         let directory = view_directory(door, images)?;
         let view = directory.path().join("images");
-        let keys = substitute::rewrite(images, &view, substituted)?;
+        let keys = substitute::rewrite(images, &view, treatments)?;
         let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
         let configuration = Configuration { inherit, ..Configuration::default() };
         Ok(Self { images: view, configuration, _directory: Some(directory) })

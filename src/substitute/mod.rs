@@ -17,12 +17,40 @@
 
 mod grammar;
 mod open;
+mod pattern;
 mod resolve;
 mod rewrite;
 mod rule;
+mod selector;
+mod source;
+
+use crate::bytes::ByteString;
 
 pub use grammar::{ParseError, parse_list, parse_rule};
-pub use open::{Refusal, Refusals, Replacement, open};
+pub use open::{
+    Around, Prepared, Refusal, Refusals, Replacement, Site, named, open, prepare, settle,
+};
+pub use pattern::{AddressPattern, PathPattern};
 pub use resolve::{Mismatch, Mismatches, Resolved, resolve};
-pub use rewrite::{InheritKey, rewrite};
-pub use rule::{Access, FileSource, Origin, Position, Rule, Selector, Source};
+pub use rewrite::{How, InheritKey, Treatment, check, rewrite};
+pub use rule::{Origin, Rule};
+pub use selector::{Selector, Term};
+pub use source::{Access, FileSource, Position, Source, TcpSource, UnixSource};
+
+/// Bytes in a rule: the characters that mean something to the grammar are escaped as well.
+fn escaped(bytes: &ByteString) -> String {
+    let mut text = String::new();
+    for character in bytes.to_string().chars() {
+        match character {
+            '=' | ',' | ';' | '*' => text.push_str(&format!("\\x{:02x}", u32::from(character))),
+            blank if blank.is_whitespace() => {
+                let mut utf8 = [0; 4];
+                for byte in blank.encode_utf8(&mut utf8).bytes() {
+                    text.push_str(&format!("\\x{byte:02x}"));
+                }
+            }
+            other => text.push(other),
+        }
+    }
+    text
+}

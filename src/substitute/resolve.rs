@@ -2,16 +2,34 @@
 
 use std::fmt;
 
-use super::rule::{Rule, Selector};
-use crate::files::{FileId, Holder, OpenFile, Table};
+use super::rule::{Origin, Rule};
+use crate::files::{OpenFile, Table};
 
-/// A rule and the open file it means.
+/// An open file and the rule that won for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The rule.
     pub rule: Rule,
     /// The open file.
     pub file: OpenFile,
+    /// The rules that lost, the strongest first.
+    pub beaten: Vec<Rule>,
+}
+
+impl Resolved {
+    /// Why the rule won.
+    pub fn why(&self) -> String {
+        match self.beaten.first() {
+            None => "the only rule".to_owned(),
+            Some(other) if other.origin.rank() < self.rule.origin.rank() => {
+                format!("{} comes before {}", self.rule.origin, other.origin)
+            }
+            Some(other) if other.source == self.rule.source => "another says the same".to_owned(),
+            Some(other) => {
+                format!("{} is more specific than {}", self.rule.selector, other.selector)
+            }
+        }
+    }
 }
 
 /// Why a rule, or an open file, is left over.
@@ -31,10 +49,10 @@ pub enum Mismatch {
         /// The open files.
         files: Vec<OpenFile>,
     },
-    /// Two rules that differ mean the same open file.
+    /// Two rules that differ mean the same open file, and neither comes before the other.
     Twice {
         /// The rules.
-        rules: [Rule; 2],
+        rules: Box<[Rule; 2]>,
         /// The open file.
         file: OpenFile,
     },
@@ -96,10 +114,15 @@ impl fmt::Display for Mismatch {
             }
             Self::Several { rule, files } => {
                 let (origin, count) = (&rule.origin, files.len());
-                write!(f, "{rule} (from {origin}): {count} open files match, name one of them:")?;
+                write!(
+                    f,
+                    "{rule} (from {origin}): {count} open files match, name one of them \
+                     or write `all` before the selector:"
+                )?;
                 list(f, files)
             }
-            Self::Twice { rules: [first, second], file } => {
+            Self::Twice { rules, file } => {
+                let [first, second] = &**rules;
                 write!(f, "{first} (from {}) and {second} (from {})", first.origin, second.origin)?;
                 write!(f, " mean the same open file:\n  {}", Line(file))
             }
@@ -117,72 +140,68 @@ impl fmt::Display for Mismatch {
     }
 }
 
-impl Selector {
-    fn matches(&self, file: &OpenFile) -> bool {
-        match self {
-            Self::Id(id) => file.id == *id,
-            Self::Holder(holder) => file.holders.binary_search(holder).is_ok(),
-            Self::Path(path) => file.name == *path,
-        }
-    }
-
-    /// Open files that might be meant where none is: of the same process, or of the same name in
-    /// another directory.
-    fn near(&self, file: &OpenFile) -> bool {
-        match self {
-            Self::Id(_) => false,
-            Self::Holder(Holder { pid, .. }) => file.holders.iter().any(|h| h.pid == *pid),
-            Self::Path(path) => {
-                let name = path.as_path().file_name();
-                name.is_some() && name == file.name.as_path().file_name()
-            }
-        }
-    }
-}
-
-/// Finds the one open file that each rule means. Rules that say the same count once.
+/// Finds the open files that each rule means, and for each of them the rule that wins: the command
+/// line's before an annotation's, that before the configuration's, and of one origin the more
+/// specific one.
+///
+/// A rule of the configuration is written for many containers, so it may mean nothing here.
 pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatches> {
-    let mut resolved: Vec<Resolved> = Vec::new();
-    let mut wrong = Vec::new();
-    for rule in rules {
-        match find(rule, table) {
-            Ok(file) => match resolved.iter().find(|other| other.file.id == file.id) {
-                None => resolved.push(Resolved { rule: rule.clone(), file: file.clone() }),
-                Some(other) if other.rule.source == rule.source => {}
-                Some(other) => wrong.push(Mismatch::Twice {
-                    rules: [other.rule.clone(), rule.clone()],
-                    file: file.clone(),
-                }),
-            },
-            Err(mismatch) => wrong.push(*mismatch),
+    let mut wrong: Vec<_> = rules.iter().filter_map(|rule| mismatch(rule, table)).collect();
+    let mut resolved = Vec::new();
+    for file in &table.files {
+        match winner(rules, file) {
+            Ok(Some(winner)) => resolved.push(winner),
+            Ok(None) if file.must_substitute => wrong.push(Mismatch::Needed { file: file.clone() }),
+            Ok(None) => {}
+            Err(twice) => wrong.push(*twice),
         }
     }
-    let has_rule = |id: FileId| resolved.iter().any(|resolved| resolved.file.id == id);
-    let needed = table.files.iter().filter(|file| file.must_substitute && !has_rule(file.id));
-    wrong.extend(needed.cloned().map(|file| Mismatch::Needed { file }));
     if wrong.is_empty() { Ok(resolved) } else { Err(Mismatches(wrong)) }
 }
 
-fn find<'a>(rule: &Rule, table: &'a Table) -> Result<&'a OpenFile, Box<Mismatch>> {
+/// What is wrong with the number of open files that a rule means.
+fn mismatch(rule: &Rule, table: &Table) -> Option<Mismatch> {
     let matching: Vec<_> = table.files.iter().filter(|file| rule.selector.matches(file)).collect();
+    let is_general = matches!(rule.origin, Origin::Configuration(_));
     match matching[..] {
-        [file] => Ok(file),
-        [] => {
+        [] if !is_general => {
             let near = table.files.iter().filter(|file| rule.selector.near(file));
-            Err(Box::new(Mismatch::None { rule: rule.clone(), near: near.cloned().collect() }))
+            Some(Mismatch::None { rule: rule.clone(), near: near.cloned().collect() })
         }
-        _ => Err(Box::new(Mismatch::Several {
+        [_, _, ..] if !rule.selector.may_mean_several() => Some(Mismatch::Several {
             rule: rule.clone(),
             files: matching.into_iter().cloned().collect(),
-        })),
+        }),
+        _ => None,
     }
+}
+
+/// The rule that wins for an open file.
+fn winner(rules: &[Rule], file: &OpenFile) -> Result<Option<Resolved>, Box<Mismatch>> {
+    let strength = |rule: &Rule| (rule.origin.rank(), rule.selector.specificity());
+    let mut matching: Vec<&Rule> =
+        rules.iter().filter(|rule| rule.selector.matches(file)).collect();
+    matching.sort_by_key(|rule| std::cmp::Reverse(strength(rule)));
+    let Some((best, beaten)) = matching.split_first() else { return Ok(None) };
+    let equal = beaten.iter().take_while(|other| strength(other) == strength(best));
+    if let Some(other) = equal.clone().find(|other| other.source != best.source) {
+        return Err(Box::new(Mismatch::Twice {
+            rules: Box::new([(*best).clone(), (*other).clone()]),
+            file: file.clone(),
+        }));
+    }
+    Ok(Some(Resolved {
+        rule: (*best).clone(),
+        file: file.clone(),
+        beaten: beaten.iter().map(|rule| (*rule).clone()).collect(),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::{ExternalFile, FileKind};
-    use crate::substitute::{Origin, parse_rule};
+    use crate::files::{ExternalFile, FileId, FileKind, Holder};
+    use crate::substitute::parse_rule;
 
     fn file(id: u32, name: &str, holders: &[(i32, i32)]) -> OpenFile {
         OpenFile {
@@ -227,6 +246,89 @@ mod tests {
         let resolved = resolve(&rules, &table()).unwrap();
         let ids: Vec<_> = resolved.iter().map(|resolved| resolved.file.id.0).collect();
         assert_eq!(ids, [3, 5, 9]);
+    }
+
+    fn from(origin: Origin, text: &str) -> Rule {
+        parse_rule(text, origin).unwrap()
+    }
+
+    /// The source that wins for each open file.
+    fn winners(rules: &[Rule], table: &Table) -> Vec<(u32, String)> {
+        let resolved = resolve(rules, table).unwrap_or_else(|error| panic!("{error}"));
+        resolved.iter().map(|one| (one.file.id.0, one.rule.source.to_string())).collect()
+    }
+
+    fn sockets() -> Table {
+        let socket = |id, kind, name: &str, holders| OpenFile { kind, ..file(id, name, holders) };
+        Table {
+            schema: 1,
+            files: vec![
+                socket(1, FileKind::Tty, "/dev/pts/0", &[(1, 0), (1, 1)]),
+                socket(2, FileKind::Pipe, "pipe:[9]", &[(1, 2), (5, 1)]),
+                socket(3, FileKind::Inet, "tcp 127.0.0.1:80 listen", &[(1, 3)]),
+                socket(4, FileKind::Inet, "tcp [::1]:80 -> [::1]:5432 established", &[(1, 4)]),
+                socket(5, FileKind::Unix, "unix stream listen /run/x", &[(1, 5)]),
+                socket(7, FileKind::Tty, "/dev/pts/ptmx", &[(1, 7)]),
+                socket(6, FileKind::Unix, "unix dgram @tcp 127.0.0.1:80", &[(1, 6)]),
+            ],
+        }
+    }
+
+    #[test]
+    fn every_selector() {
+        for (selector, expected) in [
+            ("2", &[2][..]),
+            ("5:1", &[2]),
+            ("fd:3", &[3]),
+            ("all fd:1", &[1, 2]),
+            ("all type:unix", &[5, 6]),
+            ("/dev/pts/0*", &[1]),
+            ("/run/x", &[5]),
+            ("local:127.0.0.1:80", &[3]),
+            ("all local:*:80", &[3, 4]),
+            ("remote:*:5432", &[4]),
+            ("remote:[::1]:*", &[4]),
+            ("tty", &[1]),
+            ("stdio", &[1, 2]),
+            ("stdio and type:pipe", &[2]),
+            ("all type:inet and remote:*:*", &[4]),
+        ] {
+            let rule = from(Origin::CommandLine, &format!("{selector}=null"));
+            let ids: Vec<_> = winners(&[rule], &sockets()).into_iter().map(|(id, _)| id).collect();
+            assert_eq!(ids, expected, "{selector}");
+        }
+    }
+
+    #[test]
+    fn the_later_and_more_specific_rule_wins() {
+        let configuration = || Origin::Configuration("ocicle.toml".into());
+        let annotation = || Origin::Annotation("a".into());
+        let rules = [
+            from(configuration(), "1=fd:9"),
+            from(annotation(), "stdio=null"),
+            from(annotation(), "stdio and type:tty=empty"),
+            from(Origin::CommandLine, "tty=tty"),
+            from(configuration(), "all /nowhere=closed"),
+        ];
+        let table = sockets();
+        let expected = [(1, "tty".to_owned()), (2, "null".to_owned())];
+        assert_eq!(winners(&rules, &table), expected);
+        let resolved = resolve(&rules, &table).unwrap();
+        assert_eq!(resolved[0].why(), "the command line comes before annotation a");
+        assert_eq!(resolved[0].beaten.len(), 3);
+        assert_eq!(resolved[1].why(), "the only rule");
+        let resolved = resolve(&rules[..3], &table).unwrap();
+        assert_eq!(resolved[0].why(), "stdio and type:tty is more specific than stdio");
+    }
+
+    #[test]
+    fn equals_must_say_the_same() {
+        let rule = |text| from(Origin::CommandLine, text);
+        assert_eq!(winners(&[rule("1:2=null"), rule("2=null")], &sockets()).len(), 1);
+        assert!(resolve(&[rule("1:2=null"), rule("2=empty")], &sockets()).is_err());
+        // Who loses anyway may say what he likes.
+        let settled = [rule("stdio=null"), rule("stdio=empty"), rule("1=fd:3"), rule("2=fd:4")];
+        assert_eq!(winners(&settled, &sockets()).len(), 2);
     }
 
     #[test]

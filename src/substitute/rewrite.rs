@@ -1,10 +1,12 @@
-//! A view of an image directory in which open files are inherited.
+//! A view of an image directory in which open files are inherited, opened elsewhere, or gone.
 //!
 //! CRIU takes an inherited file descriptor for an open file of type REG whose name it was told,
 //! and then sets neither its flags, its position nor its owner, nor checks size and mode
 //! (`open_path` in criu/files-reg.c). So the entry of a chosen file in `files.img` becomes one of
 //! type REG with a name that nothing else has, and the file descriptors that refer to it get that
-//! type, by which CRIU looks it up (`find_file_desc` in criu/files.c).
+//! type, by which CRIU looks it up (`find_file_desc` in criu/files.c). A file of the container that
+//! takes another's place has such an entry too, with its path for a name. A file that goes leaves
+//! its entry only where others may refer to that; what it was watched and locked by goes with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -15,7 +17,10 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::criu::images::entries::{FdEntry, FdType, FileBody, FileEntry, Remap, RemapKind};
+use crate::bytes::ByteString;
+use crate::criu::images::entries::{
+    FdEntry, FdType, FileBody, FileEntry, FileLock, Remap, RemapKind,
+};
 use crate::criu::images::image::{Change, Kind};
 use crate::criu::images::wire::{BadMessage, Message};
 use crate::criu::images::{ImageDir, Images};
@@ -30,55 +35,173 @@ pub struct InheritKey {
     pub key: String,
 }
 
-/// Makes `out_dir`, which must be empty or not be there, a view of `images_dir` in which CRIU
-/// takes the open files `ids` from inherited file descriptors. The keys are in the order of `ids`.
+/// What becomes of an open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Treatment {
+    /// The open file.
+    pub id: FileId,
+    /// What becomes of it.
+    pub how: How,
+}
+
+/// What can become of an open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// CRIU inherits a file descriptor for it.
+    Inherit,
+    /// CRIU opens this path of the container instead.
+    Reopen {
+        /// The path, from the container's root.
+        path: ByteString,
+        /// How to open it, `O_…`.
+        flags: u32,
+        /// Where in it to go on, if that can be said of it.
+        position: Option<u64>,
+    },
+    /// Its file descriptors are closed.
+    Close,
+}
+
+/// Makes `out_dir`, which must be empty or not be there, a view of `images_dir` in which open
+/// files are treated as said. The keys are those of the inherited ones, in their order.
 ///
 /// Every image is a hard link to the original but those that change; the originals do not change,
 /// nor may anyone write to the view. On another file system than the images' it is a copy, memory
-/// and all: put it beside them. Before anything is made, every open file is checked for what CRIU could not restore without it, and
-/// the error lists all that was found.
-pub fn rewrite(images_dir: &Path, out_dir: &Path, ids: &[FileId]) -> Result<Vec<InheritKey>> {
+/// and all: put it beside them. Before anything is made, everything is checked as by [`check`].
+pub fn rewrite(
+    images_dir: &Path,
+    out_dir: &Path,
+    treatments: &[Treatment],
+) -> Result<Vec<InheritKey>> {
     let dir = ImageDir::open(images_dir)?;
     let images = Images::read(&dir)?;
-    let chosen: BTreeSet<u32> = ids.iter().map(|id| id.0).collect();
-    let refused = refusals(&images, &chosen);
-    if !refused.is_empty() {
-        bail!("{}", refused.join("\n"));
-    }
-    let keys = keys(&images, &chosen);
-    let changed = changed_images(&dir, &images, &keys)?;
+    let plan = Plan::of(&images, treatments)?;
+    let changed = changed_images(&dir, &images, &plan)?;
     make_view(images_dir, out_dir, &changed)
         .with_context(|| format!("making a view of the images in {}", out_dir.display()))?;
-    Ok(ids.iter().map(|id| InheritKey { id: *id, key: keys[&id.0].clone() }).collect())
+    let key = |one: &Treatment| {
+        let name = plan.names.get(&one.id.0)?;
+        let inherited = one.how == How::Inherit;
+        inherited.then(|| InheritKey { id: one.id, key: name.trim_start_matches('/').to_owned() })
+    };
+    Ok(treatments.iter().filter_map(key).collect())
 }
 
-/// A name for every chosen file that no file of the container has.
-fn keys(images: &Images, chosen: &BTreeSet<u32>) -> BTreeMap<u32, String> {
-    let taken: BTreeSet<&[u8]> = images
-        .files
-        .iter()
-        .filter_map(|file| match &file.body {
-            FileBody::Reg(reg) => Some(reg.name.as_bytes()),
-            _ => None,
+/// Makes sure that CRIU can restore the rest without these files.
+///
+/// # Errors
+/// All that it could not restore.
+pub fn check(images_dir: &Path, treatments: &[Treatment]) -> Result<()> {
+    Plan::of(&Images::load(images_dir)?, treatments).map(drop)
+}
+
+/// What is to be done to the images.
+struct Plan<'a> {
+    treatments: BTreeMap<u32, &'a How>,
+    /// The names of inherited files, with the slash.
+    names: BTreeMap<u32, String>,
+    /// The mount of the container's root.
+    root: Option<i32>,
+    /// File descriptors that are closed, as process and number.
+    closed: HashSet<(i32, i32)>,
+    /// The process whose numbers an epoll instance watches, by the instance's identifier.
+    masters: HashMap<u32, i32>,
+}
+
+impl<'a> Plan<'a> {
+    fn of(images: &Images, treatments: &'a [Treatment]) -> Result<Self> {
+        let by_id: BTreeMap<u32, &How> =
+            treatments.iter().map(|one| (one.id.0, &one.how)).collect();
+        let chosen: BTreeSet<u32> = by_id.keys().copied().collect();
+        let mut refused = refusals(images, &by_id, &chosen);
+        let root = root_mount(images);
+        if root.is_none() && by_id.values().any(|how| matches!(how, How::Reopen { .. })) {
+            refused.push("the images do not say where the container's root is mounted".to_owned());
+        }
+        if !refused.is_empty() {
+            bail!("{}", refused.join("\n"));
+        }
+        let is_closed = |id: u32| by_id.get(&id) == Some(&&How::Close);
+        Ok(Self {
+            names: names(images, &by_id),
+            root,
+            closed: images
+                .fds()
+                .filter(|(_, fd)| is_closed(fd.file))
+                .map(|(pid, fd)| (pid, fd.fd))
+                .collect(),
+            masters: masters(images),
+            treatments: by_id,
         })
-        .collect();
-    let is_free = |key: &String| !taken.contains(format!("/{key}").as_bytes());
+    }
+
+    fn is_closed(&self, id: u32) -> bool {
+        self.treatments.get(&id) == Some(&&How::Close)
+    }
+
+    /// Whether an epoll instance watches a file descriptor that is closed.
+    fn watches_closed(&self, file: &FileEntry) -> bool {
+        let Some(master) = self.masters.get(&file.id) else { return false };
+        let FileBody::Epoll { watched } = &file.body else { return false };
+        watched.iter().any(|fd| self.closed.contains(&(*master, *fd)))
+    }
+}
+
+/// CRIU fills an epoll instance in the process with the lowest number of those that hold it
+/// (`file_master` in criu/files.c).
+fn masters(images: &Images) -> HashMap<u32, i32> {
+    let mut masters: HashMap<u32, i32> = HashMap::new();
+    for (pid, fd) in images.fds() {
+        masters.entry(fd.file).and_modify(|least| *least = pid.min(*least)).or_insert(pid);
+    }
+    masters
+}
+
+/// The mount that the first process has its root directory on.
+fn root_mount(images: &Images) -> Option<i32> {
+    let root = images.tasks.first()?.fs?.root;
+    match &images.file(root)?.body {
+        FileBody::Reg(reg) => reg.mount,
+        _ => None,
+    }
+}
+
+/// A name for every inherited file that no file of the container has.
+fn names(images: &Images, treatments: &BTreeMap<u32, &How>) -> BTreeMap<u32, String> {
+    let of_images = images.files.iter().filter_map(|file| match &file.body {
+        FileBody::Reg(reg) => Some(reg.name.as_bytes()),
+        _ => None,
+    });
+    let of_rules = treatments.values().filter_map(|how| match how {
+        How::Reopen { path, .. } => Some(path.as_bytes()),
+        _ => None,
+    });
+    let taken: BTreeSet<&[u8]> = of_images.chain(of_rules).collect();
+    let is_free = |name: &String| !taken.contains(name.as_bytes());
     let named = |id: u32| {
-        let more = (1..).map(|count| format!("ocicle/{id}.{count}"));
-        std::iter::once(format!("ocicle/{id}")).chain(more).find(is_free).unwrap_or_default()
+        let more = (1..).map(|count| format!("/ocicle/{id}.{count}"));
+        std::iter::once(format!("/ocicle/{id}")).chain(more).find(is_free).unwrap_or_default()
     };
-    chosen.iter().map(|id| (*id, named(*id))).collect()
+    let inherited = treatments.iter().filter(|(_, how)| ***how == How::Inherit);
+    inherited.map(|(id, _)| (*id, named(*id))).collect()
 }
 
 /// Why the chosen files cannot be replaced.
-fn refusals(images: &Images, chosen: &BTreeSet<u32>) -> Vec<String> {
-    let uses = Uses::of(images);
+fn refusals(
+    images: &Images,
+    treatments: &BTreeMap<u32, &How>,
+    chosen: &BTreeSet<u32>,
+) -> Vec<String> {
+    let uses = Uses::of(images, treatments);
     let mut refused = Vec::new();
     for id in chosen {
         let entries: Vec<_> = images.files.iter().filter(|file| file.id == *id).collect();
         let why = match entries[..] {
             [] => Some("there is no open file with this identifier".to_owned()),
-            [file] => uses.refusal(file).or_else(|| partner_refusal(images, chosen, file)),
+            [file] => uses
+                .refusal(file)
+                .or_else(|| partner_refusal(images, chosen, file))
+                .or_else(|| link_refusal(images, treatments, *id)),
             _ => Some("a CRIU of old has given its identifier to several files".to_owned()),
         };
         refused.extend(why.map(|why| format!("open file {id} cannot be replaced: {why}")));
@@ -94,7 +217,7 @@ struct Uses {
 }
 
 impl Uses {
-    fn of(images: &Images) -> Self {
+    fn of(images: &Images, treatments: &BTreeMap<u32, &How>) -> Self {
         let mut uses = Self::default();
         for task in &images.tasks {
             uses.add_task(task);
@@ -102,7 +225,8 @@ impl Uses {
         let locked: HashSet<_> = images.locks.iter().map(|lock| (lock.pid, lock.fd)).collect();
         for (pid, fd) in images.fds() {
             uses.held.insert(fd.file);
-            if locked.contains(&(pid, fd.fd)) {
+            let is_closed = treatments.get(&fd.file) == Some(&&How::Close);
+            if !is_closed && locked.contains(&(pid, fd.fd)) {
                 uses.add(fd.file, format!("pid {pid} holds a lock on it through fd {}", fd.fd));
             }
         }
@@ -133,6 +257,16 @@ impl Uses {
         }
         (!self.held.contains(&file.id)).then(|| "no file descriptor refers to it".to_owned())
     }
+}
+
+/// CRIU would open a file that it has linked to another name by that name.
+fn link_refusal(images: &Images, treatments: &BTreeMap<u32, &How>, id: u32) -> Option<String> {
+    let is_reopened = matches!(treatments.get(&id), Some(How::Reopen { .. }));
+    let is_linked = |remap: &Remap| remap.file == id && remap.kind == RemapKind::Linked;
+    (is_reopened && images.remaps.iter().any(is_linked)).then(|| {
+        "its name was gone, and no file of the container can take its place: use file: or fd:"
+            .to_owned()
+    })
 }
 
 /// Files that come in pairs: the one that stays must do without the other.
@@ -175,68 +309,123 @@ fn tty_refusal(images: &Images, staying: &[&FileEntry], info: u32) -> Option<Str
 fn changed_images(
     dir: &ImageDir,
     images: &Images,
-    keys: &BTreeMap<u32, String>,
+    plan: &Plan<'_>,
 ) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut changed = BTreeMap::new();
-    if keys.is_empty() {
+    if plan.treatments.is_empty() {
         return Ok(changed);
     }
-    let files = dir.need(Kind::Files, "files.img")?;
-    let bytes = files
-        .rewrite(|message| replace_file(images, keys, message))
-        .context("rewriting files.img")?;
-    changed.insert("files.img".to_owned(), bytes);
+    let mut change = |kind, name: String, rewrite: &dyn Fn(&Message<'_>) -> Rewritten| {
+        let bytes =
+            dir.need(kind, &name)?.rewrite(rewrite).with_context(|| format!("rewriting {name}"))?;
+        changed.insert(name, bytes);
+        anyhow::Ok(())
+    };
+    change(Kind::Files, "files.img".to_owned(), &|entry| rewrite_file(images, plan, entry))?;
     for (id, fds) in &images.tables {
-        if fds.iter().any(|fd| keys.contains_key(&fd.file)) {
-            let name = format!("fdinfo-{id}.img");
-            let bytes = dir
-                .need(Kind::FdInfo, &name)?
-                .rewrite(|message| retype_fd(keys, message))
-                .with_context(|| format!("rewriting {name}"))?;
-            changed.insert(name, bytes);
+        if fds.iter().any(|fd| plan.treatments.contains_key(&fd.file)) {
+            change(Kind::FdInfo, format!("fdinfo-{id}.img"), &|entry| rewrite_fd(plan, entry))?;
         }
     }
-    if images.remaps.iter().any(|remap| is_dropped(keys, remap)) {
-        let bytes = dir
-            .need(Kind::RemapPath, "remap-fpath.img")?
-            .rewrite(|message| drop_remap(keys, message))
-            .context("rewriting remap-fpath.img")?;
-        changed.insert("remap-fpath.img".to_owned(), bytes);
+    if images.remaps.iter().any(|remap| is_dropped(plan, remap)) {
+        let name = "remap-fpath.img".to_owned();
+        change(Kind::RemapPath, name, &|entry| rewrite_remap(plan, entry))?;
+    }
+    if images.locks.iter().any(|lock| plan.closed.contains(&(lock.pid, lock.fd))) {
+        change(Kind::FileLocks, "filelocks.img".to_owned(), &|entry| rewrite_lock(plan, entry))?;
     }
     Ok(changed)
 }
 
-/// Turns the entry of a chosen file into one that is inherited.
-fn replace_file(
-    images: &Images,
-    keys: &BTreeMap<u32, String>,
-    message: &Message<'_>,
-) -> Result<Change, BadMessage> {
+/// What becomes of an entry.
+type Rewritten = Result<Change, BadMessage>;
+
+fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let id = message.need_u32(FileEntry::ID, "id")?;
-    let Some(key) = keys.get(&id) else { return Ok(Change::Keep) };
     let file = FileEntry::read(message)?;
-    Ok(Change::Replace(inherited_entry(images, &file, key)))
+    Ok(match plan.treatments.get(&id) {
+        Some(How::Inherit) => {
+            let name = plan.names.get(&id).map(String::as_bytes).unwrap_or_default();
+            let entry = RegEntry {
+                id,
+                flags: file.flags.unwrap_or_default(),
+                position: 0,
+                name,
+                mount: linked_mount(images, &file),
+            };
+            Change::Replace(entry.encode())
+        }
+        Some(How::Reopen { path, flags, position }) => {
+            let entry = RegEntry {
+                id,
+                flags: *flags,
+                // "No position" of do_open_reg in criu/files-reg.c.
+                position: position.unwrap_or(u64::MAX),
+                name: path.as_bytes(),
+                mount: plan.root,
+            };
+            Change::Replace(entry.encode())
+        }
+        // CRIU has no use for one that nobody holds, but for those of type REG, which others
+        // refer to: a remap, say (`collect_one_remap` in criu/files-reg.c).
+        Some(How::Close) if file.kind != FdType::Reg => Change::Remove,
+        None if plan.watches_closed(&file) => {
+            Change::Replace(without_closed(plan, file.id, message)?)
+        }
+        Some(How::Close) | None => Change::Keep,
+    })
 }
 
 /// An entry of type REG with nothing for CRIU to check: `file_entry` around `reg_file_entry`,
 /// with the required fields of both.
-fn inherited_entry(images: &Images, file: &FileEntry, key: &str) -> Vec<u8> {
-    let mut owner = Message::default();
-    (1..=5).for_each(|field| owner.set_number(field, 0));
-    let mut reg = Message::default();
-    reg.set_number(1, file.id.into());
-    reg.set_number(2, file.flags.unwrap_or_default().into());
-    reg.set_number(3, 0);
-    reg.push_bytes(5, &owner.encode());
-    reg.push_bytes(6, format!("/{key}").as_bytes());
-    if let Some(mount) = linked_mount(images, file) {
-        reg.set_number(7, u64::from(((mount << 1) ^ (mount >> 31)) as u32));
+struct RegEntry<'a> {
+    id: u32,
+    flags: u32,
+    position: u64,
+    name: &'a [u8],
+    mount: Option<i32>,
+}
+
+impl RegEntry<'_> {
+    fn encode(&self) -> Vec<u8> {
+        let mut owner = Message::default();
+        (1..=5).for_each(|field| owner.set_number(field, 0));
+        let mut reg = Message::default();
+        reg.set_number(1, self.id.into());
+        reg.set_number(2, self.flags.into());
+        reg.set_number(3, self.position);
+        reg.push_bytes(5, &owner.encode());
+        reg.push_bytes(6, self.name);
+        if let Some(mount) = self.mount {
+            reg.set_number(7, u64::from(((mount << 1) ^ (mount >> 31)) as u32));
+        }
+        let mut entry = Message::default();
+        entry.set_number(1, FdType::REG);
+        entry.set_number(FileEntry::ID, self.id.into());
+        entry.push_bytes(3, &reg.encode());
+        entry.encode()
     }
-    let mut entry = Message::default();
-    entry.set_number(1, FdType::REG);
-    entry.set_number(FileEntry::ID, file.id.into());
-    entry.push_bytes(3, &reg.encode());
-    entry.encode()
+}
+
+/// The entry of an epoll instance that watches a closed file descriptor no more, as the kernel
+/// takes one out that is closed.
+fn without_closed(plan: &Plan<'_>, id: u32, message: &Message<'_>) -> Result<Vec<u8>, BadMessage> {
+    /// The body's field in `file_entry`, and in it that of what is watched.
+    const BODY: u32 = 9;
+    const WATCHED: u32 = 4;
+    let master = plan.masters.get(&id).copied().unwrap_or_default();
+    let body = message.need_message(BODY, "epfd")?;
+    let mut kept = body.without(WATCHED);
+    for watched in body.messages(WATCHED) {
+        let watched = watched?;
+        let fd = watched.need_u32(2, "tfd")?;
+        if i32::try_from(fd).is_ok_and(|fd| !plan.closed.contains(&(master, fd))) {
+            kept.push_bytes(WATCHED, &watched.encode());
+        }
+    }
+    let mut entry = message.without(BODY);
+    entry.push_bytes(BODY, &kept.encode());
+    Ok(entry.encode())
 }
 
 /// The mount of a file that CRIU has linked to another name. It will remove that name after the
@@ -249,8 +438,12 @@ fn linked_mount(images: &Images, file: &FileEntry) -> Option<i32> {
     }
 }
 
-fn retype_fd(keys: &BTreeMap<u32, String>, message: &Message<'_>) -> Result<Change, BadMessage> {
-    if !keys.contains_key(&message.need_u32(FdEntry::FILE, "id")?) {
+fn rewrite_fd(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
+    let id = message.need_u32(FdEntry::FILE, "id")?;
+    if plan.is_closed(id) {
+        return Ok(Change::Remove);
+    }
+    if !plan.treatments.contains_key(&id) {
         return Ok(Change::Keep);
     }
     let mut message = message.clone();
@@ -260,13 +453,19 @@ fn retype_fd(keys: &BTreeMap<u32, String>, message: &Message<'_>) -> Result<Chan
 
 /// Whether a remap goes with its file: a ghost file would be made beside the name, which has no
 /// directory now (`open_remap_ghost` in criu/files-reg.c), and nothing would use it.
-fn is_dropped(keys: &BTreeMap<u32, String>, remap: &Remap) -> bool {
-    keys.contains_key(&remap.file) && remap.kind != RemapKind::Linked
+fn is_dropped(plan: &Plan<'_>, remap: &Remap) -> bool {
+    plan.treatments.contains_key(&remap.file) && remap.kind != RemapKind::Linked
 }
 
-fn drop_remap(keys: &BTreeMap<u32, String>, message: &Message<'_>) -> Result<Change, BadMessage> {
+fn rewrite_remap(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let remap = Remap::read(message)?;
-    Ok(if is_dropped(keys, &remap) { Change::Remove } else { Change::Keep })
+    Ok(if is_dropped(plan, &remap) { Change::Remove } else { Change::Keep })
+}
+
+fn rewrite_lock(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
+    let lock = FileLock::read(message)?;
+    let is_closed = plan.closed.contains(&(lock.pid, lock.fd));
+    Ok(if is_closed { Change::Remove } else { Change::Keep })
 }
 
 fn make_view(images_dir: &Path, out_dir: &Path, changed: &BTreeMap<String, Vec<u8>>) -> Result<()> {

@@ -11,3 +11,4 @@ pub mod mount;
 pub mod mountinfo;
 pub mod process;
 pub mod socket;
+pub mod spawn;

@@ -212,6 +212,12 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// The message without the fields of that number.
+    pub fn without(&self, number: u32) -> Self {
+        let others = self.fields.iter().filter(|field| field.number != number);
+        Self { fields: others.cloned().collect() }
+    }
+
     /// Adds a text or a message at the end.
     pub fn push_bytes(&mut self, number: u32, value: &[u8]) {
         let mut raw = Vec::with_capacity(value.len() + 8);

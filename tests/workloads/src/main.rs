@@ -11,7 +11,9 @@ use clap::Parser;
 
 mod hold;
 mod journal;
+mod lend;
 mod memory;
+mod probe;
 mod ticker;
 
 #[derive(Parser)]
@@ -35,6 +37,10 @@ enum Workload {
         #[arg(long)]
         inotify: bool,
     },
+    /// Holds open files, and reads and writes them when asked on DIR/control.
+    Probe { dir: PathBuf },
+    /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
+    Lend { file: PathBuf },
     /// Ask a workload on its control socket, and print the answer.
     Ask {
         socket: PathBuf,
@@ -50,6 +56,8 @@ fn main() -> anyhow::Result<()> {
         }
         Workload::Ticker(options) => ticker::run(&options),
         Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
+        Workload::Probe { dir } => recorded(&dir, probe::run(&dir)),
+        Workload::Lend { file } => lend::run(&file),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }
 }

@@ -1,0 +1,147 @@
+//! Files of the container, which CRIU opens in the container's mounts.
+//!
+//! A file descriptor opened here would be of a mount that the container does not have. So the
+//! image names the path instead, and what is here to do is to make sure that it will be there.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
+
+use super::file::{check_new, check_options, open_flags, seek};
+use super::{Around, Site, check_access, check_directory, file_type};
+use crate::bytes::ByteString;
+use crate::files::{Found, OpenFile};
+use crate::substitute::rewrite::How;
+use crate::substitute::source::{Access, FileSource};
+use crate::sys::fs::check_path;
+
+/// A path that CRIU is to open.
+#[derive(Debug)]
+pub(super) struct Reopen {
+    path: ByteString,
+    flags: OFlags,
+    position: Option<u64>,
+    /// What is to be made or truncated before, below which directory.
+    change: Option<(PathBuf, PathBuf, OFlags)>,
+}
+
+pub(super) fn prepare(
+    source: &FileSource,
+    file: &OpenFile,
+    around: &Around<'_>,
+) -> Result<Reopen, String> {
+    let below = source.path.as_bytes().strip_prefix(b"/").unwrap_or_default();
+    check_path(below).map_err(|error| format!("the path cannot be used: {error}"))?;
+    let access = source.access.unwrap_or_else(|| Access::of(file.flags));
+    check_access(access, file)?;
+    if file.watched {
+        return Err(
+            "an epoll instance watches the original, and a file cannot be polled".to_owned()
+        );
+    }
+    let flags = open_flags(source, access, file);
+    let site = (around.site)(source.path.as_path());
+    let is_new = site.found == Found::Missing && source.create;
+    check_site(source, file, &site, is_new)?;
+    if !site.writable && (access != Access::Read || is_new || source.truncate) {
+        return Err("the container cannot write there".to_owned());
+    }
+    let (is_regular, size) = match site.found {
+        Found::Present { mode, size } => {
+            (FileType::from_raw_mode(mode) == FileType::RegularFile, size)
+        }
+        _ => (true, 0),
+    };
+    check_options(source, is_regular, flags)?;
+    let size = if source.truncate { 0 } else { size };
+    let position = if is_regular { Some(position(source, file, size)?) } else { None };
+    let change = change(source, &site, is_new);
+    Ok(Reopen { path: source.path.clone(), flags, position, change })
+}
+
+/// Refuses what is not there, and what does more than hold bytes: a device or pipe that the
+/// container made must not be opened on its behalf.
+fn check_site(
+    source: &FileSource,
+    file: &OpenFile,
+    site: &Site,
+    is_new: bool,
+) -> Result<(), String> {
+    let is_directory = match &site.found {
+        Found::Missing if is_new => {
+            check_new(file)?;
+            false
+        }
+        Found::Missing => {
+            return Err("the container has no such file (with `create` it is made)".to_owned());
+        }
+        Found::NotADirectory(prefix) => return Err(format!("{prefix} is not a directory")),
+        Found::Unknown => {
+            return Err(format!(
+                "what is at {} cannot be seen from here: a symbolic link is on the way, or it is on a \
+                 file system that only the container has",
+                source.path
+            ));
+        }
+        Found::Present { mode, .. } => match FileType::from_raw_mode(*mode) {
+            FileType::RegularFile => false,
+            FileType::Directory => true,
+            _ => return Err("it is neither a regular file nor a directory".to_owned()),
+        },
+    };
+    check_directory(is_directory, file)
+}
+
+fn position(source: &FileSource, file: &OpenFile, size: u64) -> Result<u64, String> {
+    Ok(match seek(source, file)? {
+        Some(SeekFrom::Start(position)) => position,
+        Some(_) => size,
+        None => 0,
+    })
+}
+
+fn change(source: &FileSource, site: &Site, is_new: bool) -> Option<(PathBuf, PathBuf, OFlags)> {
+    let flags = match (is_new, source.truncate) {
+        (true, _) => OFlags::CREATE | OFlags::EXCL,
+        (false, true) => OFlags::empty(),
+        (false, false) => return None,
+    };
+    Some((site.directory.clone()?, site.relative.clone(), flags))
+}
+
+impl Reopen {
+    /// What becomes of the open file in the images.
+    pub(super) fn how(&self) -> How {
+        How::Reopen { path: self.path.clone(), flags: self.flags.bits(), position: self.position }
+    }
+
+    /// Makes or truncates the file.
+    pub(super) fn settle(&self) -> Result<(), String> {
+        let Some((directory, relative, flags)) = &self.change else { return Ok(()) };
+        let fd = open_below(directory, relative, *flags).map_err(|error| error.to_string())?;
+        if file_type(&fd)? != FileType::RegularFile {
+            return Err("it is no regular file any more".to_owned());
+        }
+        rustix::fs::ftruncate(&fd, 0).map_err(|error| error.to_string())
+    }
+}
+
+/// Opens a path for writing that leads nowhere else, whoever owns what it is below.
+fn open_below(directory: &Path, relative: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let common = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // What is mounted is a file by itself, maybe: then there is no path below it.
+    if relative.as_os_str().is_empty() {
+        return rustix::fs::open(directory, common, Mode::empty());
+    }
+    let root = rustix::fs::open(
+        directory,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
+    rustix::io::retry_on_intr(|| {
+        rustix::fs::openat2(&root, relative, flags | common, mode, resolve)
+    })
+}
