@@ -113,7 +113,8 @@ pub(super) fn stage(
 /// The same part of the version before, whose layers have the same names.
 fn before(images: &Path, manifest: &Manifest, part: &Part) -> Option<Packed> {
     let same = |other: &&Part| other.name == part.name && other.destination == part.destination;
-    Packed::open(images, manifest.parts.iter().find(same)?.files.as_ref()?).ok()
+    let before = Packed::open(images, manifest.parts.iter().find(same)?.files.as_ref()?).ok()?;
+    before.is_worth_building_on().then_some(before)
 }
 
 /// Takes the snapshot of every part, under the freeze.

@@ -26,6 +26,19 @@ pub struct Part {
     layers: Vec<File>,
 }
 
+/// The longest chain of layers that a new version is added to.
+const CHAIN_LIMIT: usize = 64;
+
+/// What a path takes in a layer beside its content: headers and padding, about.
+const MEMBER: u64 = 2 << 10;
+
+/// Bytes of layers that are of no account.
+const SLACK: u64 = 1 << 20;
+
+fn is_worth(layers: usize, stored: u64, present: u64) -> bool {
+    layers < CHAIN_LIMIT && stored <= present.saturating_mul(2).saturating_add(SLACK)
+}
+
 /// What a part knows about a path.
 #[derive(Debug)]
 pub enum Lookup<'a> {
@@ -66,6 +79,18 @@ impl Part {
     /// The files it is made of.
     pub fn record(&self) -> &PartRecord {
         &self.record
+    }
+
+    /// Whether a later snapshot shall refer to the layers of this one. All of them stay as long as
+    /// one version names them: a chain that is long, or holds more that is past than present, is
+    /// worth less than a new beginning.
+    pub fn is_worth_building_on(&self) -> bool {
+        let stored = self.record.layers.iter().map(|layer| layer.size).sum();
+        let present = |entry: &Entry| match &entry.kind {
+            Kind::File { content, .. } => content.length + MEMBER,
+            _ => MEMBER,
+        };
+        is_worth(self.layers.len(), stored, self.index.entries.values().map(present).sum())
     }
 
     /// Everything but content.
@@ -214,4 +239,17 @@ fn open_index(dir: &OwnedFd, record: &FileRecord) -> Result<Index> {
         "it is not the file that was written"
     );
     Ok(serde_json::from_slice(&bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_not_built_on_for_ever() {
+        assert!(is_worth(1, 500 << 20, 400 << 20));
+        assert!(is_worth(3, SLACK, 0));
+        assert!(!is_worth(CHAIN_LIMIT, 500 << 20, 400 << 20));
+        assert!(!is_worth(3, 900 << 20, 400 << 20));
+    }
 }
