@@ -72,21 +72,12 @@ impl Podman {
     }
 
     fn start(&self) {
-        self.run(&[
-            "run",
-            "--detach",
-            "--network",
-            "none",
-            "--pids-limit=0",
-            "--name",
-            "counter",
-            "--volume",
-            "data:/vol",
-            "counter",
-            "sh",
-            "-c",
-            COUNT,
-        ]);
+        // Else podman's own group stays, in the roots of the hierarchies.
+        let group = format!("/{}-podman", std::env::var("OCICLE_TESTBED_ID").unwrap());
+        let options = ["--network", "none", "--pids-limit=0", "--cgroup-parent", &group];
+        let command = ["--volume", "data:/vol", "counter", "sh", "-c", COUNT];
+        let run = ["run", "--detach", "--name", "counter"];
+        self.run(&[&run[..], &options, &command].concat());
         while self.lines("/vol/log") < 100 {}
     }
 
