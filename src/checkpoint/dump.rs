@@ -174,8 +174,7 @@ impl<'a> Dump<'a> {
         loop {
             match self.next()? {
                 Some(Visitor::Criu(criu)) if criu.work == Work::Dump => return Ok(criu),
-                Some(Visitor::Criu(criu)) => criu.admit()?,
-                Some(Visitor::Action(action)) => action.answer(&Ok(()))?,
+                Some(visitor) => visitor.wave_through()?,
                 None => {
                     let ended = self.guardian.ended()?;
                     return Err(self.explain(&ended));
@@ -191,8 +190,7 @@ impl<'a> Dump<'a> {
                 Some(Visitor::Action(action)) if action.point == action::POST_DUMP => {
                     return Ok(Some(action));
                 }
-                Some(Visitor::Action(action)) => action.answer(&Ok(()))?,
-                Some(Visitor::Criu(criu)) => criu.admit()?,
+                Some(visitor) => visitor.wave_through()?,
                 None => return Ok(None),
             }
         }
@@ -207,8 +205,7 @@ impl<'a> Dump<'a> {
             let ready = wait_readable(&fds, None)?;
             if ready[0] {
                 match self.door.accept() {
-                    Ok(Visitor::Action(action)) => action.answer(&Ok(()))?,
-                    Ok(Visitor::Criu(criu)) => criu.admit()?,
+                    Ok(visitor) => visitor.wave_through()?,
                     Err(error) => tracing::debug!("at the door: {error:#}"),
                 }
             } else if ready[1] || ready[2] {
@@ -219,10 +216,7 @@ impl<'a> Dump<'a> {
 
     fn await_end(&self) -> Result<Ended> {
         while let Some(visitor) = self.next()? {
-            match visitor {
-                Visitor::Action(action) => action.answer(&Ok(()))?,
-                Visitor::Criu(criu) => criu.admit()?,
-            }
+            visitor.wave_through()?;
         }
         self.guardian.ended()
     }

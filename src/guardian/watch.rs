@@ -2,8 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::SigSet;
@@ -99,7 +98,7 @@ impl Watch {
         if let Some(mut running) = self.running.take() {
             let status = running.child.wait().context("waiting for the runtime")?;
             // Who asked may be dead; that is found out next.
-            let _ = self.channel.send(&ended(status), &[]);
+            let _ = self.channel.send(&Ended::from(status), &[]);
         }
         Ok(())
     }
@@ -136,10 +135,6 @@ fn start(
         .with_context(|| format!("executing {program}"))?;
     let pidfd = pidfd(child.id().cast_signed())?;
     Ok(Running { child, pidfd })
-}
-
-fn ended(status: ExitStatus) -> Ended {
-    status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Exit)
 }
 
 impl Removal {

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::SystemTime;
@@ -150,10 +149,7 @@ fn attend(
             break;
         }
     }
-    let status = runtime.wait().context("waiting for the runtime")?;
-    Ok(status
-        .code()
-        .map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Exit))
+    Ok(runtime.wait().context("waiting for the runtime")?.into())
 }
 
 fn attend_visitor(
@@ -165,8 +161,7 @@ fn attend_visitor(
         Ok(Visitor::Criu(criu)) if criu.work == Work::Restore => {
             criu.admit_with(configuration, fds)
         }
-        Ok(Visitor::Criu(criu)) => criu.admit(),
-        Ok(Visitor::Action(action)) => action.answer(&Ok(())),
+        Ok(visitor) => visitor.wave_through(),
         Err(error) => {
             tracing::debug!("at the door: {error:#}");
             Ok(())

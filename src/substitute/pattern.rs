@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::escaped;
 use crate::bytes::{BadEscape, ByteString};
+use crate::glob;
 
 /// A path, or a pattern of paths: `*` stands for any part of one name, `**` for any bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,36 +57,14 @@ impl PathPattern {
         matches!(self.0.first(), Some(Piece::Text(text)) if text.as_bytes().starts_with(prefix))
     }
 
-    /// Whether the path has this form. Takes time in proportion to both lengths, whatever the
-    /// stars: the pattern may be anyone's.
+    /// Whether the path has this form.
     pub fn matches(&self, path: &[u8]) -> bool {
-        // Which prefixes of the path the pieces so far have the form of.
-        let mut ends = vec![false; path.len() + 1];
-        ends[0] = true;
-        for piece in &self.0 {
-            match piece {
-                Piece::Text(text) => shift(&mut ends, path, text.as_bytes()),
-                Piece::Star => spread(&mut ends, path, |byte| byte != b'/'),
-                Piece::Stars => spread(&mut ends, path, |_| true),
-            }
-        }
-        ends[path.len()]
-    }
-}
-
-/// Goes on behind each prefix that these bytes follow.
-fn shift(ends: &mut [bool], path: &[u8], text: &[u8]) {
-    for end in (0..ends.len()).rev() {
-        ends[end] = end
-            .checked_sub(text.len())
-            .is_some_and(|start| ends[start] && &path[start..end] == text);
-    }
-}
-
-/// Goes on behind each prefix with any number of such bytes more.
-fn spread(ends: &mut [bool], path: &[u8], may: impl Fn(u8) -> bool) {
-    for (at, byte) in path.iter().enumerate() {
-        ends[at + 1] |= ends[at] && may(*byte);
+        let pieces = self.0.iter().map(|piece| match piece {
+            Piece::Text(text) => glob::Piece::Text(text.as_bytes()),
+            Piece::Star => glob::Piece::Star,
+            Piece::Stars => glob::Piece::Stars,
+        });
+        glob::fits(pieces, path)
     }
 }
 
