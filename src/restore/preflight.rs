@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::reconcile::Part;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -29,9 +29,7 @@ pub(super) fn check(images: &Path, view: &View<'_>, substituted: &[FileId]) -> R
     for problem in &problems {
         let _ = write!(text, "\n  {problem}");
     }
-    let advice = first.hint();
-    let refused: Result<()> = (|| bail!(text))();
-    refused.hint(advice)
+    Err(anyhow!(text).hint(first.hint()))
 }
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of

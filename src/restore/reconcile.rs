@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::container::{Bundle, shared};
 use crate::hint::WithHint;
@@ -62,9 +62,8 @@ fn volume_at(destination: &Path, bundle: &Bundle) -> Result<PathBuf> {
 fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
     let users = shared::writers_of(source, None)?;
     let Some(user) = users.first() else { return Ok(()) };
-    let refused: Result<()> =
-        (|| bail!("the volume {} is in use: {user} has it mounted", destination.display()))();
-    refused.hint("end that container, or give this one a volume of its own")
+    Err(anyhow!("the volume {} is in use: {user} has it mounted", destination.display())
+        .hint("end that container, or give this one a volume of its own"))
 }
 
 fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
@@ -73,12 +72,10 @@ fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
     if differences.is_empty() {
         return Ok(());
     }
-    let refused: Result<()> = (|| {
-        bail!(
-            "the root file system {} is another: {}",
-            bundle.rootfs.display(),
-            differences.join("; ")
-        )
-    })();
-    refused.hint("name with --bundle one that is made of the same image")
+    Err(anyhow!(
+        "the root file system {} is another: {}",
+        bundle.rootfs.display(),
+        differences.join("; ")
+    )
+    .hint("name with --bundle one that is made of the same image"))
 }
