@@ -1,5 +1,6 @@
 //! The open files of a container: one list, taken from CRIU's images or from live processes.
 
+pub mod dumpable;
 mod images;
 mod live;
 mod name;
