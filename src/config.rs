@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::container::Volumes;
-use crate::glob;
+use crate::container::{Identity, Volumes};
 use crate::hint::WithHint;
 use crate::substitute::{Origin, parse_list};
 
@@ -45,16 +44,31 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Substitution {
-    /// The form of their names, with `*` for any part.
-    pub container: String,
+    /// The form of their names, or of what their runtime calls them; any if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The form of a name of their image; any if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The rules, one a line or with semicolons between.
     pub rule: String,
 }
 
 impl Substitution {
-    /// Whether the rules are for the container of that name.
-    pub fn is_for(&self, id: &str) -> bool {
-        glob::matches(self.container.as_bytes(), id.as_bytes())
+    /// Whether the rules are for this container.
+    pub fn is_for(&self, identity: &Identity) -> bool {
+        self.container.as_ref().is_none_or(|pattern| identity.has_name_like(pattern))
+            && self.image.as_ref().is_none_or(|pattern| identity.has_image_like(pattern))
+    }
+
+    /// For which containers they are, in words.
+    fn whom(&self) -> String {
+        match (&self.container, &self.image) {
+            (Some(container), None) => format!("the containers {container}"),
+            (None, Some(image)) => format!("containers of the image {image}"),
+            (Some(container), Some(image)) => format!("the containers {container} of {image}"),
+            (None, None) => "no container".to_owned(),
+        }
     }
 }
 
@@ -140,9 +154,13 @@ impl Config {
             config.criu.ghost_limit
         );
         let origin = Origin::Configuration(String::new());
-        for Substitution { container, rule } in &config.substitute {
-            parse_list(rule, &origin)
-                .with_context(|| format!("reading the rule for the containers {container}"))?;
+        for rules in &config.substitute {
+            ensure!(
+                rules.container.is_some() || rules.image.is_some(),
+                "a table [[substitute]] has neither `container` nor `image`: `container = \"**\"` is any"
+            );
+            parse_list(&rules.rule, &origin)
+                .with_context(|| format!("reading the rule for {}", rules.whom()))?;
         }
         Ok(config)
     }
@@ -170,8 +188,9 @@ mod tests {
     fn rules_for_some_containers() {
         let text = "[[substitute]]\ncontainer = 'web-*'\nrule = 'tty=null; 1:3=fd:4'\n";
         let config = Config::parse(text).unwrap();
-        assert!(config.substitute[0].is_for("web-1"));
-        assert!(!config.substitute[0].is_for("db"));
+        let named = |name: &str| Identity { id: name.to_owned(), ..Identity::default() };
+        assert!(config.substitute[0].is_for(&named("web-1")));
+        assert!(!config.substitute[0].is_for(&named("db")));
     }
 
     const EXAMPLE: &str = include_str!("../config/ocicle.toml");

@@ -55,6 +55,7 @@
 //!   log. [`files`]: the table of open files, of processes and of images, and their preflight.
 //!   [`snapshot`]: stage, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
 //!   is on disk. [`guardian`]: what makes good when we are killed.
+//! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.
 //! - [`substitute`]: rules, what they mean, what they open, the view of the images.
 //! - [`checkpoint`], and [`restore`], which finishes a checkpoint that was interrupted: the order
 //!   of things.
@@ -78,6 +79,7 @@ pub mod freezer;
 pub mod glob;
 pub mod guardian;
 pub mod hint;
+pub mod lend;
 pub mod output;
 pub mod restore;
 pub mod runtime;

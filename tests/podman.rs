@@ -3,6 +3,7 @@
 //! What podman itself gets wrong is shown with the bare runtime, in the same test.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -204,4 +205,82 @@ fn ordinary_commands_are_the_real_runtimes() {
     podman.run(&["stop", "-t", "0", "counter"]);
     podman.run(&["start", "counter"]);
     podman.run(&["logs", "counter"]);
+}
+
+/// A container with a terminal, which answers what is typed there; checkpointed by podman, to an
+/// archive.
+fn checkpoint_one_with_a_terminal(podman: &Podman) {
+    let group = format!("/{}-podman", std::env::var("OCICLE_TESTBED_ID").unwrap());
+    let options = ["--network", "none", "--pids-limit=0", "--cgroup-parent", &group];
+    let text = "exec 3>/log; echo $$ >&3; while read -r line; do echo got $line; done";
+    let run = ["run", "--tty", "--detach", "--name", "answers"];
+    podman.run(&[&run[..], &options, &["counter", "sh", "-c", text]].concat());
+    while podman.run(&["exec", "answers", "cat", "/log"]).is_empty() {}
+    podman.run(&["container", "checkpoint", "-e", &podman.archive(), "answers"]);
+}
+
+/// What a descriptor of the container's first process is.
+fn descriptor(podman: &Podman, number: u32) -> String {
+    let pid = podman.run(&["inspect", "--format", "{{.State.Pid}}", "answers"]);
+    let link = fs::read_link(format!("/proc/{}/fd/{number}", pid.trim())).unwrap();
+    link.display().to_string()
+}
+
+#[test]
+fn runc_the_callers_terminal_reaches_a_container_through_podman() {
+    let podman = Podman::new("ocicle-runtime", "runc");
+    checkpoint_one_with_a_terminal(&podman);
+    let ours = nix::pty::openpty(None, None).unwrap();
+    let side = || Stdio::from(ours.slave.try_clone().unwrap());
+    let mut session = Command::new("setsid");
+    session.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_ocicle"), "with", "-t", "--", "podman"]);
+    session.args(["--runtime", "ocicle-runtime", "container", "restore", "answers"]);
+    session.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
+    let status = session.stdin(side()).stdout(side()).stderr(side()).status().unwrap();
+    let mut master = fs::File::from(ours.master);
+    master.write_all(b"hello\n").unwrap();
+    let mut seen = String::new();
+    while !seen.contains("got hello") {
+        let mut bytes = [0; 256];
+        let count = master.read(&mut bytes).unwrap_or_else(|error| panic!("{error}: {seen}"));
+        seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    assert!(status.success(), "{seen}");
+    assert_eq!(descriptor(&podman, 1), "/dev/tty");
+    assert!(podman.run(&["ps"]).contains("answers"));
+}
+
+#[test]
+fn runc_what_is_configured_for_a_name_or_an_image_holds_below_podman() {
+    let podman = Podman::new("ocicle-runtime", "runc");
+    checkpoint_one_with_a_terminal(&podman);
+    for (whom, becomes) in [
+        ("container = 'answers'", "/dev/null"),
+        ("image = 'counter'", "/dev/null"),
+        ("container = 'counter'", "/log"),
+        ("container = 'ans*'\nimage = '**/other'", "/log"),
+    ] {
+        let text = format!("runtime = 'runc'\n[[substitute]]\n{whom}\nrule = '/log=null'\n");
+        fs::write("/etc/ocicle/ocicle.toml", text).unwrap();
+        podman.run(&["rm", "-f", "-t", "0", "answers"]);
+        podman.run(&["container", "restore", "-i", &podman.archive()]);
+        assert_eq!(descriptor(&podman, 3), becomes, "{whom}");
+    }
+    podman.run(&["rm", "-f", "-t", "0", "answers"]);
+    fs::write("/etc/ocicle/ocicle.toml", "runtime = 'runc'\n").unwrap();
+    // A name that podman knows, for a restore that is not below the command.
+    let pipes = ["go", "done"].map(|name| podman.scratch.join(name));
+    for pipe in &pipes {
+        assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    }
+    let [go, done] = pipes.each_ref().map(|pipe| pipe.display());
+    let podmans = "podman --runtime ocicle-runtime container restore -i";
+    let text = format!("read _ <{go}; {podmans} {} >/dev/null; echo $? >{done}", podman.archive());
+    let mut daemon = Command::new("bash").args(["-c", &text]).spawn().unwrap();
+    let mut with = Command::new(env!("CARGO_BIN_EXE_ocicle"));
+    with.args(["with", "--container", "answers", "-s", "/log=null", "--", "bash", "-c"]);
+    let status = with.arg(format!("echo >{go}; exit $(cat {done})")).status().unwrap();
+    assert!(daemon.wait().unwrap().success() && status.success());
+    assert_eq!(descriptor(&podman, 3), "/dev/null");
+    pipes.iter().for_each(|pipe| fs::remove_file(pipe).unwrap());
 }

@@ -463,12 +463,17 @@ on_each_runtime!(the_rule_that_wins, |machine| {
     assert_eq!(becomes("file")["from"], "the command line");
     assert_eq!(becomes("file")["beaten"].as_array().unwrap().len(), 2);
     assert_eq!(becomes("other")["source"], "closed");
-    assert_eq!(becomes("terminal")["source"], "empty");
+    assert_eq!(
+        becomes("terminal")["source"],
+        "closed",
+        "the configuration goes before annotations"
+    );
     assert_eq!(becomes("pipe-read"), Value::Null);
     assert_eq!(json["parts"][0]["paths"]["remove"], 1);
     let shown = forecast("table");
     assert!(shown.contains("/: ") && shown.contains("remove 1"), "{shown}");
-    assert!(shown.contains("the command line comes before annotation"), "{shown}");
+    assert!(shown.contains("the command line comes before /"), "{shown}");
+    assert!(shown.contains("comes before annotation org.ocicle.substitute"), "{shown}");
     assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
 });
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{checkpoint, files, list, restore, thaw};
+use crate::commands::{checkpoint, files, list, restore, thaw, with};
 
 /// Checkpoint and restore containers of runc and crun: memory and files of one instant.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ pub(super) enum Command {
     Checkpoint(checkpoint::Options),
     /// Put a container's files back and let it go on from a checkpoint
     Restore(restore::Options),
+    /// Lend descriptors, a terminal and rules to the restore that another command causes
+    With(with::Options),
     /// List the open files of a container or of a checkpoint
     Files(files::Options),
     /// List checkpoints

@@ -21,7 +21,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     output::start_log(arguments.debug);
     match inherited.and_then(|inherited| run(arguments, inherited)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE
@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments, inherited: InheritedFds) -> Result<()> {
+fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
     let config = Config::load()?;
     let store = Store::at(arguments.store.as_deref().unwrap_or(&config.store));
     let machine = || -> Result<Machine> {
@@ -50,10 +50,12 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<()> {
         })
     };
     match arguments.command {
+        Command::With(options) => return commands::with::run(&options, &inherited),
         Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),
         Command::Restore(options) => commands::restore::run(&machine()?, &options, inherited),
         Command::Files(options) => commands::files::run(&options, &store, machine),
         Command::List(options) => commands::list::run(&store, &options),
         Command::Thaw(options) => commands::thaw::run(&machine()?, &options),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

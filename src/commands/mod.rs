@@ -5,6 +5,7 @@ pub mod files;
 pub mod list;
 pub mod restore;
 pub mod thaw;
+pub mod with;
 
 use crate::config::Config;
 use crate::runtime::Runtime;

@@ -1,6 +1,7 @@
 //! A container, as its runtime, its bundle and the kernel describe it.
 
 mod cgroup;
+mod identity;
 pub mod shared;
 mod volumes;
 
@@ -15,8 +16,9 @@ use crate::files::Process;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
-use crate::sys::process::{namespaced_pids, parent_and_name};
+use crate::sys::process::{descends_from, namespaced_pids};
 
+pub use identity::Identity;
 pub use volumes::{Bind, Volumes};
 
 /// A container that has processes.
@@ -119,7 +121,7 @@ impl Container {
         let level = namespaced_pids(self.init)?.len();
         let mut dumped = Vec::new();
         for host in all {
-            if !self.descends_from_init(host) {
+            if !descends_from(host, self.init) {
                 continue;
             }
             // A process that ended since the listing has nothing to keep.
@@ -131,17 +133,6 @@ impl Container {
         }
         dumped.sort_by_key(|process| process.inner);
         Ok(dumped)
-    }
-
-    fn descends_from_init(&self, process: i32) -> bool {
-        let mut at = process;
-        while at != self.init {
-            match parent_and_name(at) {
-                Ok((parent, _)) if parent > 1 => at = parent,
-                _ => return false,
-            }
-        }
-        true
     }
 
     /// Makes sure that the container sees, as its root, the directory that we would snapshot.

@@ -6,7 +6,9 @@ use std::fs;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
-use super::{Request, check_substitutions, examine, preflight, reconcile::Part, substituted};
+use super::{
+    Examined, Request, check_substitutions, examine, preflight, reconcile::Part, substituted,
+};
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::files::{OpenFile, Table};
@@ -92,15 +94,16 @@ pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
     }
     manifest.verify(&images, request.trust)?;
     let bundle = Bundle::read(&request.bundle)?;
-    let (resolved, parts) = examine(request, &manifest, &bundle, &images)?;
+    let examined = examine(request, &manifest, &bundle, &images)?;
+    let Examined { resolved, parts, .. } = &examined;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
-    let files = preflight::View::of(&parts, &plans, &bundle)?;
-    preflight::check(&images, &files, &substituted(&resolved))?;
-    check_substitutions(request, &resolved, &files, &images)?;
+    let files = preflight::View::of(parts, &plans, &bundle)?;
+    preflight::check(&images, &files, &substituted(resolved))?;
+    check_substitutions(request, &examined, &files, &images)?;
     Ok(Forecast {
         schema: 1,
         container: request.id.clone(),
-        files: fates(Table::read(&images)?, &resolved),
+        files: fates(Table::read(&images)?, resolved),
         parts: parts.iter().zip(&plans).map(|(part, plan)| changes(part, plan)).collect(),
     })
 }

@@ -7,6 +7,7 @@
 //!     whose CRIU gets the replacements at the door
 //! ```
 
+mod console;
 mod dry_run;
 mod preflight;
 mod reconcile;
@@ -21,9 +22,9 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::checkpoint::{complete, preflight as machine};
 use crate::config::{Allow, Substitution};
-use crate::container::Bundle;
+use crate::container::{Bundle, Identity};
 use crate::criu::door::Door;
-use crate::files::{FileId, Table};
+use crate::files::{FileId, FileKind, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
@@ -31,11 +32,13 @@ use crate::snapshot::Progress;
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State, Trust};
-use crate::substitute::{self, Around, Prepared, Resolved};
+use crate::substitute::{self, Around, Callers, Prepared, Resolved};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
+pub use rules::parse_each;
 
+use console::Console;
 use reconcile::Part;
 use run::View;
 
@@ -101,11 +104,11 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(&request.bundle)?;
     ensure_not_alive(request)?;
-    let (resolved, parts) = examine(request, &manifest, &bundle, &images)?;
+    let Examined { resolved, callers, parts } = examine(request, &manifest, &bundle, &images)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(&parts, &plans, &bundle)?;
     preflight::check(&images, &files, &substituted(&resolved))?;
-    let mut prepared = prepare(request, &resolved, &files)?;
+    let mut prepared = prepare(request, &resolved, &callers, &files)?;
     let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
     let door = Door::open()?;
     let view = View::make(&door, &images, &treatments)?;
@@ -119,7 +122,18 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
             .with_context(|| format!("putting {} back", part.destination.display()))?;
     }
     substitute::settle(&prepared).context("changing files of the container")?;
-    run::run(request, &manifest, &door, &view, &replacements)
+    let console = match replaces_terminal(&resolved) {
+        true => Console::between(&request.flags, door.directory())?,
+        false => None,
+    };
+    run::run(request, &manifest, &door, &view, &replacements, console.as_ref())
+}
+
+/// What was found out before anything is opened for a rule.
+struct Examined {
+    resolved: Vec<Resolved>,
+    callers: Callers,
+    parts: Vec<Part>,
 }
 
 /// Finds what the rules mean, and the file systems that are to be put back.
@@ -128,9 +142,14 @@ fn examine(
     manifest: &Manifest,
     bundle: &Bundle,
     images: &Path,
-) -> Result<(Vec<Resolved>, Vec<Part>)> {
-    let resolved = resolve(request, bundle, images)?;
-    Ok((resolved, reconcile::open_parts(manifest, images, bundle)?))
+) -> Result<Examined> {
+    let (resolved, callers) = resolve(request, bundle, images)?;
+    Ok(Examined { resolved, callers, parts: reconcile::open_parts(manifest, images, bundle)? })
+}
+
+/// Whether a terminal is replaced of which the caller may wait for the other side.
+fn replaces_terminal(resolved: &[Resolved]) -> bool {
+    resolved.iter().any(|one| one.file.kind == FileKind::Tty)
 }
 
 fn substituted(resolved: &[Resolved]) -> Vec<FileId> {
@@ -141,20 +160,21 @@ fn substituted(resolved: &[Resolved]) -> Vec<FileId> {
 fn prepare(
     request: &Request,
     resolved: &[Resolved],
+    callers: &Callers,
     files: &preflight::View<'_>,
 ) -> Result<Vec<Prepared>> {
-    let around = Around { container: &request.id, site: &|path| files.site(path) };
+    let around = Around { container: &request.id, callers, site: &|path| files.site(path) };
     substitute::prepare(resolved, &around).hint(FITTING)
 }
 
 /// Checks as [`prepare`] does, and that CRIU can do without what is replaced.
 fn check_substitutions(
     request: &Request,
-    resolved: &[Resolved],
+    examined: &Examined,
     files: &preflight::View<'_>,
     images: &Path,
 ) -> Result<()> {
-    let prepared = prepare(request, resolved, files)?;
+    let prepared = prepare(request, &examined.resolved, &examined.callers, files)?;
     let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
     substitute::check(images, &treatments)
 }
@@ -194,11 +214,13 @@ fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
 }
 
 /// Finds the open file of every rule, and makes sure that the rule may be obeyed.
-fn resolve(request: &Request, bundle: &Bundle, images: &Path) -> Result<Vec<Resolved>> {
-    let rules = rules::gather(request, bundle)?;
+fn resolve(request: &Request, bundle: &Bundle, images: &Path) -> Result<(Vec<Resolved>, Callers)> {
+    let identity = Identity::of(&request.id, bundle);
+    let mut callers = rules::callers(request, &identity)?;
+    let rules = rules::gather(request, bundle, &identity, &callers)?;
     let resolved = substitute::resolve(&rules, &Table::read(images)?)
         .hint("`ocicle files` lists the open files with their identifiers")?;
     rules::ensure_allowed(&resolved, &request.allow)?;
-    rules::ensure_inherited(&resolved, &request.inherited)?;
-    Ok(resolved)
+    callers.fetch(&resolved)?;
+    Ok((resolved, callers))
 }

@@ -5,22 +5,30 @@ use anyhow::{Context, Result, anyhow};
 use super::Request;
 use crate::bytes::ByteString;
 use crate::config::{self, Allow};
-use crate::container::Bundle;
+use crate::container::{Bundle, Identity};
 use crate::glob;
 use crate::hint::WithHint;
-use crate::substitute::{Origin, Resolved, Rule, Source, named, parse_list, parse_rule};
-use crate::sys::process::InheritedFds;
+use crate::lend::Loan;
+use crate::substitute::{Callers, Origin, Resolved, Rule, Source, parse_list, parse_rule};
 
 /// The annotation that holds rules; `ANNOTATION.NAME` does too.
 pub(super) const ANNOTATION: &str = "org.ocicle.substitute";
 
-/// The rules of the configuration, of the container's annotations and of the command line.
-pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
+/// Asks `ocicle with`, wherever one runs, for what it lends to this container.
+pub(super) fn callers(request: &Request, identity: &Identity) -> Result<Callers> {
+    let loan = Loan::find(identity).context("asking `ocicle with`")?;
+    Ok(Callers::new(request.inherited.clone(), loan))
+}
+
+/// The rules of the container's annotations, of the configuration, of `ocicle with` and of the
+/// command line.
+pub(super) fn gather(
+    request: &Request,
+    bundle: &Bundle,
+    identity: &Identity,
+    callers: &Callers,
+) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
-    let origin = Origin::Configuration(config::path().display().to_string());
-    for configured in request.configured.iter().filter(|one| one.is_for(&request.id)) {
-        rules.extend(parse_list(&configured.rule, &origin).context("reading the configuration")?);
-    }
     for (name, value) in bundle.annotations(ANNOTATION) {
         let parsed = parse_list(&value, &Origin::Annotation(name.clone()));
         rules.extend(
@@ -29,14 +37,23 @@ pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Vec<Rule>> {
                 .hint("correct it in config.json")?,
         );
     }
-    for text in &request.rules {
-        rules.push(
-            parse_rule(text, Origin::CommandLine)
-                .context("reading a rule of the command line")
-                .hint("such as 7=file:/var/log/new or 1:3=null; `ocicle restore --help` has the forms")?,
-        );
+    let origin = Origin::Configuration(config::path().display().to_string());
+    for configured in request.configured.iter().filter(|one| one.is_for(identity)) {
+        rules.extend(parse_list(&configured.rule, &origin).context("reading the configuration")?);
     }
+    rules.extend(parse_each(callers.rules(), &Origin::With)?);
+    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
     Ok(rules)
+}
+
+/// Reads the rules of a command line.
+pub fn parse_each(texts: &[String], origin: &Origin) -> Result<Vec<Rule>> {
+    let parse = |text: &String| {
+        parse_rule(text, origin.clone())
+            .with_context(|| format!("reading a rule of {origin}"))
+            .hint("such as 7=file:/var/log/new or 1:3=null; `ocicle restore --help` has the forms")
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// Refuses what an annotation may not use: whoever wrote it need not be the administrator.
@@ -94,24 +111,6 @@ impl<'a> Need<'a> {
         let matches = |pattern: &String| glob::matches(pattern.as_bytes(), self.name.as_bytes());
         self.patterns.iter().any(matches)
     }
-}
-
-/// Refuses descriptors that are open here, and were not given to us.
-pub(super) fn ensure_inherited(resolved: &[Resolved], inherited: &InheritedFds) -> Result<()> {
-    for Resolved { rule, .. } in resolved {
-        let number = match &rule.source {
-            Source::Fd(number) => *number,
-            Source::FdName(name) => named(name)
-                .map_err(|why| anyhow!("{rule} (from {}): {why}", rule.origin))
-                .hint("start this command with LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, as systemd does")?,
-            _ => continue,
-        };
-        if !inherited.contains(number) {
-            return Err(anyhow!("{rule} (from {}): fd {number} is not open", rule.origin)
-                .hint(format!("open it for this command: {number}<>FILE behind it in a shell")));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

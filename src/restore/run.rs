@@ -8,13 +8,13 @@ use std::process::{Child, Command};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use tempfile::TempDir;
 
 use super::Request;
+use super::console::Console;
 use crate::criu::config::Configuration;
 use crate::criu::door::{Door, Visitor, Work};
 use crate::criu::failure::{self, Logs};
@@ -23,18 +23,8 @@ use crate::guardian::Ended;
 use crate::store::manifest::Manifest;
 use crate::substitute::{self, Replacement, Treatment};
 use crate::sys::process::{pidfd, wait_readable};
-
-/// What somebody may send to a runtime in the foreground, which hands it to the container.
-const FORWARDED: [Signal; 8] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-    Signal::SIGCONT,
-];
+use crate::sys::signals::{FORWARDED, Signals};
+use crate::sys::spawn;
 
 /// What CRIU is to read, and what it is told beside that.
 pub(super) struct View {
@@ -91,10 +81,11 @@ pub(super) fn run(
     door: &Door,
     view: &View,
     replacements: &[Replacement],
+    console: Option<&Console>,
 ) -> Result<Ended> {
     let since = SystemTime::now();
-    let signals = Signals::catch()?;
-    let mut runtime = start(&command_line(request, manifest, &view.images), door)?;
+    let signals = Signals::catch(FORWARDED)?;
+    let mut runtime = start(&command_line(request, manifest, &view.images, console), door)?;
     let fds: Vec<BorrowedFd<'_>> =
         replacements.iter().map(|replacement| replacement.fd.as_fd()).collect();
     let ended = attend(&mut runtime, door, &view.configuration, &fds, &signals)?;
@@ -102,29 +93,40 @@ pub(super) fn run(
     let mut logs = Logs::of(&request.runtime, &request.id, &request.images, since);
     logs.look_in(request.work.as_deref());
     if ended.success() || logs.say_restored() {
+        if let Some(console) = console {
+            console.pass_on()?;
+        }
         return Ok(ended);
     }
     Err(failure::explain("restore", &request.runtime, &ended, None, &logs))
 }
 
-fn command_line(request: &Request, manifest: &Manifest, view: &Path) -> Vec<OsString> {
+fn command_line(
+    request: &Request,
+    manifest: &Manifest,
+    view: &Path,
+    console: Option<&Console>,
+) -> Vec<OsString> {
+    let flags = match console {
+        Some(console) => console.flags(&request.flags),
+        None => request.flags.clone(),
+    };
     let mut rest: Vec<OsString> = vec!["restore".into(), "--image-path".into(), view.into()];
     if let Some(work) = &request.work {
         rest.extend(["--work-path".into(), work.into()]);
     }
     rest.extend(["--bundle".into(), request.bundle.clone().into()]);
-    rest.extend(request.flags.iter().cloned());
-    let known = |flag: &&String| !request.flags.iter().any(|given| given == flag.as_str());
+    rest.extend(flags.iter().cloned());
+    let known = |flag: &&String| !flags.iter().any(|given| given == flag.as_str());
     rest.extend(manifest.flags.iter().filter(known).map(OsString::from));
     rest.push(request.id.clone().into());
     request.runtime.command_line(&rest)
 }
 
 fn start(command: &[OsString], door: &Door) -> Result<Child> {
-    Command::new(&command[0])
-        .args(&command[1..])
-        .envs(door.environment()?)
-        .spawn()
+    let mut runtime = Command::new(&command[0]);
+    runtime.args(&command[1..]).envs(door.environment()?);
+    spawn::with_signals(runtime)
         .with_context(|| format!("executing {}", Path::new(&command[0]).display()))
 }
 
@@ -143,7 +145,7 @@ fn attend(
             attend_visitor(door, configuration, fds)?;
         }
         if ready[1] {
-            signals.forward(process)?;
+            forward(signals, process)?;
         }
         if ready[2] {
             break;
@@ -169,29 +171,11 @@ fn attend_visitor(
     }
 }
 
-/// Signals that are read instead of acted on.
-struct Signals(SignalFd);
-
-impl Signals {
-    fn catch() -> Result<Self> {
-        let set: SigSet = FORWARDED.into_iter().collect();
-        set.thread_block().context("blocking signals")?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(Self(SignalFd::with_flags(&set, flags).context("reading signals")?))
+/// Hands on what has come.
+fn forward(signals: &Signals, process: i32) -> Result<()> {
+    while let Some(came) = signals.next()? {
+        // It may just have ended.
+        let _ = kill(Pid::from_raw(process), came.signal);
     }
-
-    fn forward(&self, process: i32) -> Result<()> {
-        while let Some(signal) = self.0.read_signal().context("reading a signal")? {
-            let signal = Signal::try_from(i32::try_from(signal.ssi_signo)?)?;
-            // It may just have ended.
-            let _ = kill(Pid::from_raw(process), signal);
-        }
-        Ok(())
-    }
-}
-
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
+    Ok(())
 }

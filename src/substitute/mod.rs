@@ -15,6 +15,7 @@
 //! gets the access mode, `O_APPEND`, `O_NONBLOCK` and position of the original unless the rule
 //! says otherwise.
 
+mod callers;
 mod grammar;
 mod open;
 mod pattern;
@@ -26,10 +27,9 @@ mod source;
 
 use crate::bytes::ByteString;
 
+pub use callers::Callers;
 pub use grammar::{ParseError, parse_list, parse_rule};
-pub use open::{
-    Around, Prepared, Refusal, Refusals, Replacement, Site, named, open, prepare, settle,
-};
+pub use open::{Around, Prepared, Refusal, Refusals, Replacement, Site, open, prepare, settle};
 pub use pattern::{AddressPattern, PathPattern};
 pub use resolve::{Mismatch, Mismatches, Resolved, resolve};
 pub use rewrite::{How, InheritKey, Treatment, check, rewrite};

@@ -25,6 +25,9 @@ impl Resolved {
                 format!("{} comes before {}", self.rule.origin, other.origin)
             }
             Some(other) if other.source == self.rule.source => "another says the same".to_owned(),
+            Some(other) if other.strength() == self.rule.strength() => {
+                format!("it stands behind {other}")
+            }
             Some(other) => {
                 format!("{} is more specific than {}", self.rule.selector, other.selector)
             }
@@ -141,8 +144,9 @@ impl fmt::Display for Mismatch {
 }
 
 /// Finds the open files that each rule means, and for each of them the rule that wins: the command
-/// line's before an annotation's, that before the configuration's, and of one origin the more
-/// specific one.
+/// line's before that of `ocicle with`, the configuration's, an annotation's; of one origin the more
+/// specific one; and of two that are as specific, but have the same selector or stand in the
+/// configuration, the later one.
 ///
 /// A rule of the configuration is written for many containers, so it may mean nothing here.
 pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatches> {
@@ -178,15 +182,15 @@ fn mismatch(rule: &Rule, table: &Table) -> Option<Mismatch> {
 
 /// The rule that wins for an open file.
 fn winner(rules: &[Rule], file: &OpenFile) -> Result<Option<Resolved>, Box<Mismatch>> {
-    let strength = |rule: &Rule| (rule.origin.rank(), rule.selector.specificity());
+    // From the last to the first: sorting keeps that order among equals.
     let mut matching: Vec<&Rule> =
-        rules.iter().filter(|rule| rule.selector.matches(file)).collect();
-    matching.sort_by_key(|rule| std::cmp::Reverse(strength(rule)));
+        rules.iter().rev().filter(|rule| rule.selector.matches(file)).collect();
+    matching.sort_by_key(|rule| std::cmp::Reverse(rule.strength()));
     let Some((best, beaten)) = matching.split_first() else { return Ok(None) };
-    let equal = beaten.iter().take_while(|other| strength(other) == strength(best));
-    if let Some(other) = equal.clone().find(|other| other.source != best.source) {
+    let mut equal = beaten.iter().take_while(|other| other.strength() == best.strength());
+    if let Some(other) = equal.find(|other| !best.may_override(other)) {
         return Err(Box::new(Mismatch::Twice {
-            rules: Box::new([(*best).clone(), (*other).clone()]),
+            rules: Box::new([(*other).clone(), (*best).clone()]),
             file: file.clone(),
         }));
     }
@@ -307,6 +311,7 @@ mod tests {
             from(configuration(), "1=fd:9"),
             from(annotation(), "stdio=null"),
             from(annotation(), "stdio and type:tty=empty"),
+            from(Origin::With, "tty=null"),
             from(Origin::CommandLine, "tty=tty"),
             from(configuration(), "all /nowhere=closed"),
         ];
@@ -314,11 +319,25 @@ mod tests {
         let expected = [(1, "tty".to_owned()), (2, "null".to_owned())];
         assert_eq!(winners(&rules, &table), expected);
         let resolved = resolve(&rules, &table).unwrap();
-        assert_eq!(resolved[0].why(), "the command line comes before annotation a");
-        assert_eq!(resolved[0].beaten.len(), 3);
+        assert_eq!(resolved[0].why(), "the command line comes before `ocicle with`");
+        assert_eq!(resolved[0].beaten.len(), 4);
         assert_eq!(resolved[1].why(), "the only rule");
-        let resolved = resolve(&rules[..3], &table).unwrap();
-        assert_eq!(resolved[0].why(), "stdio and type:tty is more specific than stdio");
+        let why = |rules: &[Rule]| resolve(rules, &table).unwrap()[0].why();
+        assert_eq!(why(&rules[..4]), "`ocicle with` comes before ocicle.toml");
+        assert_eq!(why(&rules[..3]), "ocicle.toml comes before annotation a");
+        assert_eq!(why(&rules[1..3]), "stdio and type:tty is more specific than stdio");
+    }
+
+    #[test]
+    fn of_equals_the_later_one_wins_where_that_is_meant() {
+        let configuration = |text| from(Origin::Configuration("ocicle.toml".into()), text);
+        let table = sockets();
+        let tables = [configuration("1:2=null"), configuration("2=empty")];
+        assert_eq!(winners(&tables, &table), [(2, "empty".to_owned())]);
+        let why = resolve(&tables, &table).unwrap()[0].why();
+        assert_eq!(why, "it stands behind 1:2=null");
+        let again = rules(&["tty=null", "tty=empty"]);
+        assert_eq!(winners(&again, &table), [(1, "empty".to_owned())]);
     }
 
     #[test]

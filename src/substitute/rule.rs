@@ -19,10 +19,12 @@ pub struct Rule {
 /// Where a rule was written: what it may do depends on that. What comes later here wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// In a configuration file of the administrator.
-    Configuration(String),
     /// In an annotation of the container's configuration.
     Annotation(String),
+    /// In a configuration file of the administrator.
+    Configuration(String),
+    /// On the command line of `ocicle with`, below which this runs.
+    With,
     /// On the command line, by whoever runs ocicle.
     CommandLine,
 }
@@ -36,10 +38,28 @@ impl Origin {
     /// Of two rules that mean one open file, that of the higher rank wins.
     pub(super) fn rank(&self) -> u8 {
         match self {
-            Self::Configuration(_) => 0,
-            Self::Annotation(_) => 1,
-            Self::CommandLine => 2,
+            Self::Annotation(_) => 0,
+            Self::Configuration(_) => 1,
+            Self::With => 2,
+            Self::CommandLine => 3,
         }
+    }
+}
+
+impl Rule {
+    /// Of two rules that mean one open file, the stronger one wins.
+    pub(super) fn strength(&self) -> (u8, Vec<u8>) {
+        (self.origin.rank(), self.selector.specificity())
+    }
+
+    /// Whether this is meant to replace an earlier rule of the same strength, and does not
+    /// contradict it by mistake: it is for the same selector, or of the configuration, in which
+    /// each table is written for other containers.
+    pub(super) fn may_override(&self, earlier: &Self) -> bool {
+        let is_configured = |rule: &Self| matches!(rule.origin, Origin::Configuration(_));
+        self.source == earlier.source
+            || self.selector == earlier.selector
+            || (is_configured(self) && is_configured(earlier))
     }
 }
 
@@ -47,6 +67,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CommandLine => f.write_str("the command line"),
+            Self::With => f.write_str("`ocicle with`"),
             Self::Annotation(name) => write!(f, "annotation {name}"),
             Self::Configuration(path) => f.write_str(path),
         }

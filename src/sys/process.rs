@@ -74,6 +74,18 @@ fn parse_stat(stat: &str) -> Result<(i32, String)> {
     Ok((parent, stat.get(open + 1..close).context("its name is cut")?.to_owned()))
 }
 
+/// Whether a process is another, or descends from it.
+pub fn descends_from(process: i32, ancestor: i32) -> bool {
+    let mut at = process;
+    while at != ancestor {
+        match parent_and_name(at) {
+            Ok((parent, _)) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    true
+}
+
 /// The descriptors that this process was started with.
 ///
 /// A rule may name one of them by number; a number that we opened ourselves since is none.
@@ -91,6 +103,11 @@ impl InheritedFds {
         // The descriptor of the directory itself was among them, and is gone by now.
         numbers.retain(|number| fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok());
         Ok(Self(numbers))
+    }
+
+    /// All of them.
+    pub fn numbers(&self) -> &BTreeSet<RawFd> {
+        &self.0
     }
 
     /// Whether `number` was open when this process started.

@@ -66,11 +66,25 @@ impl Channel {
         connect().with_context(|| format!("connecting to {}", path.display()))
     }
 
+    /// As [`connect`](Self::connect), without waiting for a listener whom too many others wait for.
+    pub fn connect_at_once(path: &Path) -> Result<Self, rustix::io::Errno> {
+        let socket = seqpacket()?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        rustix::io::ioctl_fionbio(&socket, false)?;
+        Ok(Self(socket))
+    }
+
+    /// The number of the process that connected to us, as [`peer`](Self::peer).
+    pub fn peer_number(&self) -> Result<i32> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.0).context("asking who connects")?;
+        Ok(peer.pid.as_raw_pid())
+    }
+
     /// The process at the other end; `None` when it has ended. Who waits for an answer has not,
     /// and a program that it becomes then has the same number.
     pub fn peer(&self) -> Result<Option<OwnedFd>> {
-        let peer = rustix::net::sockopt::socket_peercred(&self.0).context("asking who connects")?;
-        pidfd(peer.pid.as_raw_pid())
+        pidfd(self.peer_number()?)
     }
 
     /// Sends one message, and a copy of each descriptor with it.
@@ -112,14 +126,7 @@ impl Channel {
             Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             other => other.context("receiving a message")?,
         };
-        let fds: Vec<OwnedFd> = ancillary
-            .drain()
-            .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                _ => None,
-            })
-            .flatten()
-            .collect();
+        let fds = received_fds(&mut ancillary);
         if received.bytes == 0 {
             return Ok(None);
         }
@@ -130,6 +137,41 @@ impl Channel {
             serde_json::from_slice(&bytes[..received.bytes]).context("reading a message")?;
         Ok(Some((message, fds)))
     }
+}
+
+/// Sends some bytes, and one descriptor with them, as a runtime sends a terminal.
+pub fn send_one(stream: &impl AsFd, bytes: &[u8], fd: &impl AsFd) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let send = || {
+        rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+    };
+    rustix::io::retry_on_intr(send).context("sending a descriptor")?;
+    Ok(())
+}
+
+/// Waits for some bytes with one descriptor; `None` when the other end is gone without.
+pub fn receive_one(stream: &impl AsFd) -> Result<Option<(Vec<u8>, OwnedFd)>> {
+    let mut bytes = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        let mut buffers = [IoSliceMut::new(&mut bytes)];
+        rustix::net::recvmsg(stream, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })
+    .context("receiving a descriptor")?;
+    bytes.truncate(received.bytes);
+    Ok(received_fds(&mut ancillary).pop().map(|fd| (bytes, fd)))
+}
+
+fn received_fds(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = |message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    };
+    ancillary.drain().filter_map(rights).flatten().collect()
 }
 
 /// A socket that accepts connections from our own user only.
@@ -166,9 +208,9 @@ impl Listener {
     }
 }
 
-fn seqpacket() -> Result<OwnedFd> {
+fn seqpacket() -> Result<OwnedFd, rustix::io::Errno> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+    rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)
 }
 
 #[cfg(test)]

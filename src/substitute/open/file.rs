@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{check_access, check_type, file_type, set_nonblocking};
+use super::{check_access, check_type, file_type};
 use crate::files::{FileKind, OpenFile};
 use crate::substitute::rule::Origin;
 use crate::substitute::source::{Access, FileSource, Position};
@@ -157,18 +157,4 @@ impl Pending {
         }
         Ok(fd)
     }
-}
-
-/// Opens the caller's controlling terminal.
-pub(super) fn terminal(file: &OpenFile) -> Result<OwnedFd, String> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let fd = open(Path::new("/dev/tty"), flags, Mode::empty(), ResolveFlags::empty()).map_err(
-        |error| match error {
-            Errno::NXIO => "this command has no terminal".to_owned(),
-            error => format!("opening the terminal: {error}"),
-        },
-    )?;
-    check_type(&fd, file)?;
-    set_nonblocking(&fd, file)?;
-    Ok(fd)
 }

@@ -16,14 +16,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
+use super::callers::Callers;
 use super::resolve::Resolved;
 use super::rewrite::{How, Treatment};
 use super::rule::Rule;
 use super::source::{Access, FileSource, Source};
 use crate::criu::interposer::FD_LIMIT;
 use crate::files::{FileId, FileKind, Found, OpenFile};
-
-pub use inherited::named;
 
 /// A file descriptor that takes an open file's place.
 #[derive(Debug)]
@@ -68,6 +67,8 @@ impl fmt::Display for Refusals {
 pub struct Around<'a> {
     /// The container's name.
     pub container: &'a str,
+    /// Who hands in descriptors and a terminal.
+    pub callers: &'a Callers,
     /// What will be at a path of the container once its files are put back.
     pub site: &'a dyn Fn(&Path) -> Site,
 }
@@ -212,15 +213,16 @@ impl Work {
     fn of(rule: &Rule, file: &OpenFile, around: &Around<'_>) -> Result<Self, String> {
         let host = |source: &FileSource| file::prepare(source, &rule.origin, file).map(Self::File);
         match &rule.source {
-            Source::Fd(number) => inherited::take(*number, file).map(Self::Ready),
-            Source::FdName(name) => inherited::take(named(name)?, file).map(Self::Ready),
+            Source::Fd(_) | Source::FdName(_) => {
+                inherited::take(rule, file, around.callers).map(Self::Ready)
+            }
             Source::File(source) => host(source),
             Source::Null => host(&FileSource::new("/dev/null")),
             Source::Empty => match socket::empty(file)? {
                 Some(fd) => Ok(Self::Ready(fd)),
                 None => host(&FileSource::new("/dev/null")),
             },
-            Source::Tty => file::terminal(file).map(Self::Ready),
+            Source::Tty => terminal(rule, file, around.callers).map(Self::Ready),
             Source::Container(source) => {
                 container::prepare(source, file, around).map(Self::Container)
             }
@@ -231,6 +233,14 @@ impl Work {
             Source::Closed => Ok(Self::Close),
         }
     }
+}
+
+/// The caller's terminal, if it fits.
+fn terminal(rule: &Rule, file: &OpenFile, callers: &Callers) -> Result<OwnedFd, String> {
+    let fd = callers.terminal(rule, file)?;
+    check_type(&fd, file)?;
+    set_nonblocking(&fd, file)?;
+    Ok(fd)
 }
 
 fn check_access(given: Access, file: &OpenFile) -> Result<(), String> {
@@ -324,7 +334,10 @@ mod tests {
             relative: PathBuf::new(),
             writable: false,
         };
-        let mut prepared = prepare(resolved, &Around { container: "web", site: &nowhere })?;
+        let mut prepared = prepare(
+            resolved,
+            &Around { container: "web", callers: &Callers::default(), site: &nowhere },
+        )?;
         open(&mut prepared)
     }
 

@@ -1,0 +1,149 @@
+//! The lender's side.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempPath;
+
+use super::{DIRECTORY, Offer, Reply, Request, connect, hear, hold_directory};
+use crate::container::Identity;
+use crate::sys::fd;
+use crate::sys::process::{descends_from, namespaced_pids};
+use crate::sys::socket::{Channel, Listener};
+use crate::sys::terminal;
+
+/// How many containers that got nothing are remembered.
+const SHOWN: usize = 10;
+
+/// What came of lending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the container is called that got it.
+    pub lent_to: Option<String>,
+    /// What others were called that asked, and had to go on without.
+    pub refused: Vec<String>,
+}
+
+/// A lender, listening. It ends with the value.
+#[derive(Debug)]
+pub struct Broker {
+    outcome: Arc<Mutex<Outcome>>,
+    /// Removed in the end.
+    _socket: TempPath,
+}
+
+/// What the thread has that answers.
+struct Desk {
+    listener: Listener,
+    offer: Offer,
+    container: Option<String>,
+    outcome: Arc<Mutex<Outcome>>,
+}
+
+impl Broker {
+    /// Offers this, to the container of that name or to the first that is restored below us, from
+    /// now on and on a thread of its own.
+    pub fn open(offer: Offer, container: Option<String>) -> Result<Self> {
+        let (listener, socket) = listen()?;
+        let outcome = Arc::new(Mutex::new(Outcome::default()));
+        let desk = Desk { listener, offer, container, outcome: Arc::clone(&outcome) };
+        std::thread::Builder::new()
+            .name("lend".to_owned())
+            .spawn(move || desk.serve())
+            .context("starting a thread")?;
+        Ok(Self { outcome, _socket: socket })
+    }
+
+    /// What has come of it so far.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Makes a socket of our own, after clearing away those of lenders that were killed.
+fn listen() -> Result<(Listener, TempPath)> {
+    let _held = hold_directory()?;
+    for entry in fs::read_dir(DIRECTORY).with_context(|| format!("reading {DIRECTORY}"))? {
+        connect(&entry?.path())?;
+    }
+    let made = tempfile::Builder::new()
+        .prefix("")
+        .make_in(DIRECTORY, |path| Listener::bind(path).map_err(std::io::Error::other))
+        .with_context(|| format!("listening in {DIRECTORY}"))?;
+    Ok(made.into_parts())
+}
+
+impl Desk {
+    fn serve(&self) {
+        loop {
+            // Who breaks off, or is not of our own user, is no reason to end.
+            if let Err(error) = self.listener.accept().and_then(|channel| self.attend(&channel)) {
+                tracing::warn!("lending: {error:#}");
+            }
+        }
+    }
+
+    fn attend(&self, channel: &Channel) -> Result<()> {
+        let Some((request, _)) = hear(channel)? else { return Ok(()) };
+        let Request::Borrow(identity) = request else {
+            return channel.send(&Reply::Nothing, &[]);
+        };
+        if !self.give(channel, &identity)? {
+            return channel.send(&Reply::Nothing, &[]);
+        }
+        channel.send(&Reply::Lent(self.offer.clone()), &[])?;
+        let Some((Request::Fetch { numbers, terminals }, _)) = hear(channel)? else {
+            return Ok(());
+        };
+        match self.fetch(&numbers, terminals) {
+            Ok(fds) => {
+                let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                channel.send(&Reply::Here, &borrowed)
+            }
+            Err(error) => channel.send(&Reply::Failed(format!("{error:#}")), &[]),
+        }
+    }
+
+    /// Whether this one gets it, and nobody after it.
+    fn give(&self, channel: &Channel, identity: &Identity) -> Result<bool> {
+        let may = self.may_have(channel.peer_number()?, identity)?;
+        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        if may && outcome.lent_to.is_none() {
+            outcome.lent_to = Some(called(identity));
+            return Ok(true);
+        }
+        if outcome.refused.len() < SHOWN {
+            outcome.refused.push(called(identity));
+        }
+        Ok(false)
+    }
+
+    fn may_have(&self, peer: i32, identity: &Identity) -> Result<bool> {
+        let ourselves = i32::try_from(std::process::id())?;
+        let is_inside = namespaced_pids(peer)?.len() != namespaced_pids(ourselves)?.len();
+        ensure!(!is_inside, "process {peer}, inside a container, asked for what is lent");
+        Ok(match &self.container {
+            Some(name) => identity.is_called(name),
+            None => descends_from(peer, ourselves),
+        })
+    }
+
+    fn fetch(&self, numbers: &[i32], terminals: usize) -> Result<Vec<OwnedFd>> {
+        let mut fds = Vec::new();
+        for number in numbers {
+            ensure!(self.offer.numbers.contains(number), "fd {number} is not lent");
+            fds.push(fd::duplicate(*number).with_context(|| format!("duplicating fd {number}"))?);
+        }
+        for _ in 0..terminals {
+            fds.push(terminal::open().context("opening the terminal")?);
+        }
+        Ok(fds)
+    }
+}
+
+/// The name that a user knows.
+fn called(identity: &Identity) -> String {
+    identity.names.first().unwrap_or(&identity.id).clone()
+}

@@ -1,0 +1,82 @@
+//! The restore's side.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{DIRECTORY, Offer, Reply, Request, connect, hear, hold_directory};
+use crate::container::Identity;
+use crate::files::FileId;
+use crate::sys::socket::{Channel, FD_LIMIT};
+
+/// What `ocicle with` lends to this restore.
+#[derive(Debug)]
+pub struct Loan {
+    channel: Channel,
+    /// What there is.
+    pub offer: Offer,
+    fds: BTreeMap<i32, OwnedFd>,
+    terminals: BTreeMap<FileId, OwnedFd>,
+}
+
+impl Loan {
+    /// Asks every lender that there is; `None` when none has anything for this container.
+    pub fn find(identity: &Identity) -> Result<Option<Self>> {
+        for channel in lenders()? {
+            channel.send(&Request::Borrow(identity.clone()), &[])?;
+            match hear(&channel) {
+                Ok(Some((Reply::Lent(offer), _))) => {
+                    let (fds, terminals) = (BTreeMap::new(), BTreeMap::new());
+                    return Ok(Some(Self { channel, offer, fds, terminals }));
+                }
+                Ok(_) => {}
+                // It is stopped, perhaps; then it is not for us to wait for it.
+                Err(error) => tracing::warn!("asking a lender: {error:#}"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes these descriptors, and an opening of the terminal for each of these open files.
+    pub fn fetch(&mut self, numbers: Vec<i32>, terminals: Vec<FileId>) -> Result<()> {
+        let wanted = numbers.len() + terminals.len();
+        ensure!(wanted <= FD_LIMIT, "{wanted} descriptors are more than can be lent");
+        self.channel
+            .send(&Request::Fetch { numbers: numbers.clone(), terminals: terminals.len() }, &[])?;
+        let mut fds = match hear(&self.channel)? {
+            Some((Reply::Here, fds)) if fds.len() == wanted => fds.into_iter(),
+            Some((Reply::Failed(why), _)) => bail!(why),
+            Some(_) => bail!("the answer is not what was asked for"),
+            None => bail!("`ocicle with` has ended"),
+        };
+        self.fds = numbers.into_iter().zip(fds.by_ref()).collect();
+        self.terminals = terminals.into_iter().zip(fds).collect();
+        Ok(())
+    }
+
+    /// A descriptor that was fetched.
+    pub fn fd(&self, number: i32) -> Option<&OwnedFd> {
+        self.fds.get(&number)
+    }
+
+    /// The opening of the terminal for an open file.
+    pub fn terminal(&self, file: FileId) -> Option<&OwnedFd> {
+        self.terminals.get(&file)
+    }
+}
+
+/// A connection to each lender.
+fn lenders() -> Result<Vec<Channel>> {
+    if !Path::new(DIRECTORY).exists() {
+        return Ok(Vec::new());
+    }
+    let _held = hold_directory()?;
+    let mut channels = Vec::new();
+    for entry in fs::read_dir(DIRECTORY).with_context(|| format!("reading {DIRECTORY}"))? {
+        channels.extend(connect(&entry?.path())?);
+    }
+    Ok(channels)
+}
