@@ -8,18 +8,18 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::foresight::{self, Foreseen};
 use super::parts::{self, Copied};
 use super::timeline::Timeline;
-use super::{ImageDirectory, Request, connections, volatile};
+use super::{ImageDirectory, Request, volatile};
 use crate::container::Container;
 use crate::criu::config::Configuration;
 use crate::criu::door::{Action, Criu, Door, Visitor, Work};
-use crate::criu::{action, failure};
+use crate::criu::{action, failure, phases};
 use crate::fault;
-use crate::files::unreachable;
 use crate::freezer::{Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
-use crate::store::manifest::{External, Manifest};
+use crate::store::manifest::Manifest;
 use crate::sys::process::wait_readable;
 
 /// A dump under way.
@@ -36,8 +36,18 @@ pub(super) struct Dump<'a> {
     pub(super) timeline: Timeline,
 }
 
+/// A container that is frozen, and a CRIU that has only to be told so.
+struct Ready<'a> {
+    frozen: Frozen<'a>,
+    /// CRIU's process, while there is one.
+    criu: Option<OwnedFd>,
+    /// The script of CRIU's that waits for the container to be frozen.
+    hook: Option<Action>,
+    told: Foreseen,
+}
+
 impl<'a> Dump<'a> {
-    /// Starts the runtime's `checkpoint`.
+    /// Opens the door to the CRIU that the runtime will start.
     pub(super) fn begin(
         request: &'a Request,
         container: &'a Container,
@@ -48,43 +58,33 @@ impl<'a> Dump<'a> {
         let door = Door::open()?;
         guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
-        guardian.run(&command_line(request), &door.environment()?, &errors)?;
-        Ok(Self {
-            request,
-            container,
-            directory,
-            door,
-            guardian,
-            errors,
-            since: SystemTime::now(),
-            timeline,
-        })
+        let since = SystemTime::now();
+        Ok(Self { request, container, directory, door, guardian, errors, since, timeline })
     }
 
-    /// From the freeze to the thaw.
+    /// From the start of the runtime's `checkpoint` to the thaw.
     pub(super) fn run(
         &self,
         mut manifest: Manifest,
         staged: Copied,
     ) -> Result<(Manifest, Vec<parts::Staged>)> {
         manifest.parts = parts::records(&staged.parts);
-        let asked = Instant::now();
-        let criu = self.await_dump()?;
-        self.timeline.mark("runtime", asked, Instant::now());
-        fault::point("at-the-door");
-
-        let frozen = freeze(self.request, self.container, &self.guardian)?;
+        let Ready { frozen, criu, hook, told } = match self.freeze_late()? {
+            Some(ready) => ready,
+            None => self.freeze_early()?,
+        };
         manifest.created = jiff::Timestamp::now();
+        manifest.external = told.external;
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
-        manifest.external = external_files(self.container, &frozen)?;
         let dumping = Instant::now();
-        let process = criu.process()?;
-        criu.admit_with(&self.configuration(&manifest, &frozen)?, &[])?;
+        if let Some(hook) = hook {
+            hook.answer(&Ok(()))?;
+        }
         fault::point("dumping");
-        let (parts, committed) = self.dump_and_snapshot(&frozen, staged, &mut manifest)?;
+        let taken = self.dump_and_snapshot(&frozen, staged, &mut manifest)?;
         let ended = if self.request.leave_running {
             // How the dump went is not known yet; either way the container goes on.
-            self.await_criu(process.as_ref())?;
+            self.await_criu(criu.as_ref())?;
             self.timeline.mark("dump", dumping, Instant::now());
             self.thaw(frozen, &mut manifest)?;
             self.await_end()?
@@ -94,8 +94,74 @@ impl<'a> Dump<'a> {
             self.thaw(frozen, &mut manifest)?;
             ended
         };
-        self.judge(&ended, committed)?;
+        self.judge(&ended, taken.is_some())?;
+        let Some((parts, asked)) = taken else { bail!("the dump was not joined") };
+        self.note_phases(&mut manifest, asked);
         Ok((manifest, parts))
+    }
+
+    /// Freezes when CRIU has started and is about to stop the processes itself: what it is told
+    /// then was found out while the container ran. `None` when that does not hold any more; the
+    /// container runs again, and CRIU has done nothing to it.
+    ///
+    /// CRIU has looked at no process by then: `cr_dump_tasks` in criu/cr-dump.c calls the script
+    /// `pre-dump` before everything else.
+    fn freeze_late(&self) -> Result<Option<Ready<'a>>> {
+        let plain = foresight::has_plain_cgroups(self.request, self.container);
+        let begin = Instant::now();
+        let criu = self.start_runtime(plain)?;
+        let process = criu.process()?;
+        let told = Foreseen::by_looking(self.container, None, plain)?;
+        criu.admit_with(&self.configuration(&told), &[])?;
+        fault::point("admitted");
+        let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
+        self.timeline.mark("runtime", begin, Instant::now());
+        let frozen = freeze(self.request, self.container, &self.guardian)?;
+        let now = Foreseen::by_looking(self.container, Some(&frozen), plain)?;
+        if told.covers(&now) {
+            return Ok(Some(Ready { frozen, criu: process, hook: Some(hook), told }));
+        }
+        tracing::debug!(
+            "the container has changed while CRIU started; again, frozen from the start"
+        );
+        hook.answer(&Err(anyhow!("the container is not what it was")))?;
+        frozen.thaw()?;
+        self.guardian.thaw_no_more()?;
+        self.await_end()?;
+        self.timeline.mark("attempt", begin, Instant::now());
+        Ok(None)
+    }
+
+    /// Freezes before CRIU starts: what it is told is so until the end.
+    fn freeze_early(&self) -> Result<Ready<'a>> {
+        let begin = Instant::now();
+        let criu = self.start_runtime(false)?;
+        self.timeline.mark("runtime", begin, Instant::now());
+        let frozen = freeze(self.request, self.container, &self.guardian)?;
+        let told = Foreseen::by_looking(self.container, Some(&frozen), false)?;
+        let process = criu.process()?;
+        criu.admit_with(&self.configuration(&told), &[])?;
+        Ok(Ready { frozen, criu: process, hook: None, told })
+    }
+
+    /// Starts the runtime's `checkpoint`; its CRIU comes to the door.
+    fn start_runtime(&self, plain_cgroups: bool) -> Result<Criu<'_>> {
+        let command = command_line(self.request, plain_cgroups);
+        self.guardian.run(&command, &self.door.environment()?, &self.errors)?;
+        let criu = self.await_dump()?;
+        fault::point("at-the-door");
+        Ok(criu)
+    }
+
+    /// The steps of CRIU's own, as far as its log tells. They explain the pause, and nothing
+    /// depends on them. `asked` is when its post-dump script came to the door.
+    fn note_phases(&self, manifest: &mut Manifest, asked: Instant) {
+        let logs = self.logs();
+        let Some((log, stats)) = logs.of_dump() else { return };
+        for step in phases::of_dump(&log) {
+            self.timeline.mark_within("dump", asked, &step);
+        }
+        manifest.criu = stats;
     }
 
     fn thaw(&self, frozen: Frozen<'_>, manifest: &mut Manifest) -> Result<()> {
@@ -109,14 +175,14 @@ impl<'a> Dump<'a> {
     }
 
     /// What CRIU is told beside what the runtime tells it.
-    fn configuration(&self, manifest: &Manifest, frozen: &Frozen<'_>) -> Result<Configuration> {
-        Ok(Configuration {
+    fn configuration(&self, told: &Foreseen) -> Configuration {
+        Configuration {
             action_script: Some(self.door.action_script()),
-            external: manifest.external.iter().map(|file| file.key.clone()).collect(),
+            external: told.external.iter().map(|file| file.key.clone()).collect(),
             ghost_limit: Some(self.request.ghost_limit.clone()),
-            no_network_lock: !connections::need_lock(&frozen.processes()?),
+            no_network_lock: !told.needs_lock,
             ..Configuration::default()
-        })
+        }
     }
 
     /// CRIU writes the images while the snapshot is taken; its post-dump script joins the two.
@@ -125,16 +191,17 @@ impl<'a> Dump<'a> {
         frozen: &Frozen<'_>,
         staged: Copied,
         manifest: &mut Manifest,
-    ) -> Result<(Vec<parts::Staged>, bool)> {
+    ) -> Result<Option<(Vec<parts::Staged>, Instant)>> {
         manifest.freeze.by = frozen.by();
         thread::scope(|scope| {
             let snapshot = scope.spawn(|| take(frozen, staged));
-            let hook = self.await_post_dump();
+            let hook = self.await_action(action::POST_DUMP);
+            let asked = Instant::now();
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
             let Some(hook) = hook? else {
                 // Both may have met the same full disk, on which CRIU's log found no room either.
                 snapshot.context("taking the snapshot")?;
-                return Ok((Vec::new(), false));
+                return Ok(None);
             };
             fault::point("post-dump");
             let (parts, begin, end) = match snapshot {
@@ -151,7 +218,7 @@ impl<'a> Dump<'a> {
             hook.answer(&outcome)?;
             outcome.context("committing")?;
             self.timeline.mark("commit", committing, Instant::now());
-            Ok((parts, true))
+            Ok(Some((parts, asked)))
         })
     }
 
@@ -175,21 +242,16 @@ impl<'a> Dump<'a> {
             match self.next()? {
                 Some(Visitor::Criu(criu)) if criu.work == Work::Dump => return Ok(criu),
                 Some(visitor) => visitor.wave_through()?,
-                None => {
-                    let ended = self.guardian.ended()?;
-                    return Err(self.explain(&ended));
-                }
+                None => return self.failed(),
             }
         }
     }
 
-    /// `None` when CRIU failed before it came that far.
-    fn await_post_dump(&self) -> Result<Option<Action>> {
+    /// Waits for the action script of a point. `None` when CRIU failed before it came that far.
+    fn await_action(&self, point: &str) -> Result<Option<Action>> {
         loop {
             match self.next()? {
-                Some(Visitor::Action(action)) if action.point == action::POST_DUMP => {
-                    return Ok(Some(action));
-                }
+                Some(Visitor::Action(action)) if action.point == point => return Ok(Some(action)),
                 Some(visitor) => visitor.wave_through()?,
                 None => return Ok(None),
             }
@@ -253,15 +315,22 @@ impl<'a> Dump<'a> {
         Err(self.explain(ended))
     }
 
+    /// Why the runtime has ended before its time.
+    fn failed<T>(&self) -> Result<T> {
+        let ended = self.guardian.ended()?;
+        Err(self.explain(&ended))
+    }
+
     fn explain(&self, ended: &Ended) -> anyhow::Error {
-        let mut logs = failure::Logs::of(
-            &self.request.runtime,
-            &self.request.id,
-            &self.request.images,
-            self.since,
-        );
-        logs.look_in(self.request.work.as_deref());
-        failure::explain("checkpoint", &self.request.runtime, ended, Some(&self.errors), &logs)
+        let runtime = &self.request.runtime;
+        failure::explain("checkpoint", runtime, ended, Some(&self.errors), &self.logs())
+    }
+
+    fn logs(&self) -> failure::Logs {
+        let Request { runtime, id, images, work, .. } = self.request;
+        let mut logs = failure::Logs::of(runtime, id, images, self.since);
+        logs.look_in(work.as_deref());
+        logs
     }
 }
 
@@ -279,19 +348,6 @@ fn freeze<'a>(
     Ok(frozen)
 }
 
-/// The files that CRIU could not find by their paths.
-fn external_files(container: &Container, _frozen: &Frozen<'_>) -> Result<Vec<External>> {
-    let unreachable = unreachable(&container.dumped_processes()?, true)
-        .context("looking for files out of CRIU's reach")?;
-    let mut external: Vec<External> = unreachable
-        .into_iter()
-        .map(|file| External { key: file.external_key(), path: file.path })
-        .collect();
-    external.sort_by(|one, other| one.key.cmp(&other.key));
-    external.dedup_by(|one, other| one.key == other.key);
-    Ok(external)
-}
-
 type Taken = (Vec<parts::Staged>, Instant, Instant);
 
 fn take(frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
@@ -303,13 +359,16 @@ fn take(frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
     Ok((parts, begin, Instant::now()))
 }
 
-fn command_line(request: &Request) -> Vec<OsString> {
+fn command_line(request: &Request, plain_cgroups: bool) -> Vec<OsString> {
     let mut rest: Vec<OsString> =
         vec!["checkpoint".into(), "--image-path".into(), request.images.clone().into()];
     if let Some(work) = &request.work {
         rest.extend(["--work-path".into(), work.clone().into()]);
     }
     rest.extend(request.flags.iter().cloned());
+    if plain_cgroups {
+        rest.extend([foresight::MODE.into(), "ignore".into()]);
+    }
     rest.push(request.id.clone().into());
     request.runtime.command_line(&rest)
 }

@@ -1,8 +1,8 @@
 //! A checkpoint: memory and files of one instant, committed together or not at all.
 //!
 //! ```text
-//! discover → preflight → pre-copy (the container runs) → the runtime's CRIU is at the door
-//!   → FREEZE → external files, snapshot ∥ dump → post-dump: join the snapshot, commit
+//! discover → preflight → pre-copy (the container runs) → the runtime's CRIU has started
+//!   → FREEZE → is it as CRIU was told? → snapshot ∥ dump → post-dump: join the snapshot, commit
 //!   → CRIU ends the container, or lets go of it → THAW → table, pack, digests, manifest
 //! ```
 //!
@@ -14,6 +14,7 @@ mod connections;
 mod directory;
 mod dump;
 mod finish;
+mod foresight;
 mod parts;
 pub mod preflight;
 mod record;
@@ -30,6 +31,7 @@ use crate::container::{Container, Volumes};
 use crate::fault;
 use crate::guardian::Guardian;
 use crate::runtime::Runtime;
+use crate::runtime::arguments::value_of;
 use crate::snapshot::{self, Progress};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
@@ -67,6 +69,13 @@ pub struct Request {
     pub default_volumes: Volumes,
     /// The checkpoint before, to share with it what has not changed.
     pub base: Option<PathBuf>,
+}
+
+impl Request {
+    /// Whether the runtime is given a flag, alone or with a value.
+    fn has_flag(&self, flag: &str) -> bool {
+        self.flags.iter().any(|given| given == flag) || value_of(&self.flags, flag).is_some()
+    }
 }
 
 /// Makes a checkpoint.

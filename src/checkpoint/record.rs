@@ -44,6 +44,7 @@ impl Manifest {
                 milliseconds: 0.0,
             },
             timeline: Vec::new(),
+            criu: None,
             programs: Programs {
                 runtime: request.runtime.version()?,
                 criu: preflight::criu_version()?.to_string(),

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use crate::criu::phases::Step;
 use crate::store::manifest::Phase;
 
 /// Steps, on one clock that begins with the command.
@@ -18,12 +19,23 @@ impl Timeline {
     }
 
     pub(super) fn mark(&self, name: &str, begin: Instant, end: Instant) {
-        let since = |instant: Instant| Self::milliseconds(instant.duration_since(self.begin));
-        self.phases.borrow_mut().push(Phase {
-            name: name.to_owned(),
-            begin: since(begin),
-            end: since(end),
-        });
+        self.add(None, name, self.since(begin), self.since(end));
+    }
+
+    /// A step of CRIU's, which is part of another one and counts from `anchor`.
+    pub(super) fn mark_within(&self, whole: &str, anchor: Instant, step: &Step) {
+        let anchor = self.since(anchor);
+        self.add(Some(whole.to_owned()), step.name, anchor + step.begin, anchor + step.end);
+    }
+
+    fn add(&self, within: Option<String>, name: &str, begin: f64, end: f64) {
+        let thousandths = |time: f64| (time * 1000.0).round() / 1000.0;
+        let (name, begin, end) = (name.to_owned(), thousandths(begin), thousandths(end));
+        self.phases.borrow_mut().push(Phase { name, begin, end, within });
+    }
+
+    fn since(&self, instant: Instant) -> f64 {
+        Self::milliseconds(instant.duration_since(self.begin))
     }
 
     pub(super) fn time<T>(&self, name: &str, step: impl FnOnce() -> T) -> T {

@@ -9,14 +9,17 @@ use super::door::{Answer, Knock, knock};
 /// The name by which the program knows that it is to be the action script.
 pub const NAME: &str = "criu-action";
 
+/// CRIU has started, and has looked at no process yet (cr_dump_tasks in criu/cr-dump.c).
+pub const PRE_DUMP: &str = "pre-dump";
+
 /// All images are written and every task is stopped; what the script says now decides whether
 /// CRIU goes on (criu(8), `--action-script`; cr_dump_finish in criu/cr-dump.c).
 pub const POST_DUMP: &str = "post-dump";
 
-/// The action script's program. Only `post-dump` is of interest.
+/// The action script's program. Two points are of interest.
 pub fn main() -> ExitCode {
     match std::env::var("CRTOOLS_SCRIPT_ACTION") {
-        Ok(point) if point == POST_DUMP => match ask(point) {
+        Ok(point) if point == PRE_DUMP || point == POST_DUMP => match ask(point) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{NAME}: {error:#}");
@@ -28,7 +31,7 @@ pub fn main() -> ExitCode {
 }
 
 fn ask(point: String) -> Result<()> {
-    let (answer, _) = knock(&Knock::Action(point)).context("asking whether to commit")?;
+    let (answer, _) = knock(&Knock::Action(point)).context("asking whether to go on")?;
     match answer {
         Answer::Continue => Ok(()),
         Answer::Stop(why) => bail!(why),

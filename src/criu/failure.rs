@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::anyhow;
 
+use super::images::{DumpStats, ImageDir};
 use super::log;
 use crate::bytes::ByteString;
 use crate::guardian::Ended;
@@ -40,6 +41,13 @@ impl Logs {
         const DONE: &[u8] = b"Restore finished successfully";
         let log = self.newest().and_then(|path| tail(&path)).unwrap_or_default();
         log.windows(DONE.len()).any(|words| words == DONE)
+    }
+
+    /// The log that was written last, and what CRIU's `stats-dump` beside it says.
+    pub fn of_dump(&self) -> Option<(Vec<u8>, Option<DumpStats>)> {
+        let path = self.newest()?;
+        let stats = ImageDir::open(path.parent()?).and_then(|directory| directory.dump_stats());
+        Some((tail(&path)?, stats.ok().flatten()))
     }
 
     /// The log that was written last.

@@ -12,3 +12,4 @@ pub mod failure;
 pub mod images;
 pub mod interposer;
 pub mod log;
+pub mod phases;

@@ -99,6 +99,9 @@ fn try_read_dir(root: &Root, dir: &Pending, still: Still) -> Result<Read> {
     let mut dirs = Vec::new();
     for name in names {
         let path = join(&dir.path, &name);
+        if is_crius_own(&path) {
+            continue;
+        }
         if path.len() > PATH_LIMIT {
             bail!("a path in it is longer than {PATH_LIMIT} bytes: remove it, or leave it out");
         }
@@ -113,6 +116,15 @@ fn try_read_dir(root: &Root, dir: &Pending, still: Still) -> Result<Read> {
         seen.push((path.into(), this.seen));
     }
     Ok((seen, dirs))
+}
+
+/// Whether CRIU makes a directory of that name in the container, and removes it: where it mounts
+/// a tmpfs to read what lies below other mounts (`get_clean_mnt` in criu/mount.c). It does so while
+/// this walks.
+fn is_crius_own(path: &[u8]) -> bool {
+    let name = path.strip_prefix(b"tmp/").unwrap_or(path);
+    name.strip_prefix(b"cr-tmpfs.")
+        .is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
 struct Looked {
@@ -182,5 +194,18 @@ pub(super) fn open_existing(root: impl AsFd, path: &[u8]) -> io::Result<Option<O
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_criu_makes_meanwhile_is_no_part() {
+        assert!(is_crius_own(b"tmp/cr-tmpfs.xIz6kn") && is_crius_own(b"cr-tmpfs.a1b2c3"));
+        for other in ["tmp/cr-tmpfs.xIz6k", "tmp/cr-tmpfs.xIz6kn/x", "var/tmp/cr-tmpfs.xIz6kn"] {
+            assert!(!is_crius_own(other.as_bytes()), "{other}");
+        }
     }
 }

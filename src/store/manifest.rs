@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::{FileRecord, digest};
 use crate::bytes::ByteString;
+use crate::criu::images::DumpStats;
 use crate::fault;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::WithHint;
@@ -50,6 +51,9 @@ pub struct Manifest {
     /// What happened when, in the order of beginning.
     #[serde(default)]
     pub timeline: Vec<Phase>,
+    /// What CRIU says of its work; none where its `stats-dump` was not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub criu: Option<DumpStats>,
     /// The programs that took part.
     pub programs: Programs,
     /// Flags of the runtime's `checkpoint` that its `restore` needs again.
@@ -167,6 +171,9 @@ pub struct Phase {
     pub begin: f64,
     /// When it ended.
     pub end: f64,
+    /// The step that it is part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
 }
 
 /// The programs that took part in a checkpoint.

@@ -657,7 +657,7 @@ impl FileLock {
 }
 
 /// How long a dump took: the part of `stats-dump` that matters. Times are microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DumpStats {
     /// Until every task was stopped.
     pub freezing_time: u32,

@@ -21,10 +21,12 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use entries::{
-    Core, DumpStats, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Remap,
-    TreeEntry, TtyInfo,
+    Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Remap, TreeEntry,
+    TtyInfo,
 };
 use image::{Image, Kind, MAX_IMAGE};
+
+pub use entries::DumpStats;
 
 /// An image directory.
 #[derive(Debug)]

@@ -1,0 +1,150 @@
+//! What CRIU is told of a container before the container is frozen.
+//!
+//! CRIU reads its configuration when it starts, and its start takes longer than many a dump. So it
+//! starts while the container still runs, with what is found out then; and under the freeze the
+//! same is found out again. Only if the one covers the other, the dump goes on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{Request, connections};
+use crate::container::Container;
+use crate::files::unreachable;
+use crate::freezer::Frozen;
+use crate::store::manifest::External;
+use crate::sys::mountinfo::{Mount, mounts_of};
+
+/// What CRIU is told because the container is so.
+pub(super) struct Foreseen {
+    /// The files that CRIU could not find by their paths, by their keys.
+    pub external: Vec<External>,
+    /// Whether there are connections that the network lock must keep in order.
+    pub needs_lock: bool,
+    /// Whether CRIU shall look at no control group.
+    plain_cgroups: bool,
+}
+
+impl Foreseen {
+    /// Looks at the container. While it is not frozen, what vanishes meanwhile is no error.
+    pub(super) fn by_looking(
+        container: &Container,
+        frozen: Option<&Frozen<'_>>,
+        plain_cgroups: bool,
+    ) -> Result<Self> {
+        Ok(Self {
+            external: external_files(container, frozen.is_some())?,
+            needs_lock: connections::need_lock(&container.freezer.processes()?),
+            plain_cgroups: plain_cgroups && are_plain(container),
+        })
+    }
+
+    /// Whether what was told does for what is so: telling of a file that is not there any more, or
+    /// locking without need, does no harm.
+    pub(super) fn covers(&self, now: &Self) -> bool {
+        now.external.iter().all(|file| self.external.iter().any(|told| told.key == file.key))
+            && (self.needs_lock || !now.needs_lock)
+            && (now.plain_cgroups || !self.plain_cgroups)
+    }
+}
+
+fn external_files(container: &Container, frozen: bool) -> Result<Vec<External>> {
+    let unreachable = unreachable(&container.dumped_processes()?, frozen)
+        .context("looking for files out of CRIU's reach")?;
+    let mut external: Vec<External> = unreachable
+        .into_iter()
+        .map(|file| External { key: file.external_key(), path: file.path })
+        .collect();
+    external.sort_by(|one, other| one.key.cmp(&other.key));
+    external.dedup_by(|one, other| one.key == other.key);
+    Ok(external)
+}
+
+/// The flag by which a caller says how CRIU shall treat control groups.
+pub(super) const MODE: &str = "--manage-cgroups-mode";
+
+/// Processes whose control groups are compared under the freeze; with more of them that would take
+/// longer than what it saves.
+const MANY: usize = 200;
+
+/// Whether CRIU need not look at control groups: the caller leaves that to the runtime, and every
+/// process is in the container's own groups, which have no groups below.
+///
+/// CRIU reads every setting of every group, for which it mounts the hierarchies, and that takes
+/// longer than all else that it does with a small container. At a restore it goes by that only for
+/// groups that it makes itself (`--manage-cgroups=soft` in criu(8)); and the container's own are
+/// made by the runtime, which starts CRIU in them.
+pub(super) fn has_plain_cgroups(request: &Request, container: &Container) -> bool {
+    let knows_the_mode = ["runc", "crun"].contains(&request.runtime.name().as_str());
+    knows_the_mode && !request.has_flag(MODE) && are_plain(container)
+}
+
+/// What cannot be read is not plain.
+fn are_plain(container: &Container) -> bool {
+    let plain = || -> Result<bool> {
+        let processes = container.freezer.processes()?;
+        let groups = membership(container.init)?;
+        let mounts = mounts_of("self")?;
+        let alone = groups.lines().all(|line| is_childless(line, &mounts) == Some(true));
+        Ok(alone
+            && processes.len() <= MANY
+            && processes.iter().all(|pid| membership(*pid).is_ok_and(|other| other == groups)))
+    };
+    plain().unwrap_or(false)
+}
+
+fn membership(pid: i32) -> Result<String> {
+    let path = format!("/proc/{pid}/cgroup");
+    fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+}
+
+/// Whether the group of a line of proc_pid_cgroup (cgroups(7)) has no groups below it; `None`
+/// where its hierarchy is not mounted.
+fn is_childless(line: &str, mounts: &[Mount]) -> Option<bool> {
+    let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+    let mount = mounts.iter().rfind(|mount| holds(mount, controllers))?;
+    let below = Path::new(group).strip_prefix(mount.root.as_path()).ok()?;
+    let directory: PathBuf = mount.point.as_path().join(below);
+    let mut entries = fs::read_dir(directory).ok()?;
+    Some(!entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
+}
+
+fn holds(mount: &Mount, controllers: &str) -> bool {
+    let mut options = mount.super_options.as_bytes().split(|byte| *byte == b',');
+    match controllers.split(',').next() {
+        None | Some("") => mount.kind == "cgroup2",
+        Some(first) => mount.kind == "cgroup" && options.any(|option| option == first.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreseen(keys: &[&str], needs_lock: bool, plain_cgroups: bool) -> Foreseen {
+        let file = |key: &&str| External { key: (*key).to_owned(), path: "/x".into() };
+        Foreseen { external: keys.iter().map(file).collect(), needs_lock, plain_cgroups }
+    }
+
+    #[test]
+    fn what_was_told_covers_less_and_not_more() {
+        let told = foreseen(&["file[1:2]"], false, true);
+        assert!(told.covers(&foreseen(&["file[1:2]"], false, true)));
+        assert!(told.covers(&foreseen(&[], false, true)));
+        assert!(!told.covers(&foreseen(&["file[1:2]", "file[1:3]"], false, true)), "a file");
+        assert!(!told.covers(&foreseen(&[], true, true)), "a connection");
+        assert!(!told.covers(&foreseen(&[], false, false)), "a control group");
+        assert!(foreseen(&[], true, false).covers(&foreseen(&[], false, true)));
+    }
+
+    #[test]
+    fn a_hierarchy_is_found_by_its_controllers() {
+        let mounts = mounts_of("self").unwrap();
+        assert_eq!(is_childless("7:no-such-controller:/", &mounts), None);
+        assert_eq!(is_childless("nonsense", &mounts), None);
+        let has_cgroup2 = mounts.iter().any(|mount| mount.kind == "cgroup2");
+        assert_eq!(is_childless("0::/no/such/group", &mounts), None);
+        assert_eq!(mounts.iter().any(|mount| holds(mount, "")), has_cgroup2);
+    }
+}
