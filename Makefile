@@ -3,10 +3,16 @@
 enter := $(CURDIR)/tests/testbed/enter
 test_features := fault-points
 
-.PHONY: build demo test check bench testbed
+.PHONY: build demo examples test check bench testbed
 
 build:
 	cargo build --release --locked
+
+# Each shows one thing that can be done with open files at a restore.
+examples: build workloads testbed
+	for example in ping second-instance other-input cluster; do \
+	    $(enter) examples/$$example/run || exit 1; \
+	done
 
 demo: build workloads testbed
 	$(enter) examples/main-job/run
