@@ -69,6 +69,7 @@ impl<'m> Told<'m> {
             (r"\b\d+ MiB", "N MiB"),
             (r"\b\d+ bytes", "N bytes"),
             (r"door-\w+", "door"),
+            (r"\btcp:127\.0\.0\.1:[1-9]\d*", "tcp:127.0.0.1:PORT"),
             (r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)", "TIME"),
         ] {
             text = Regex::new(pattern).unwrap().replace_all(&text, replacement).into_owned();

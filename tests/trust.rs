@@ -1,0 +1,332 @@
+//! Who may write which rule; that nothing is opened before all are accepted; and that nobody has what
+//! was opened but the container.
+
+#[macro_use]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use support::{Bundle, Control, Machine, Told, outcome, run};
+
+/// A checkpoint of the probe in ocicle's store, of which nothing runs any more.
+struct Probe<'m> {
+    machine: &'m Machine,
+    bundle: Bundle<'m>,
+    numbers: Value,
+}
+
+impl<'m> Probe<'m> {
+    fn checkpointed(machine: &'m Machine) -> Self {
+        let bundle = machine.bundle("probe").args(["workload", "probe", "/data"]).make();
+        let container = bundle.run();
+        container.wait_for("/data/ready");
+        let numbers =
+            serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
+        let mut command = machine.ocicle();
+        command.args(["checkpoint", bundle.id(), "--tcp-established", "--file-locks"]);
+        run(command.args(machine.variant().criu_flags()));
+        container.kill();
+        fs::write(bundle.path("/data/since"), "").unwrap();
+        Self { machine, bundle, numbers }
+    }
+
+    fn fd(&self, name: &str) -> i64 {
+        self.numbers[name].as_i64().unwrap_or_else(|| panic!("{name}"))
+    }
+
+    /// Writes these rules to annotations, in the place of what was there.
+    fn annotate(&self, rules: &[String]) {
+        self.configure(|config| {
+            let named = rules.iter().enumerate();
+            config["annotations"] = named
+                .map(|(at, rule)| (format!("org.ocicle.substitute.{at}"), json!(rule)))
+                .collect();
+        });
+    }
+
+    fn configure(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.bundle.dir().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
+    }
+
+    fn restore(&self) -> Command {
+        let mut command = self.machine.ocicle();
+        command.arg("restore").arg(self.bundle.id()).args(self.machine.variant().criu_flags());
+        command
+    }
+
+    /// Whether the files are as they were before the restore.
+    fn is_untouched(&self) -> bool {
+        self.bundle.path("/data/since").exists()
+    }
+
+    /// The files with the configuration, and what it allows.
+    fn allow(&self, text: &str) -> PathBuf {
+        let config = self.bundle.dir().join("ocicle.toml");
+        fs::write(&config, format!("[allow]\n{text}\n")).unwrap();
+        config
+    }
+}
+
+/// Services of the host that rules can name.
+struct Host {
+    tcp: TcpListener,
+    unix: UnixListener,
+    directory: PathBuf,
+}
+
+impl Host {
+    fn new(probe: &Probe<'_>) -> Self {
+        let directory = probe.bundle.dir().join("host");
+        fs::create_dir(&directory).unwrap();
+        let (lent, program) = (directory.join("lent"), directory.join("program"));
+        fs::write(&lent, "lent by a program").unwrap();
+        let workload = probe.bundle.path("/bin/workload");
+        // It tells first which descriptors it has got.
+        let text = format!(
+            "#!/bin/sh\nls -l /proc/self/fd >{0}/has\nexec {1} lend {2}\n",
+            directory.display(),
+            workload.display(),
+            lent.display()
+        );
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(directory.join("file"), "of the host").unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = UnixListener::bind(directory.join("service")).unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        unix.set_nonblocking(true).unwrap();
+        Self { tcp, unix, directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.join(name).display().to_string()
+    }
+
+    /// One rule for each source that needs leave.
+    fn rules(&self, probe: &Probe<'_>) -> Vec<String> {
+        let rule = |name: &str, source: String| format!("1:{}={source}", probe.fd(name));
+        vec![
+            rule("file", format!("file:{},pos=start", self.path("file"))),
+            rule("other", format!("exec:{}", self.path("program"))),
+            rule("unix-left", format!("unix:{}", self.path("service"))),
+            rule("unix-right", format!("unix:{},listen", self.path("listening"))),
+            rule("tcp-client", format!("tcp:{}", self.tcp.local_addr().unwrap())),
+            rule("tcp-listener", "tcp:127.0.0.1:0,listen".to_owned()),
+            "tty=tty".to_owned(),
+        ]
+    }
+
+    /// Whether somebody has connected, or run the program, or made something.
+    fn traces(&self) -> Vec<&'static str> {
+        let is_there = |name: &str| self.directory.join(name).exists();
+        let would_block = |kind: ErrorKind| kind == ErrorKind::WouldBlock;
+        let seen = [
+            ("a TCP connection", !self.tcp.accept().is_err_and(|e| would_block(e.kind()))),
+            ("a unix connection", !self.unix.accept().is_err_and(|e| would_block(e.kind()))),
+            ("the program has run", is_there("has")),
+            ("a socket listens", is_there("listening")),
+            ("a file is made", is_there("made")),
+        ];
+        seen.into_iter().filter(|(_, is)| *is).map(|(what, _)| what).collect()
+    }
+}
+
+on_each_runtime!(annotations_need_leave_for_each_source, |machine| {
+    let probe = Probe::checkpointed(machine);
+    let host = Host::new(&probe);
+    let rules = host.rules(&probe);
+    let mut told = Told::new(machine);
+    let names = ["file", "exec", "unix", "unix to listen", "tcp", "tcp to listen", "tty"];
+    for (name, rule) in names.iter().zip(&rules) {
+        probe.annotate(std::slice::from_ref(rule));
+        told.refused(name, &mut probe.restore());
+        assert!(probe.is_untouched(), "{name}");
+    }
+    told.compare("leave");
+    assert_eq!(host.traces(), Vec::<&str>::new());
+
+    // What the hints say is enough, together.
+    let allowed = format!(
+        "files = [\"{0}\", \"/dev/tty\"]\nprograms = [\"{1}\"]\n\
+         sockets = [\"unix:{2}\", \"unix:{3}\", \"tcp:{4}\", \"tcp:127.0.0.1:0\"]",
+        host.path("file"),
+        host.path("program"),
+        host.path("service"),
+        host.path("listening"),
+        host.tcp.local_addr().unwrap(),
+    );
+    probe.annotate(&rules);
+    let ours = nix::pty::openpty(None, None).unwrap();
+    let restore = probe.restore();
+    let mut session = Command::new("setsid");
+    session.args(["--ctty", "--wait"]).arg(restore.get_program()).args(restore.get_args());
+    session.env("OCICLE_RUNTIME", machine.variant().runtime());
+    session.env("OCICLE_CONFIG", probe.allow(&allowed));
+    let side = || Stdio::from(ours.slave.try_clone().unwrap());
+    assert!(session.stdin(side()).stdout(side()).stderr(side()).status().unwrap().success());
+    let control = Control::at(probe.bundle.path("/data/control"));
+    let read = |name: &str| control.ask(&format!("read {}", probe.fd(name)));
+    assert_eq!([read("file"), read("other")], ["\"of the host\"", "\"lent by a program\""]);
+    let traces = host.traces();
+    assert_eq!(traces[..3], ["a TCP connection", "a unix connection", "the program has run"]);
+    UnixStream::connect(host.path("listening")).unwrap();
+    assert_eq!(control.ask(&format!("write {} x", probe.fd("terminal"))), "1");
+    probe.bundle.end();
+});
+
+on_each_runtime!(nothing_is_opened_before_all_rules_are_accepted, |machine| {
+    let probe = Probe::checkpointed(machine);
+    let host = Host::new(&probe);
+    let mut rules = host.rules(&probe);
+    rules.truncate(5);
+    rules[0] = format!("1:{}=file:{},create,rw", probe.fd("file"), host.path("made"));
+    let everything =
+        "files = [\"/**\"]\nprograms = [\"/**\"]\nsockets = [\"unix:/**\", \"tcp:**\"]";
+    let wrong = [
+        // Not allowed; means nothing; a descriptor that nobody gave.
+        ("1:{locked}=tcp:192.0.2.1:1", everything.replace("tcp:**", "tcp:127.**")),
+        ("1:4711=null", everything.to_owned()),
+        ("1:{locked}=fd:77", everything.to_owned()),
+    ];
+    for (rule, allowed) in wrong {
+        let rule = rule.replace("{locked}", &probe.fd("locked").to_string());
+        probe.annotate(&[rules.clone(), vec![rule.clone()]].concat());
+        let trace = probe.bundle.dir().join("trace");
+        let restore = probe.restore();
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-e", "trace=%file,%network", "-o"]).arg(&trace);
+        traced.arg(restore.get_program()).args(restore.get_args());
+        traced.env("OCICLE_RUNTIME", machine.variant().runtime());
+        let (success, _, said) = outcome(traced.env("OCICLE_CONFIG", probe.allow(&allowed)));
+        assert!(!success, "{rule}");
+        assert!(said.contains(&rule) || said.contains("192.0.2.1:1"), "{rule}: {said}");
+        assert!(probe.is_untouched(), "{rule}");
+        assert_eq!(host.traces(), Vec::<&str>::new(), "{rule}");
+        let trace = fs::read_to_string(trace).unwrap();
+        assert!(trace.contains("config.json"), "it is the trace of a restore");
+        let named = host.directory.display().to_string();
+        let opened: Vec<_> = trace.lines().filter(|line| line.contains(&named)).collect();
+        assert!(opened.is_empty(), "{rule}: {opened:#?}");
+        assert!(!trace.contains("192.0.2.1"), "{rule}");
+    }
+});
+
+/// Every descriptor of every process, with what it refers to.
+fn all_descriptors() -> BTreeMap<i32, BTreeMap<i64, String>> {
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+    let numbers = processes.filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    numbers
+        .filter_map(|process| Some((process, descriptors(&format!("/proc/{process}/fd"))?)))
+        .collect()
+}
+
+fn descriptors(directory: &str) -> Option<BTreeMap<i64, String>> {
+    let entries = fs::read_dir(directory).ok()?;
+    let link = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let target = fs::read_link(entry.path()).ok()?.display().to_string();
+        Some((entry.file_name().to_str()?.parse().ok()?, target))
+    };
+    // One is of the directory above, while it is read, and has another number each time.
+    Some(entries.filter_map(link).filter(|(_, target)| target != "/proc").collect())
+}
+
+on_each_runtime!(nobody_has_what_was_opened_but_the_container, |machine| {
+    let probe = Probe::checkpointed(machine);
+    let host = Host::new(&probe);
+    let hook = host.directory.join("hook");
+    let text = format!("#!/bin/sh\nls -l /proc/self/fd >{}/hook-has\n", host.directory.display());
+    fs::write(&hook, text).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    probe.configure(|config| {
+        let hooks = json!([{ "path": hook, "args": ["hook"] }]);
+        config["hooks"] = json!({ "prestart": hooks, "createRuntime": hooks, "poststart": hooks });
+    });
+    let given = probe.bundle.dir().join("given");
+    fs::write(&given, "given").unwrap();
+    let rule = |name: &str, source: &str| format!("1:{}={source}", probe.fd(name));
+    let rules = [
+        rule("file", "fd:9"),
+        rule("other", &format!("exec:{}", host.path("program"))),
+        rule("locked", "closed"),
+        rule("tcp-client", &format!("file:{},rw", host.path("file"))),
+        rule("unix-left", &format!("unix:{}", host.path("service"))),
+        rule("unix-right", "reset"),
+    ];
+    let mut expected: BTreeMap<i64, BTreeSet<i64>> = BTreeMap::new();
+    let listed = run(machine
+        .ocicle()
+        .args(["files", "--format", "json"])
+        .arg(format!("{}@v1", probe.bundle.id())));
+    let table: Value = serde_json::from_str(&listed).unwrap();
+    let holders = |file: &Value| -> Vec<(i64, i64)> {
+        let holders = file["holders"].as_array().unwrap().iter();
+        holders.map(|one| (one["pid"].as_i64().unwrap(), one["fd"].as_i64().unwrap())).collect()
+    };
+    for file in table["files"].as_array().unwrap().iter().map(holders) {
+        let is_closed = file.contains(&(1, probe.fd("locked")));
+        for (pid, fd) in file.into_iter().filter(|_| !is_closed) {
+            expected.entry(pid).or_default().insert(fd);
+        }
+    }
+    let mut restore = probe.restore();
+    rules.iter().for_each(|rule| {
+        restore.args(["-s", rule]);
+    });
+    let mut shell = Command::new("bash");
+    shell.arg("-c").arg(format!("exec \"$@\" 9<>{}", given.display())).arg("bash");
+    shell.arg(restore.get_program()).args(restore.get_args());
+    shell.env("OCICLE_RUNTIME", machine.variant().runtime());
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+
+    let before = all_descriptors();
+    assert!(shell.status().unwrap().success());
+    let mut after = all_descriptors();
+    let container = probe.bundle.adopt();
+    let mut processes = container.processes();
+    processes.sort_unstable();
+    let inside: BTreeMap<_, _> =
+        processes.iter().map(|pid| (*pid, after.remove(pid).unwrap())).collect();
+    assert_eq!(after, before, "every other process is as it was, and there is no new one");
+
+    // In the container are the descriptors of the checkpoint, and no other ones.
+    let numbers: Vec<BTreeSet<i64>> =
+        inside.values().map(|fds| fds.keys().copied().collect()).collect();
+    assert_eq!(numbers, expected.into_values().collect::<Vec<_>>());
+    let [first] = &inside.values().collect::<Vec<_>>()[..] else {
+        panic!("one process: {inside:?}")
+    };
+    let holding = |path: &str| -> Vec<i64> {
+        first.iter().filter(|(_, target)| *target == path).map(|(fd, _)| *fd).collect()
+    };
+    assert_eq!(holding(&given.display().to_string()), [probe.fd("file")]);
+    assert_eq!(holding(&host.path("lent")), [probe.fd("other")]);
+    assert_eq!(holding(&host.path("file")), [probe.fd("tcp-client")]);
+
+    // What ran in between had its standard streams, and the program its socket.
+    let opened = [given.display().to_string(), host.path("lent"), host.path("file")];
+    for (who, file) in [("the program", "has"), ("a hook", "hook-has")] {
+        let Ok(text) = fs::read_to_string(host.directory.join(file)) else {
+            assert!(
+                file == "hook-has" && machine.variant().runtime() == "crun",
+                "{who} has not run"
+            );
+            continue;
+        };
+        assert!(opened.iter().all(|path| !text.contains(path)), "{who}: {text}");
+        let sockets = text.lines().filter(|line| line.contains("socket:")).count();
+        assert_eq!(sockets, usize::from(file == "has"), "{who}: {text}");
+    }
+    drop(container);
+});
