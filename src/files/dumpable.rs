@@ -208,7 +208,7 @@ pub enum Obstacle {
         /// The most that are allowed.
         limit: u64,
     },
-    /// A removed name of a file that has others (`create_link_remap` in criu/files-reg.c).
+    /// A removed name of a file that has others, or is of a lower layer of an overlay (`create_link_remap` in criu/files-reg.c).
     Unlinked,
     /// Another file at its path (`check_path_remap` in criu/files-reg.c).
     Taken,
@@ -349,7 +349,7 @@ fn inet_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
 
 fn unix_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
     match socket.peer {
-        Peer::Inside => None,
+        Peer::Inside => (socket.backlog > 0).then_some(Obstacle::Backlog(socket.backlog)),
         Peer::Dangling => Some(Obstacle::Dangling),
         Peer::Outside { named } => {
             let allowable = named && socket.kind == libc::SOCK_DGRAM;
@@ -426,7 +426,9 @@ impl fmt::Display for Obstacle {
             Self::Ghost { stored, limit } => {
                 write!(f, "it is deleted, and its {stored} bytes are more than {limit}")
             }
-            Self::Unlinked => f.write_str("its name was removed, and it has others"),
+            Self::Unlinked => {
+                f.write_str("its name was removed, and CRIU cannot tell that it has no other")
+            }
             Self::Taken => f.write_str("another file has its path"),
             Self::Overmounted => f.write_str("something is mounted over it"),
             Self::Locked => f.write_str("a process holds a lock on it"),

@@ -1,6 +1,7 @@
 //! The open files of a container: one list, taken from CRIU's images or from live processes.
 
 pub mod dumpable;
+pub mod facts;
 mod images;
 mod live;
 mod name;
