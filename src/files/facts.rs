@@ -124,7 +124,7 @@ impl<'a> Observer<'a> {
                 | FileKind::Tty
         );
         let path = format!("/proc/{}/fd/{}", fd.process.host, fd.fd);
-        let system = rustix::fs::statfs(path).map_or(0, |system| system.f_type as i64);
+        let system = rustix::fs::statfs(path).map_or(0, |system| system.f_type);
         match has_path && fd.link.starts_with(b"/") {
             true => place(self.reach, &fd.link, &fd.stat, fd.info.mount, system),
             false => Place::There,
@@ -143,7 +143,8 @@ impl<'a> Observer<'a> {
                 let session_outside = leader.is_some_and(|leader| !self.dumped.contains(leader));
                 Detail::Terminal { major, minor, session_outside }
             }
-            FileKind::Device | FileKind::Tun => {
+            FileKind::Tun => Detail::Tun { of_host: is_in_network_of_host(fd.process.host) },
+            FileKind::Device => {
                 let character = fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR;
                 Detail::Device { character, major, minor }
             }
@@ -191,6 +192,12 @@ impl<'a> Observer<'a> {
         }
         Some(socket)
     }
+}
+
+/// Whether a process is in the network namespace that CRIU will be in: ours.
+fn is_in_network_of_host(process: i32) -> bool {
+    let name = |path: &str| rustix::fs::readlink(path, Vec::new()).ok();
+    name(&format!("/proc/{process}/ns/net")) == name("/proc/self/ns/net")
 }
 
 /// The names of the namespaces that a process is in.

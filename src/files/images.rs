@@ -98,6 +98,7 @@ impl<'a> Lookup<'a> {
             external: None,
             watched: false,
             must_substitute: false,
+            unsupported: None,
         };
         match &entry.body {
             FileBody::Reg(reg) => describe_reg(&mut file, reg),

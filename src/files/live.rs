@@ -362,6 +362,7 @@ fn describe(fds: &[Observed], class: &Class, sockets: &mut Sockets, reach: &Reac
         external,
         watched: false,
         must_substitute: external.is_some(),
+        unsupported: None,
     }
 }
 

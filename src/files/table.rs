@@ -209,6 +209,9 @@ pub struct OpenFile {
     /// Whether it cannot be restored unless something takes its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub must_substitute: bool,
+    /// Why CRIU could not dump it, if it could not: then it is known from its processes alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
 }
 
 impl OpenFile {
@@ -232,7 +235,9 @@ impl OpenFile {
         if self.deleted {
             name.push_str(" (deleted)");
         }
-        if self.must_substitute {
+        if self.unsupported.is_some() {
+            name.push_str(" (unsupported)");
+        } else if self.must_substitute {
             name.push_str(" (from outside)");
         }
         let position = match (self.position, self.size) {
@@ -339,6 +344,7 @@ mod tests {
             external: None,
             watched: false,
             must_substitute: false,
+            unsupported: None,
         }
     }
 

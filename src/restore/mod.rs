@@ -36,7 +36,7 @@ use crate::substitute::{self, Around, Callers, Prepared, Resolved};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
-pub use rules::parse_each;
+pub use rules::{parse_each, standing as standing_rules};
 
 use console::Console;
 use reconcile::Part;

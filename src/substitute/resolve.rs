@@ -130,14 +130,13 @@ impl fmt::Display for Mismatch {
                 write!(f, " mean the same open file:\n  {}", Line(file))
             }
             Self::Needed { file } => {
-                write!(
-                    f,
-                    "open file {} comes from outside the container and needs a replacement, such \
-                     as -s {}=fd:N\n  {}",
-                    file.id,
-                    file.id,
-                    Line(file)
-                )
+                let why = match &file.unsupported {
+                    Some(why) => format!("is not in the checkpoint ({why})"),
+                    None => "comes from outside the container".to_owned(),
+                };
+                let id = file.id;
+                write!(f, "open file {id} {why} and needs a replacement, such as -s {id}=fd:N")?;
+                write!(f, "\n  {}", Line(file))
             }
         }
     }
@@ -221,6 +220,7 @@ mod tests {
             external: None,
             watched: false,
             must_substitute: false,
+            unsupported: None,
         }
     }
 

@@ -63,6 +63,7 @@ impl<'m> Told<'m> {
             (r"container `\w+` does not exist: open .*", "container does not exist"),
             (r"\b[2-9]:(\d)", "P:$1"),
             (r"pipe:\[\d+\]", "pipe:[N]"),
+            (r"(af_vsock|unix stream) \[\d+\]", "$1 [N]"),
             (r"\bnot \d+:", "not N:"),
             (r"/[^ ]*/(ocicle-runtime is ocicle)", "/target/$1"),
             (r"\b(process|PID) \d+", "$1 N"),

@@ -324,6 +324,7 @@ mod tests {
             external: None,
             watched: false,
             must_substitute: false,
+            unsupported: None,
         }
     }
 

@@ -13,6 +13,7 @@ mod hold;
 mod journal;
 mod lend;
 mod memory;
+mod odd;
 mod probe;
 mod ticker;
 
@@ -37,6 +38,12 @@ enum Workload {
         #[arg(long)]
         inotify: bool,
     },
+    /// Holds open files that CRIU cannot dump, and shows on DIR/control that they work.
+    Odd {
+        dir: PathBuf,
+        #[arg(required = true)]
+        kinds: Vec<String>,
+    },
     /// Holds open files, and reads and writes them when asked on DIR/control.
     Probe { dir: PathBuf },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
@@ -57,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Ticker(options) => ticker::run(&options),
         Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
         Workload::Probe { dir } => recorded(&dir, probe::run(&dir)),
+        Workload::Odd { dir, kinds } => recorded(&dir, odd::run(&dir, &kinds)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }

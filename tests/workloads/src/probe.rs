@@ -78,6 +78,12 @@ fn open(dir: &Path) -> Result<Vec<(&'static str, OwnedFd)>> {
 fn serve(stream: &UnixStream) -> Result<()> {
     let mut request = String::new();
     BufReader::new(stream).read_line(&mut request)?;
+    writeln!(&*stream, "{}", answer(&request)?)?;
+    Ok(())
+}
+
+/// The answer to a request.
+pub fn answer(request: &str) -> Result<String> {
     let words: Vec<&str> = request.split_whitespace().collect();
     let fd: RawFd = words.get(1).context("no descriptor")?.parse()?;
     // SAFETY: whether it is open is what the caller wants to know: then the calls below fail.
@@ -89,9 +95,16 @@ fn serve(stream: &UnixStream) -> Result<()> {
         ["wait", _] => wait(fd),
         _ => Ok("unknown request".to_owned()),
     };
-    let answer = answer.unwrap_or_else(|error| format!("{error:?}"));
-    writeln!(&*stream, "{answer}")?;
-    Ok(())
+    Ok(answer.unwrap_or_else(|error| format!("{error:?}")))
+}
+
+/// What a read says, at most some bytes.
+pub fn read_some(fd: BorrowedFd<'_>) -> String {
+    let mut bytes = [0; 256];
+    match read(fd, &mut bytes) {
+        Ok(count) => format!("{:?}", String::from_utf8_lossy(&bytes[..count])),
+        Err(error) => format!("{error:?}"),
+    }
 }
 
 /// What can be read without waiting.
