@@ -56,7 +56,6 @@ impl Manifest {
             files: Vec::new(),
             seen: BTreeMap::new(),
             external: Vec::new(),
-            unsupported: Vec::new(),
             must_substitute: Vec::new(),
         })
     }
