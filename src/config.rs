@@ -34,10 +34,23 @@ pub struct Config {
     pub volumes: Volumes,
     /// Settings of CRIU.
     pub criu: Criu,
+    /// What becomes of open files that CRIU cannot dump and that no rule covers.
+    pub on_unsupported: OnUnsupported,
     /// What takes the place of open files at a restore.
     pub substitute: Vec<Substitution>,
     /// What rules from a container's annotations may use.
     pub allow: Allow,
+}
+
+/// What becomes of open files that CRIU cannot dump and that no rule covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnsupported {
+    /// They stop the checkpoint
+    #[default]
+    Error,
+    /// They are left out, and have to be replaced at a restore
+    Substitute,
 }
 
 /// Rules of substitution for some containers.
@@ -107,6 +120,7 @@ impl Default for Config {
             freeze_timeout: 10.0,
             volumes: Volumes::default(),
             criu: Criu::default(),
+            on_unsupported: OnUnsupported::default(),
             substitute: Vec::new(),
             allow: Allow::default(),
         }

@@ -51,8 +51,9 @@
 //!   [`fault`]: names that are no text, patterns, advice on errors, points for the tests.
 //! - [`config`]: the administrator's settings. [`runtime`]: the real runtime and its command line.
 //!   [`freezer`]: a cgroup that stops, v1 and v2, and the proof that it has. [`container`]: a
-//!   bundle, its processes, its volumes. [`criu`]: the door, and CRIU's images, configuration and
-//!   log. [`files`]: the table of open files, of processes and of images, and their preflight.
+//!   bundle, its processes, its volumes. [`criu`]: the door, and CRIU's images, configuration,
+//!   log, and the plugin that keeps it from files it cannot dump (`plugin/`). [`files`]: the table
+//!   of open files, of processes and of images, and their preflight.
 //!   [`snapshot`]: stage, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
 //!   is on disk. [`guardian`]: what makes good when we are killed.
 //! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.

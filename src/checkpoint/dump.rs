@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::aside::Cover;
 use super::foresight::{self, Foreseen};
 use super::parts::{self, Copied};
 use super::timeline::Timeline;
@@ -26,6 +27,7 @@ use crate::sys::process::wait_readable;
 pub(super) struct Dump<'a> {
     request: &'a Request,
     container: &'a Container,
+    cover: Cover,
     directory: &'a ImageDirectory,
     // Dropped in this order: nobody answers at the door any more, so that CRIU fails, and the
     // guardian waits for that.
@@ -51,6 +53,7 @@ impl<'a> Dump<'a> {
     pub(super) fn begin(
         request: &'a Request,
         container: &'a Container,
+        cover: Cover,
         guardian: Guardian,
         directory: &'a ImageDirectory,
         timeline: Timeline,
@@ -59,7 +62,7 @@ impl<'a> Dump<'a> {
         guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         let since = SystemTime::now();
-        Ok(Self { request, container, directory, door, guardian, errors, since, timeline })
+        Ok(Self { request, container, cover, directory, door, guardian, errors, since, timeline })
     }
 
     /// From the start of the runtime's `checkpoint` to the thaw.
@@ -75,6 +78,7 @@ impl<'a> Dump<'a> {
         };
         manifest.created = jiff::Timestamp::now();
         manifest.external = told.external;
+        manifest.unsupported = told.aside.records;
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
         let dumping = Instant::now();
         if let Some(hook) = hook {
@@ -111,14 +115,15 @@ impl<'a> Dump<'a> {
         let begin = Instant::now();
         let criu = self.start_runtime(plain)?;
         let process = criu.process()?;
-        let told = Foreseen::by_looking(self.container, None, plain)?;
+        let mut told = Foreseen::by_looking(self.container, &self.cover, None, plain)?;
         criu.admit_with(&self.configuration(&told), &[])?;
         fault::point("admitted");
         let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
         self.timeline.mark("runtime", begin, Instant::now());
         let frozen = freeze(self.request, self.container, &self.guardian)?;
-        let now = Foreseen::by_looking(self.container, Some(&frozen), plain)?;
+        let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
         if told.covers(&now) {
+            told.aside = now.aside;
             return Ok(Some(Ready { frozen, criu: process, hook: Some(hook), told }));
         }
         tracing::debug!(
@@ -138,7 +143,7 @@ impl<'a> Dump<'a> {
         let criu = self.start_runtime(false)?;
         self.timeline.mark("runtime", begin, Instant::now());
         let frozen = freeze(self.request, self.container, &self.guardian)?;
-        let told = Foreseen::by_looking(self.container, Some(&frozen), false)?;
+        let told = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), false)?;
         let process = criu.process()?;
         criu.admit_with(&self.configuration(&told), &[])?;
         Ok(Ready { frozen, criu: process, hook: None, told })
@@ -179,6 +184,7 @@ impl<'a> Dump<'a> {
         Configuration {
             action_script: Some(self.door.action_script()),
             external: told.external.iter().map(|file| file.key.clone()).collect(),
+            set_aside: told.aside.chosen.clone(),
             ghost_limit: Some(self.request.ghost_limit.clone()),
             no_network_lock: !told.needs_lock,
             ..Configuration::default()

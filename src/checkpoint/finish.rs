@@ -9,10 +9,12 @@ use anyhow::{Context, Result};
 
 use super::timeline::Timeline;
 use crate::fault;
-use crate::files::{self, Table};
+use crate::files::{self, FileKind, OpenFile, Table};
 use crate::snapshot::{self, Progress};
 use crate::store::digest::FileRecord;
-use crate::store::manifest::{self, Manifest, MustSubstitute, Part, State, sync_directory};
+use crate::store::manifest::{
+    self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
+};
 use crate::store::{STAGING, staged_parts};
 
 /// Makes a complete checkpoint of what is staged in `images`.
@@ -47,6 +49,7 @@ fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
     let mut table =
         Table::from_images(images).context("reading the open files from CRIU's images")?;
     name_external_files(&mut table, manifest);
+    describe_unsupported(&mut table, manifest);
     let mut json = serde_json::to_vec_pretty(&table)?;
     json.push(b'\n');
     manifest::replace(images, files::TABLE, &json)?;
@@ -61,6 +64,26 @@ fn name_external_files(table: &mut Table, manifest: &Manifest) {
         if let Some(known) = manifest.external.iter().find(|known| Some(&known.key) == key.as_ref())
         {
             file.name = known.path.clone();
+        }
+    }
+}
+
+/// Of such a file CRIU's images know who holds it.
+fn describe_unsupported(table: &mut Table, manifest: &Manifest) {
+    let set_aside = table.files.iter_mut().filter(|file| file.kind == FileKind::External);
+    for file in set_aside {
+        let was = |known: &&Unsupported| {
+            known.file.holders.iter().any(|holder| file.holders.contains(holder))
+        };
+        if let Some(known) = manifest.unsupported.iter().find(was) {
+            *file = OpenFile {
+                id: file.id,
+                holders: std::mem::take(&mut file.holders),
+                watched: file.watched,
+                must_substitute: true,
+                unsupported: Some(known.why.clone()),
+                ..known.file.clone()
+            };
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::aside::{Aside, Cover};
 use super::{Request, connections};
 use crate::container::Container;
 use crate::files::unreachable;
@@ -20,6 +21,8 @@ use crate::sys::mountinfo::{Mount, mounts_of};
 pub(super) struct Foreseen {
     /// The files that CRIU could not find by their paths, by their keys.
     pub external: Vec<External>,
+    /// The open files that CRIU is kept from, and what they are.
+    pub aside: Aside,
     /// Whether there are connections that the network lock must keep in order.
     pub needs_lock: bool,
     /// Whether CRIU shall look at no control group.
@@ -30,20 +33,23 @@ impl Foreseen {
     /// Looks at the container. While it is not frozen, what vanishes meanwhile is no error.
     pub(super) fn by_looking(
         container: &Container,
+        cover: &Cover,
         frozen: Option<&Frozen<'_>>,
         plain_cgroups: bool,
     ) -> Result<Self> {
         Ok(Self {
             external: external_files(container, frozen.is_some())?,
+            aside: cover.choose(container)?,
             needs_lock: connections::need_lock(&container.freezer.processes()?),
             plain_cgroups: plain_cgroups && are_plain(container),
         })
     }
 
     /// Whether what was told does for what is so: telling of a file that is not there any more, or
-    /// locking without need, does no harm.
+    /// locking without need, does no harm. A file that CRIU was kept from has to be written down.
     pub(super) fn covers(&self, now: &Self) -> bool {
         now.external.iter().all(|file| self.external.iter().any(|told| told.key == file.key))
+            && self.aside.chosen == now.aside.chosen
             && (self.needs_lock || !now.needs_lock)
             && (now.plain_cgroups || !self.plain_cgroups)
     }
@@ -121,10 +127,12 @@ fn holds(mount: &Mount, controllers: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::criu::plugin::SetAside;
 
     fn foreseen(keys: &[&str], needs_lock: bool, plain_cgroups: bool) -> Foreseen {
         let file = |key: &&str| External { key: (*key).to_owned(), path: "/x".into() };
-        Foreseen { external: keys.iter().map(file).collect(), needs_lock, plain_cgroups }
+        let external = keys.iter().map(file).collect();
+        Foreseen { external, aside: Aside::default(), needs_lock, plain_cgroups }
     }
 
     #[test]
@@ -133,6 +141,9 @@ mod tests {
         assert!(told.covers(&foreseen(&["file[1:2]"], false, true)));
         assert!(told.covers(&foreseen(&[], false, true)));
         assert!(!told.covers(&foreseen(&["file[1:2]", "file[1:3]"], false, true)), "a file");
+        let mut now = foreseen(&[], false, true);
+        now.aside.chosen.push(SetAside::of(std::process::id().cast_signed(), 0).unwrap());
+        assert!(!told.covers(&now), "a file that CRIU cannot dump");
         assert!(!told.covers(&foreseen(&[], true, true)), "a connection");
         assert!(!told.covers(&foreseen(&[], false, false)), "a control group");
         assert!(foreseen(&[], true, false).covers(&foreseen(&[], false, true)));

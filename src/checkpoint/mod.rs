@@ -10,6 +10,7 @@
 //! script the dump can still be made to fail, and that is what ends the container; from the
 //! freeze on, the [guardian](crate::guardian) thaws it if we die.
 
+mod aside;
 mod connections;
 mod directory;
 mod dump;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::config::{OnUnsupported, Substitution};
 use crate::container::{Container, Volumes};
 use crate::fault;
 use crate::guardian::Guardian;
@@ -36,6 +38,7 @@ use crate::snapshot::{self, Progress};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
 
+use aside::Cover;
 pub use directory::ImageDirectory;
 use dump::Dump;
 pub use finish::complete;
@@ -61,6 +64,12 @@ pub struct Request {
     pub freeze_limit: Duration,
     /// The largest deleted file that is kept, as CRIU writes sizes.
     pub ghost_limit: String,
+    /// Rules of the command line: of files that CRIU cannot dump, they say what will take the place.
+    pub rules: Vec<String>,
+    /// Rules of the configuration.
+    pub configured: Vec<Substitution>,
+    /// What becomes of such files that no rule covers.
+    pub on_unsupported: OnUnsupported,
     /// Whether the whole image directory is removed when the checkpoint fails.
     pub disposable: bool,
     /// Which volumes belong to it, whatever else says so.
@@ -87,6 +96,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let timeline = Timeline::start();
     let container = Container::discover(&request.runtime, &request.id)?;
     preflight::check(&container)?;
+    let cover = Cover::of(request, &container)?;
     let root = snapshot::probe(&container.bundle.rootfs)?;
     container.ensure_root_is(root.path())?;
     let manifest = Manifest::begin(request, &container, root.identity())?;
@@ -102,7 +112,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
-    let dump = Dump::begin(request, &container, guardian, &directory, timeline)?;
+    let dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
     let (manifest, parts) = dump.run(manifest, staged)?;
     parts::seal(parts)?;
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;

@@ -56,6 +56,7 @@ impl Manifest {
             files: Vec::new(),
             seen: BTreeMap::new(),
             external: Vec::new(),
+            unsupported: Vec::new(),
             must_substitute: Vec::new(),
         })
     }

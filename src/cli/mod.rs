@@ -31,7 +31,9 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
     let config = Config::load()?;
-    let store = Store::at(arguments.store.as_deref().unwrap_or(&config.store));
+    let store = arguments.store.as_deref().unwrap_or(&config.store);
+    // The runtime changes its directory, and CRIU does.
+    let store = Store::at(&std::path::absolute(store).context("finding the store")?);
     let machine = || -> Result<Machine> {
         let mut globals = Vec::new();
         if let Some(root) = &arguments.root {

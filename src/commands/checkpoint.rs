@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::checkpoint::{self, checkpoint};
+use crate::config::OnUnsupported;
 use crate::container::{Container, Volumes, ensure_name};
 use crate::output::{self, progress::Bar};
 use crate::store::lock::Lock;
@@ -23,6 +24,13 @@ pub struct Options {
     /// Which volumes belong to it: named, all, none, or paths of the container, with * and **
     #[arg(long, value_name = "WHICH")]
     volumes: Option<Volumes>,
+    /// Leave out an open file that CRIU cannot dump, which this will replace: SELECTOR=SOURCE, as
+    /// `ocicle restore` takes it (may be repeated)
+    #[arg(short, long, value_name = "RULE")]
+    substitute: Vec<String>,
+    /// What becomes of other open files that CRIU cannot dump
+    #[arg(long, value_name = "WHAT")]
+    on_unsupported: Option<OnUnsupported>,
     #[command(flatten)]
     criu: CriuOptions,
 }
@@ -90,6 +98,9 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         leave_running: options.leave_running,
         freeze_limit: machine.config.freeze_limit(),
         ghost_limit: machine.config.criu.ghost_limit.clone(),
+        rules: options.substitute.clone(),
+        configured: machine.config.substitute.clone(),
+        on_unsupported: options.on_unsupported.unwrap_or(machine.config.on_unsupported),
         disposable: true,
         volumes: options.volumes.clone(),
         default_volumes: machine.config.volumes.clone(),

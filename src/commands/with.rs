@@ -19,6 +19,7 @@ use crate::lend::{Broker, Offer, Outcome};
 use crate::output;
 use crate::restore::parse_each;
 use crate::substitute::{Origin, Source};
+use crate::sys::inherited::keep_from_children;
 use crate::sys::named::Names;
 use crate::sys::process::{InheritedFds, wait_readable};
 use crate::sys::signals::{FORWARDED, Signals};
@@ -91,23 +92,30 @@ fn offer(options: &Options, inherited: &InheritedFds) -> Result<Offer> {
         terminal: terminal::open().is_ok(),
         rules,
     };
+    let mut lent: Vec<i32> = offer.names.numbers().collect();
     for rule in parse_each(&offer.rules, &Origin::With)? {
-        offer_has(&offer, &rule.source)
+        let number = number_of(&offer, &rule.source)
             .map_err(|why| anyhow!("{rule}: {why}"))
             .hint("what a rule names has to be open for `ocicle with` itself")?;
+        lent.extend(number);
     }
+    // conmon would hold them as long as the container runs.
+    lent.into_iter()
+        .try_for_each(keep_from_children)
+        .context("keeping descriptors from the command")?;
     Ok(offer)
 }
 
-fn offer_has(offer: &Offer, source: &Source) -> Result<(), String> {
+/// The number of a descriptor that a rule names, or why there is none.
+fn number_of(offer: &Offer, source: &Source) -> Result<Option<i32>, String> {
     let number = match source {
         Source::Fd(number) => *number,
         Source::FdName(name) => offer.names.find(name.as_bytes())?,
         Source::Tty if !offer.terminal => return Err("this command has no terminal".to_owned()),
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
     let has = offer.numbers.contains(&number);
-    if has { Ok(()) } else { Err(format!("fd {number} is not open")) }
+    if has { Ok(Some(number)) } else { Err(format!("fd {number} is not open")) }
 }
 
 fn not_started(program: &OsString, error: std::io::Error) -> ExitCode {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::plugin::SetAside;
+
 /// What CRIU is told beside what the runtime tells it.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
@@ -14,6 +16,8 @@ pub struct Configuration {
     pub action_script: Option<PathBuf>,
     /// Files that CRIU shall not look up: `file[MOUNT:INODE]`, in hexadecimal.
     pub external: Vec<String>,
+    /// Open files that CRIU shall not look at.
+    pub set_aside: Vec<SetAside>,
     /// Open files to be replaced: the number CRIU inherits, and the name it looks up.
     pub inherit: Vec<(RawFd, String)>,
     /// The largest deleted file to keep in the image.
@@ -23,17 +27,21 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Writes it to a new file, behind what the caller's own `CRIU_CONFIG_FILE` says.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let text = callers()? + &self.to_text();
+    /// Writes it to a new file, behind what the caller's own `CRIU_CONFIG_FILE` says; with the
+    /// directory that CRIU takes its plugins from.
+    pub(super) fn write(&self, path: &Path, plugins: &Path) -> Result<()> {
+        let text = callers()? + &self.to_text(plugins);
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
-    fn to_text(&self) -> String {
+    fn to_text(&self, plugins: &Path) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         if let Some(script) = &self.action_script {
             let _ = writeln!(text, "action-script {}", script.display());
+        }
+        if !self.set_aside.is_empty() {
+            let _ = writeln!(text, "libdir {}", plugins.display());
         }
         for file in &self.external {
             let _ = writeln!(text, "external {file}");
@@ -63,19 +71,24 @@ fn callers() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_line_for_each_option() {
+        let file = fs::File::open("/dev/null").unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let aside = SetAside::of(own, file.as_raw_fd()).unwrap();
         let configuration = Configuration {
             action_script: Some("/run/x/criu-action".into()),
             external: vec!["file[1f:2a]".into()],
+            set_aside: vec![aside],
             inherit: vec![(400, "ocicle/7".into())],
             ghost_limit: Some("1G".into()),
             no_network_lock: true,
         };
         assert_eq!(
-            configuration.to_text(),
-            "action-script /run/x/criu-action\nexternal file[1f:2a]\n\
+            configuration.to_text(Path::new("/run/x/plugins")),
+            "action-script /run/x/criu-action\nlibdir /run/x/plugins\nexternal file[1f:2a]\n\
              inherit-fd fd[400]:ocicle/7\nghost-limit 1G\n\
              network-lock skip\n"
         );

@@ -7,6 +7,7 @@
 //! bin/criu        first on the runtime's PATH: this program, as the interposer
 //! criu-action     CRIU's action script: this program again
 //! criu.conf       CRIU's configuration, written when CRIU is admitted
+//! plugins/        where CRIU finds its plugins, and ours; made when it needs ours
 //! ```
 
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::config::Configuration;
-use super::{action, interposer};
+use super::{action, interposer, plugin};
 use crate::hint::WithHint;
 use crate::sys::process::{find_program, search_path};
 use crate::sys::socket::{Channel, Listener};
@@ -44,8 +45,8 @@ pub(super) enum Knock {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// Become this program, with this configuration; the descriptors that come along take the
-    /// numbers from [`interposer::FIRST_FD`] on.
-    Become { program: PathBuf, configuration: Option<PathBuf> },
+    /// numbers from [`interposer::FIRST_FD`] on. Open files of that list are set aside.
+    Become { program: PathBuf, configuration: Option<PathBuf>, set_aside: Option<String> },
     /// Go on.
     Continue,
     /// Fail.
@@ -178,15 +179,23 @@ impl Criu<'_> {
     /// Lets it in as it is.
     pub fn admit(self) -> Result<()> {
         let program = self.door.criu.clone();
-        self.channel.send(&Answer::Become { program, configuration: None }, &[])
+        let answer = Answer::Become { program, configuration: None, set_aside: None };
+        self.channel.send(&answer, &[])
     }
 
     /// Lets it in with a configuration, and with descriptors for its `inherit-fd` lines.
     pub fn admit_with(self, configuration: &Configuration, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let path = self.door.directory.path().join("criu.conf");
-        configuration.write(&path)?;
+        let plugins = self.door.directory.path().join("plugins");
+        configuration.write(&path, &plugins)?;
+        let aside = &configuration.set_aside;
+        let set_aside = (!aside.is_empty()).then(|| plugin::list(aside)).transpose()?;
+        if set_aside.is_some() {
+            plugin::directory(&plugins)?;
+        }
         let program = self.door.criu.clone();
-        self.channel.send(&Answer::Become { program, configuration: Some(path) }, fds)
+        let answer = Answer::Become { program, configuration: Some(path), set_aside };
+        self.channel.send(&answer, fds)
     }
 
     /// Sends it away: the runtime's command fails.

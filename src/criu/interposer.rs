@@ -12,6 +12,7 @@ use rustix::io::FdFlags;
 use rustix::net::RecvFlags;
 
 use super::door::{Answer, Knock, Work, knock};
+use super::plugin;
 use crate::sys::inherited::inherited;
 
 /// The name by which the program knows that it is to be the interposer.
@@ -38,8 +39,8 @@ pub fn main() -> ExitCode {
 fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     let work = work_of(&arguments)?;
     let (answer, fds) = knock(&Knock::Criu(work))?;
-    let (program, configuration) = match answer {
-        Answer::Become { program, configuration } => (program, configuration),
+    let (program, configuration, set_aside) = match answer {
+        Answer::Become { program, configuration, set_aside } => (program, configuration, set_aside),
         Answer::Stop(why) => bail!(why),
         Answer::Continue => bail!("that is no answer for CRIU"),
     };
@@ -51,6 +52,9 @@ fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     command.args(arguments).env("PATH", path_without_us()?);
     if let Some(configuration) = configuration {
         command.env("CRIU_CONFIG_FILE", configuration);
+    }
+    if let Some(list) = set_aside {
+        plugin::preload(&mut command, &list)?;
     }
     Err(command.exec()).with_context(|| format!("executing {}", program.display()))
 }

@@ -3,7 +3,8 @@
 //! runc and crun start `criu swrk N` from `PATH`. A runtime that ocicle starts finds there, first,
 //! the [`interposer`]: it asks ocicle for admission over the [`door`], takes along the file
 //! descriptors that replace open files and a [configuration file](config), and becomes the real
-//! CRIU. CRIU in turn calls the [`action`] script, which comes to the same door.
+//! CRIU, with a [plugin] where open files are set aside. CRIU in turn calls the [`action`] script,
+//! which comes to the same door.
 
 pub mod action;
 pub mod config;
@@ -13,3 +14,4 @@ pub mod images;
 pub mod interposer;
 pub mod log;
 pub mod phases;
+pub mod plugin;

@@ -62,6 +62,11 @@ pub enum Detail {
         /// Its minor number.
         minor: u32,
     },
+    /// A tun device: whether its network is the host's.
+    Tun {
+        /// Whether it is.
+        of_host: bool,
+    },
     /// A terminal.
     Terminal {
         /// Its number.
@@ -208,7 +213,8 @@ pub enum Obstacle {
         /// The most that are allowed.
         limit: u64,
     },
-    /// A removed name of a file that has others (`create_link_remap` in criu/files-reg.c).
+    /// A removed name of a file that has others, or is of a lower layer of an overlay
+    /// (`create_link_remap` in criu/files-reg.c).
     Unlinked,
     /// Another file at its path (`check_path_remap` in criu/files-reg.c).
     Taken,
@@ -263,8 +269,12 @@ fn type_obstacle(file: &Described, settings: &Settings) -> Option<Obstacle> {
         Detail::Plain => None,
         Detail::Device { character, major, minor } => {
             let kind = if *character { "character" } else { "block" };
-            let is_known = device_is_saved_by_path(&file.detail) || file.kind == FileKind::Tun;
-            (!is_known).then(|| Obstacle::Type(format!("the {kind} device {major}:{minor}")))
+            (!device_is_saved_by_path(&file.detail))
+                .then(|| Obstacle::Type(format!("the {kind} device {major}:{minor}")))
+        }
+        // "Net namespace is required to dump tun link" of `dump_tunfile` in criu/tun.c.
+        Detail::Tun { of_host } => {
+            of_host.then(|| Obstacle::Type("tun devices in the network of the host".to_owned()))
         }
         Detail::Terminal { major, minor, session_outside } => {
             if !has_driver(*major, *minor) {
@@ -349,7 +359,7 @@ fn inet_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
 
 fn unix_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
     match socket.peer {
-        Peer::Inside => None,
+        Peer::Inside => (socket.backlog > 0).then_some(Obstacle::Backlog(socket.backlog)),
         Peer::Dangling => Some(Obstacle::Dangling),
         Peer::Outside { named } => {
             let allowable = named && socket.kind == libc::SOCK_DGRAM;
@@ -426,7 +436,9 @@ impl fmt::Display for Obstacle {
             Self::Ghost { stored, limit } => {
                 write!(f, "it is deleted, and its {stored} bytes are more than {limit}")
             }
-            Self::Unlinked => f.write_str("its name was removed, and it has others"),
+            Self::Unlinked => {
+                f.write_str("its name was removed, and CRIU cannot tell that it has no other")
+            }
             Self::Taken => f.write_str("another file has its path"),
             Self::Overmounted => f.write_str("something is mounted over it"),
             Self::Locked => f.write_str("a process holds a lock on it"),
@@ -443,6 +455,27 @@ impl Obstacle {
             Self::PeerOutside { allowable: true } => Some("--ext-unix-sk"),
             Self::Locked => Some("--file-locks"),
             _ => None,
+        }
+    }
+
+    /// Whether it stays as long as the program does what it does: a file that is in this state for
+    /// the moment, or that an option allows, is left to CRIU.
+    pub fn is_lasting(&self) -> bool {
+        let passing = matches!(
+            self,
+            Self::Backlog(_) | Self::Corked | Self::Unread | Self::Dangling | Self::Ghost { .. }
+        );
+        !passing && self.option().is_none()
+    }
+
+    /// Whether it is none if CRIU does not look at the file. A lock is saved apart from it. An
+    /// io_uring instance is nothing that a process can hand to another (`io_is_uring_fops` in
+    /// net/core/scm.c of the kernel), and so CRIU gets to none.
+    pub fn can_be_set_aside(&self) -> bool {
+        match self {
+            Self::Locked => false,
+            Self::Type(what) => !what.ends_with("io_uring"),
+            _ => true,
         }
     }
 
@@ -554,7 +587,7 @@ mod tests {
             at(Place::Deleted { stored: 1 << 20 }),
             device(true, 1, 3),
             device(true, 10, 235),
-            file(FileKind::Tun, Detail::Device { character: true, major: 10, minor: 200 }),
+            file(FileKind::Tun, Detail::Tun { of_host: false }),
             terminal(136, 4, false),
             terminal(5, 0, false),
             anonymous(FileKind::Eventfd, "anon_inode:[eventfd]"),
@@ -616,6 +649,7 @@ mod tests {
         let refused = [
             device(true, 10, 229),
             device(false, 7, 0),
+            file(FileKind::Tun, Detail::Tun { of_host: true }),
             terminal(4, 64, false),
             anonymous(FileKind::Unknown, "anon_inode:[io_uring]"),
             file(FileKind::Pidfd, Detail::Pidfd { outside: true, thread: false }),

@@ -46,6 +46,34 @@ pub(super) struct FdInfo {
     pid: Option<i32>,
     /// The interface of a tun device.
     interface: Option<String>,
+    /// The process of a pidfd, as ours numbers it; none any more if it has ended.
+    pub(super) target: Option<i32>,
+    /// Whether a lock or lease is held through it.
+    pub(super) locked: bool,
+    /// The files that an inotify instance or fanotify group watches.
+    pub(super) watches: Vec<Watch>,
+    /// The type of a BPF map.
+    pub(super) map_type: Option<u32>,
+}
+
+/// A file that an inotify instance or fanotify group watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Watch {
+    /// The major and minor number of its file system's device.
+    pub(super) device: (u32, u32),
+    /// Its inode number.
+    pub(super) inode: u64,
+    /// The type of its handle (name_to_handle_at(2)).
+    pub(super) handle_type: i32,
+    /// Its handle.
+    pub(super) handle: Vec<u8>,
+}
+
+/// Open files, and the file descriptors that were read for them.
+pub(super) struct Survey {
+    pub(super) table: Table,
+    pub(super) fds: Vec<Observed>,
+    pub(super) reach: Reach,
 }
 
 impl Table {
@@ -53,19 +81,24 @@ impl Table {
     ///
     /// With `frozen`, whatever vanishes while this reads is an error; without, it is left out.
     pub fn from_processes(processes: &[Process], frozen: bool) -> Result<Self> {
-        let fds = observe(processes, frozen)?;
-        let classes = classify(&fds, frozen)?;
-        let reach = Reach::of(processes, frozen)?;
-        let mut sockets = Sockets::default();
-        let mut files: Vec<_> =
-            classes.iter().map(|class| describe(&fds, class, &mut sockets, &reach)).collect();
-        files.sort_by_key(|file| file.holders.first().copied());
-        for (file, id) in files.iter_mut().zip(1..) {
-            file.id = FileId(id);
-        }
-        mark_watched(&mut files, &fds);
-        Ok(Self::new(files))
+        Ok(survey(processes, frozen)?.table)
     }
+}
+
+/// Reads the open files of processes.
+pub(super) fn survey(processes: &[Process], frozen: bool) -> Result<Survey> {
+    let fds = observe(processes, frozen)?;
+    let classes = classify(&fds, frozen)?;
+    let reach = Reach::of(processes, frozen)?;
+    let mut sockets = Sockets::default();
+    let mut files: Vec<_> =
+        classes.iter().map(|class| describe(&fds, class, &mut sockets, &reach)).collect();
+    files.sort_by_key(|file| file.holders.first().copied());
+    for (file, id) in files.iter_mut().zip(1..) {
+        file.id = FileId(id);
+    }
+    mark_watched(&mut files, &fds);
+    Ok(Survey { table: Table::new(files), fds, reach })
 }
 
 /// Whether a process or one of its file descriptors went away.
@@ -194,7 +227,7 @@ fn kind_of_device(device: u64) -> FileKind {
 }
 
 /// Parses what proc_pid_fdinfo(5) describes; lines it does not know are skipped.
-fn parse_fdinfo(text: &str) -> FdInfo {
+pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
     let mut info = FdInfo { mount: -1, ..FdInfo::default() };
     for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
         let value = value.trim();
@@ -210,11 +243,36 @@ fn parse_fdinfo(text: &str) -> FdInfo {
                 info.pid = value.split_whitespace().last().and_then(|pid| pid.parse().ok());
             }
             "iff" => info.interface = Some(value.to_owned()),
+            "Pid" => info.target = value.parse().ok().filter(|pid| *pid > 0),
+            // A waiter for the lock has an arrow before it (lock_get_status in fs/locks.c).
+            "lock" => info.locked |= !value.contains("->"),
+            "map_type" => info.map_type = value.parse().ok(),
+            name if name.starts_with("inotify ") || name.starts_with("fanotify ") => {
+                info.watches.extend(parse_watch(name, value));
+            }
             _ => {}
         }
     }
     info.flags &= !(libc::O_CLOEXEC as u32);
     info
+}
+
+/// `inotify wd:1 ino:2 sdev:fe00000 mask:100 ignored_mask:0 fhandle-bytes:8 fhandle-type:1
+/// f_handle:0011`, cut at its first colon: numbers in hexadecimal, the device as the kernel has it
+/// (fs/notify/fdinfo.c). What has no handle, such as a mount, is no watch of a file.
+fn parse_watch(before: &str, after: &str) -> Option<Watch> {
+    const MINOR_BITS: u32 = 20;
+    let line = format!("{before}:{after}");
+    let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
+    let device = u32::from_str_radix(field("sdev:")?, 16).ok()?;
+    let digits = field("f_handle:")?;
+    let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    Some(Watch {
+        device: (device >> MINOR_BITS, device & ((1 << MINOR_BITS) - 1)),
+        inode: u64::from_str_radix(field("ino:")?, 16).ok()?,
+        handle_type: u32::from_str_radix(field("fhandle-type:")?, 16).ok()?.cast_signed(),
+        handle: (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?,
+    })
 }
 
 /// File descriptors (by index) of one open file description.
@@ -303,9 +361,8 @@ fn describe(fds: &[Observed], class: &Class, sockets: &mut Sockets, reach: &Reac
         holders,
         external,
         watched: false,
-        locks: Vec::new(),
-        in_flight: false,
         must_substitute: external.is_some(),
+        unsupported: None,
     }
 }
 
@@ -394,6 +451,27 @@ mod tests {
         assert_eq!((info.position, info.mount), (5, -1));
         assert_eq!((info.watched, info.pid), (vec![7], Some(1)));
         assert_eq!(info.interface.as_deref(), Some("tun0"));
+        assert!(!info.locked && info.watches.is_empty());
+    }
+
+    #[test]
+    fn fdinfo_of_locks_pidfds_and_watches() {
+        let waits = parse_fdinfo("lock:\t1: -> FLOCK  ADVISORY  WRITE 7 00:2f:5 0 EOF\n");
+        assert!(!waits.locked);
+        assert!(parse_fdinfo("lock:\t1: FLOCK  ADVISORY  WRITE 7 00:2f:5 0 EOF\n").locked);
+        assert_eq!(parse_fdinfo("Pid:\t812\nNSpid:\t812\t7\n").target, Some(812));
+        assert_eq!(parse_fdinfo("Pid:\t-1\n").target, None);
+        let line = "inotify wd:1 ino:2a sdev:fe00001 mask:100 ignored_mask:0 fhandle-bytes:4 \
+                    fhandle-type:81 f_handle:00ff10ab \n";
+        let expected = Watch {
+            device: (254, 1),
+            inode: 42,
+            handle_type: 129,
+            handle: vec![0, 0xff, 0x10, 0xab],
+        };
+        assert_eq!(parse_fdinfo(line).watches, [expected]);
+        let mount = "fanotify flags:0 event-flags:8000\nfanotify mnt_id:1f mflags:0 mask:1\n";
+        assert!(parse_fdinfo(mount).watches.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The open files of a container: one list, taken from CRIU's images or from live processes.
 
 pub mod dumpable;
+pub mod facts;
 mod images;
 mod live;
 mod name;
@@ -12,7 +13,7 @@ mod user_info;
 
 pub use live::Process;
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
-pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, Table};
+pub use table::{ExternalFile, FileId, FileKind, Holder, OpenFile, Table};
 pub use unreachable::{Unreachable, unreachable};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 

@@ -1,6 +1,6 @@
 //! Files that CRIU cannot find by a path in the container.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::live::{self, Observed, Process};
 use super::table::{ExternalFile, FileKind};
 use crate::bytes::ByteString;
-use crate::sys::mountinfo;
+use crate::sys::mountinfo::{self, Mount};
 
 /// A file descriptor for a file on a mount that the container does not have.
 ///
@@ -55,7 +55,18 @@ pub fn unreachable(processes: &[Process], frozen: bool) -> Result<Vec<Unreachabl
 /// The mounts that CRIU will know of: those of every mount namespace of the container.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
-    mounts: BTreeSet<i32>,
+    mounts: BTreeMap<i32, Reached>,
+}
+
+/// A mount that CRIU will know of.
+#[derive(Clone, Debug)]
+pub(super) struct Reached {
+    /// A process that sees it, as ours numbers it.
+    pub(super) host: i32,
+    /// The mount.
+    pub(super) mount: Mount,
+    /// Whether another is mounted over it.
+    pub(super) covered: bool,
 }
 
 impl Reach {
@@ -77,13 +88,27 @@ impl Reach {
         }
         let text = std::fs::read(format!("/proc/{host}/mountinfo"))?;
         let mounts = mountinfo::parse_mountinfo(&text).map_err(io::Error::other)?;
-        self.mounts.extend(mounts.iter().filter_map(|mount| i32::try_from(mount.id).ok()));
+        for mount in &mounts {
+            let covered = mountinfo::is_covered(mount, &mounts);
+            let reached = Reached { host, mount: mount.clone(), covered };
+            self.mounts.extend(i32::try_from(mount.id).ok().map(|id| (id, reached)));
+        }
         Ok(())
+    }
+
+    /// The mount of that number.
+    pub(super) fn find(&self, id: i32) -> Option<&Reached> {
+        self.mounts.get(&id)
+    }
+
+    /// All of them.
+    pub(super) fn mounts(&self) -> impl Iterator<Item = &Reached> {
+        self.mounts.values()
     }
 
     /// How CRIU names the file, if it could not find it.
     pub(super) fn unreachable(&self, fd: &Observed) -> Option<ExternalFile> {
-        if !is_saved_by_path(fd) || self.mounts.contains(&fd.info.mount) {
+        if !is_saved_by_path(fd) || self.mounts.contains_key(&fd.info.mount) {
             return None;
         }
         Some(ExternalFile { mount: fd.info.mount, inode: fd.stat.st_ino })

@@ -4,7 +4,8 @@
 //! and the runtime sends nothing; but callers wait for it: conmon gives up (*Runtime did not set up
 //! terminal*), containerd's shim waits for ever. So when a terminal is replaced, the runtime gets a
 //! socket of ours, and the caller what comes there; or else the master of a terminal that nobody
-//! has opened, from which nothing will ever be read.
+//! has opened, from which nothing will ever be read. A caller who names no socket, because the
+//! container has no terminal of its own any more, is spared the runtime's wish for one.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -25,15 +26,14 @@ const FLAG: &str = "--console-socket";
 /// A socket between the runtime and the caller.
 #[derive(Debug)]
 pub(super) struct Console {
-    callers: PathBuf,
+    callers: Option<PathBuf>,
     ours: PathBuf,
     listener: UnixListener,
 }
 
 impl Console {
-    /// Listens in a directory, if the flags name a socket of the caller's.
-    pub(super) fn between(flags: &[OsString], directory: &Path) -> Result<Option<Self>> {
-        let Some(callers) = value_of(flags, FLAG) else { return Ok(None) };
+    /// Listens in a directory.
+    pub(super) fn between(flags: &[OsString], directory: &Path) -> Result<Self> {
         let ours = directory.join("console");
         let listen = || -> std::io::Result<UnixListener> {
             let listener = UnixListener::bind(&ours)?;
@@ -41,7 +41,7 @@ impl Console {
             Ok(listener)
         };
         let listener = listen().with_context(|| format!("listening at {}", ours.display()))?;
-        Ok(Some(Self { callers: callers.into(), ours, listener }))
+        Ok(Self { callers: value_of(flags, FLAG).map(PathBuf::from), ours, listener })
     }
 
     /// The flags with our socket in the place of the caller's.
@@ -51,17 +51,19 @@ impl Console {
         flags
     }
 
-    /// Gives the caller what the runtime, which has ended, has sent; or what nobody uses.
+    /// Gives the caller, if one waits, what the runtime, which has ended, has sent; or what nobody
+    /// uses.
     pub(super) fn pass_on(&self) -> Result<()> {
+        let Some(callers) = &self.callers else { return Ok(()) };
         let (name, master) = match self.sent()? {
             Some(sent) => sent,
             None => unused().context("making a terminal")?,
         };
         let send = || -> Result<()> {
-            let stream = UnixStream::connect(&self.callers)?;
+            let stream = UnixStream::connect(callers)?;
             send_one(&stream, &name, &master)
         };
-        send().with_context(|| format!("sending a terminal to {}", self.callers.display()))
+        send().with_context(|| format!("sending a terminal to {}", callers.display()))
     }
 
     /// The terminal that the runtime has sent, and what it calls it.
@@ -94,7 +96,7 @@ mod tests {
             let path = directory.path().join("callers");
             let callers = UnixListener::bind(&path).unwrap();
             let flags = ["--detach".into(), FLAG.into(), path.into()];
-            let console = Console::between(&flags, directory.path()).unwrap().unwrap();
+            let console = Console::between(&flags, directory.path()).unwrap();
             let changed = console.flags(&flags);
             let ours = value_of(&changed, FLAG).unwrap();
             let runtime = UnixStream::connect(ours).unwrap();
@@ -107,6 +109,9 @@ mod tests {
             let (name, fd) = receive_one(&callers.accept().unwrap().0).unwrap().unwrap();
             assert_eq!((name == b"sent", isatty(fd.as_fd())), (sends, !sends));
         }
-        assert!(Console::between(&[], Path::new("/nowhere")).unwrap().is_none());
+        let directory = tempfile::tempdir().unwrap();
+        let console = Console::between(&["--detach".into()], directory.path()).unwrap();
+        assert_eq!(console.flags(&[]).len(), 2, "nobody waits, but the runtime wants one");
+        console.pass_on().unwrap();
     }
 }

@@ -36,7 +36,7 @@ use crate::substitute::{self, Around, Callers, Prepared, Resolved};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
-pub use rules::parse_each;
+pub use rules::{parse_each, standing as standing_rules};
 
 use console::Console;
 use reconcile::Part;
@@ -122,9 +122,10 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
             .with_context(|| format!("putting {} back", part.destination.display()))?;
     }
     substitute::settle(&prepared).context("changing files of the container")?;
-    let console = match replaces_terminal(&resolved) {
-        true => Console::between(&request.flags, door.directory())?,
-        false => None,
+    let console = if gives_up_terminal(&bundle, &resolved) {
+        Some(Console::between(&request.flags, door.directory())?)
+    } else {
+        None
     };
     run::run(request, &manifest, &door, &view, &replacements, console.as_ref())
 }
@@ -147,9 +148,11 @@ fn examine(
     Ok(Examined { resolved, callers, parts: reconcile::open_parts(manifest, images, bundle)? })
 }
 
-/// Whether a terminal is replaced of which the caller may wait for the other side.
-fn replaces_terminal(resolved: &[Resolved]) -> bool {
-    resolved.iter().any(|one| one.file.kind == FileKind::Tty)
+/// Whether a terminal is replaced of which the caller, or the runtime, may expect the other side.
+fn gives_up_terminal(bundle: &Bundle, resolved: &[Resolved]) -> bool {
+    let process = bundle.spec.process().as_ref();
+    process.and_then(oci_spec::runtime::Process::terminal).unwrap_or(false)
+        && resolved.iter().any(|one| one.file.kind == FileKind::Tty)
 }
 
 fn substituted(resolved: &[Resolved]) -> Vec<FileId> {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::Request;
 use crate::bytes::ByteString;
-use crate::config::{self, Allow};
+use crate::config::{self, Allow, Substitution};
 use crate::container::{Bundle, Identity};
 use crate::glob;
 use crate::hint::WithHint;
@@ -28,6 +28,18 @@ pub(super) fn gather(
     identity: &Identity,
     callers: &Callers,
 ) -> Result<Vec<Rule>> {
+    let mut rules = standing(identity, &request.configured, bundle)?;
+    rules.extend(parse_each(callers.rules(), &Origin::With)?);
+    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
+    Ok(rules)
+}
+
+/// The rules of a container's annotations and of the configuration.
+pub fn standing(
+    identity: &Identity,
+    configured: &[Substitution],
+    bundle: &Bundle,
+) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     for (name, value) in bundle.annotations(ANNOTATION) {
         let parsed = parse_list(&value, &Origin::Annotation(name.clone()));
@@ -38,11 +50,9 @@ pub(super) fn gather(
         );
     }
     let origin = Origin::Configuration(config::path().display().to_string());
-    for configured in request.configured.iter().filter(|one| one.is_for(identity)) {
+    for configured in configured.iter().filter(|one| one.is_for(identity)) {
         rules.extend(parse_list(&configured.rule, &origin).context("reading the configuration")?);
     }
-    rules.extend(parse_each(callers.rules(), &Origin::With)?);
-    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
     Ok(rules)
 }
 

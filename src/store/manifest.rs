@@ -12,6 +12,7 @@ use super::digest::{FileRecord, digest};
 use crate::bytes::ByteString;
 use crate::criu::images::DumpStats;
 use crate::fault;
+use crate::files::OpenFile;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::WithHint;
 use crate::snapshot::{PartRecord, RootIdentity};
@@ -74,7 +75,10 @@ pub struct Manifest {
     /// Files of the host that CRIU was told not to look up.
     #[serde(default)]
     pub external: Vec<External>,
-    /// Open files that a restore must replace, since CRIU cannot reach them by path.
+    /// Open files that CRIU could not dump, of which the images say only who holds them.
+    #[serde(default)]
+    pub unsupported: Vec<Unsupported>,
+    /// Open files that a restore must replace: those of both lists above.
     #[serde(default)]
     pub must_substitute: Vec<MustSubstitute>,
 }
@@ -224,6 +228,18 @@ pub struct External {
     pub key: String,
     /// Its path on the host, as far as the kernel could say.
     pub path: ByteString,
+}
+
+/// An open file of which a checkpoint holds no more than this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsupported {
+    /// What it was; its identifier here means nothing.
+    pub file: OpenFile,
+    /// Why CRIU could not dump it.
+    pub why: String,
+    /// The rule that covers it; none where `on-unsupported` covers all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
 }
 
 /// An open file that a restore must replace.

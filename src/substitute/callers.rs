@@ -10,6 +10,7 @@ use super::source::Source;
 use crate::files::OpenFile;
 use crate::hint::WithHint;
 use crate::lend::Loan;
+use crate::sys::inherited::keep_from_children;
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 use crate::sys::{fd, terminal};
@@ -72,11 +73,19 @@ impl Callers {
             .hint(format!("open it for {whose}: {number}<>FILE behind it in a shell")))
     }
 
+    /// What a rule names is for the container, and for no runtime, hook or program beside it.
+    fn keep_own(&self, resolved: &[Resolved]) -> std::io::Result<()> {
+        let own = resolved.iter().filter(|one| self.lender(&one.rule).is_none());
+        let numbers = own.filter_map(|one| self.number(&one.rule).ok().flatten());
+        numbers.into_iter().try_for_each(keep_from_children)
+    }
+
     /// Takes from the lender what the rules name, which have been accepted.
     pub fn fetch(&mut self, resolved: &[Resolved]) -> Result<()> {
         for Resolved { rule, .. } in resolved {
             self.check(rule)?;
         }
+        self.keep_own(resolved).context("keeping descriptors from programs that are started")?;
         let lent = resolved.iter().filter(|one| self.lender(&one.rule).is_some());
         let (mut numbers, mut terminals) = (Vec::new(), Vec::new());
         for Resolved { rule, file, .. } in lent {

@@ -24,7 +24,7 @@ impl Resolved {
             Some(other) if other.origin.rank() < self.rule.origin.rank() => {
                 format!("{} comes before {}", self.rule.origin, other.origin)
             }
-            Some(other) if other.does_as(&self.rule) => "another says the same".to_owned(),
+            Some(other) if other.source == self.rule.source => "another says the same".to_owned(),
             Some(other) if other.strength() == self.rule.strength() => {
                 format!("it stands behind {other}")
             }
@@ -130,14 +130,13 @@ impl fmt::Display for Mismatch {
                 write!(f, " mean the same open file:\n  {}", Line(file))
             }
             Self::Needed { file } => {
-                write!(
-                    f,
-                    "open file {} comes from outside the container and needs a replacement, such \
-                     as -s {}=fd:N\n  {}",
-                    file.id,
-                    file.id,
-                    Line(file)
-                )
+                let why = match &file.unsupported {
+                    Some(why) => format!("is not in the checkpoint ({why})"),
+                    None => "comes from outside the container".to_owned(),
+                };
+                let id = file.id;
+                write!(f, "open file {id} {why} and needs a replacement, such as -s {id}=fd:N")?;
+                write!(f, "\n  {}", Line(file))
             }
         }
     }
@@ -220,9 +219,8 @@ mod tests {
             holders: holders.iter().map(|(pid, fd)| Holder { pid: *pid, fd: *fd }).collect(),
             external: None,
             watched: false,
-            locks: Vec::new(),
-            in_flight: false,
             must_substitute: false,
+            unsupported: None,
         }
     }
 

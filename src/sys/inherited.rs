@@ -5,6 +5,15 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_getfd};
 
+/// Keeps the descriptor of that number, if it is none of the standard streams, from programs that
+/// are started from now on.
+pub fn keep_from_children(number: RawFd) -> std::io::Result<()> {
+    match inherited(number) {
+        Some(fd) if number > 2 => Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?),
+        _ => Ok(()),
+    }
+}
+
 /// The open descriptor of that number.
 pub fn inherited(number: RawFd) -> Option<BorrowedFd<'static>> {
     if number < 0 {

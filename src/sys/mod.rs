@@ -3,8 +3,10 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod diag;
 pub mod fd;
 pub mod fs;
+pub mod handle;
 pub mod inherited;
 pub mod kcmp;
 pub mod mount;
@@ -13,5 +15,6 @@ pub mod named;
 pub mod process;
 pub mod signals;
 pub mod socket;
+pub mod sockopt;
 pub mod spawn;
 pub mod terminal;

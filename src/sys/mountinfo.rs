@@ -115,9 +115,45 @@ pub fn mount_of<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         .map(|(_, mount)| mount)
 }
 
+/// Whether another mount lies over this one, so that nothing leads to it: at the same point on top
+/// of it, or above it beside it or one of its parents (`mnt_is_overmounted` in criu/mount.c).
+pub fn is_covered(mount: &Mount, mounts: &[Mount]) -> bool {
+    let children = |of: u32| mounts.iter().filter(move |child| child.parent == of);
+    let mut at = mount;
+    // A tree is no deeper than it has mounts.
+    for _ in mounts {
+        let beside = children(at.parent).filter(|other| other.id != at.id && other.id != at.parent);
+        let mut above =
+            beside.filter(|other| at.point.as_path().starts_with(other.point.as_path()));
+        let parent = mounts.iter().find(|parent| parent.id == at.parent && parent.id != at.id);
+        let Some(parent) = parent else { break };
+        if above.next().is_some() {
+            return true;
+        }
+        at = parent;
+    }
+    children(mount.id).any(|child| child.id != mount.id && child.point == mount.point)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_over_others() {
+        let text = b"1 0 0:1 / / rw - ext4 a rw\n\
+            2 1 0:2 / /data rw - ext4 b rw\n\
+            3 2 0:3 / /data/deep rw - ext4 c rw\n\
+            4 2 0:4 / /data rw - tmpfs d rw\n\
+            5 1 0:5 / /other rw - tmpfs e rw\n";
+        let mounts = parse_mountinfo(text).unwrap();
+        let covered: Vec<_> = mounts
+            .iter()
+            .filter(|mount| is_covered(mount, &mounts))
+            .map(|mount| mount.id)
+            .collect();
+        assert_eq!(covered, [2, 3]);
+    }
 
     const SAMPLE: &[u8] = b"22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
         36 22 0:31 / /a\\040b rw,nosuid shared:7 master:2 - overlay overlay ro,lowerdir=/l\\054x:/m,upperdir=/u\n";

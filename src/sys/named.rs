@@ -25,6 +25,11 @@ impl Names {
         Self(Some(names.split(':').take(count).map(str::to_owned).collect()))
     }
 
+    /// The numbers that have names.
+    pub fn numbers(&self) -> impl Iterator<Item = i32> {
+        (FIRST..).take(self.0.as_ref().map_or(0, Vec::len))
+    }
+
     /// The number of the descriptor with that name, or why there is none.
     pub fn find(&self, name: &[u8]) -> Result<i32, String> {
         let Some(names) = &self.0 else {

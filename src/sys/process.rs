@@ -59,19 +59,56 @@ fn parse_nspid(status: &str) -> Result<Vec<i32>> {
     line.split_ascii_whitespace().map(|number| Ok(number.parse()?)).collect()
 }
 
-/// The parent and the name of a process (proc_pid_stat(5)).
-pub fn parent_and_name(pid: i32) -> Result<(i32, String)> {
-    let path = format!("/proc/{pid}/stat");
-    let text = fs::read(&path).with_context(|| format!("reading {path}"))?;
-    parse_stat(&String::from_utf8_lossy(&text)).with_context(|| format!("reading {path}"))
+/// A copy of a file descriptor of another process, of the same open file.
+pub fn descriptor_of(pid: i32, fd: RawFd) -> Result<OwnedFd> {
+    let process = pidfd(pid)?.context("it has ended")?;
+    rustix::process::pidfd_getfd(process, fd, rustix::process::PidfdGetfdFlags::empty())
+        .with_context(|| format!("copying fd {fd} of process {pid}"))
 }
 
-/// The name is between the first and the last parenthesis: it may hold any byte itself.
-fn parse_stat(stat: &str) -> Result<(i32, String)> {
-    let (open, close) = stat.find('(').zip(stat.rfind(')')).context("it has no name")?;
-    let mut fields = stat.get(close + 1..).unwrap_or_default().split_ascii_whitespace();
-    let parent = fields.nth(1).context("it has no parent")?.parse()?;
-    Ok((parent, stat.get(open + 1..close).context("its name is cut")?.to_owned()))
+/// What proc_pid_stat(5) says of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// `R`, `S`, `D`, `T`, `t`, `Z` …
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// The leader of its session.
+    pub session: i32,
+    /// The number of its controlling terminal's device; 0 if it has none.
+    pub terminal: u64,
+}
+
+impl Status {
+    /// Reads it.
+    pub fn of(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/stat");
+        let text = fs::read(&path).with_context(|| format!("reading {path}"))?;
+        Self::parse(&String::from_utf8_lossy(&text)).with_context(|| format!("reading {path}"))
+    }
+
+    /// The name is between the first and the last parenthesis: it may hold any byte itself.
+    fn parse(stat: &str) -> Result<Self> {
+        let (open, close) = stat.find('(').zip(stat.rfind(')')).context("it has no name")?;
+        let mut fields = stat.get(close + 1..).unwrap_or_default().split_ascii_whitespace();
+        let mut next = || fields.next().context("it is cut");
+        let state = next()?.chars().next().context("it has no state")?;
+        let (parent, _group, session) = (next()?.parse()?, next()?, next()?.parse()?);
+        Ok(Self {
+            name: stat.get(open + 1..close).context("its name is cut")?.to_owned(),
+            state,
+            parent,
+            session,
+            terminal: next()?.parse()?,
+        })
+    }
+}
+
+/// The parent and the name of a process (proc_pid_stat(5)).
+pub fn parent_and_name(pid: i32) -> Result<(i32, String)> {
+    Status::of(pid).map(|status| (status.parent, status.name))
 }
 
 /// Whether a process is another, or descends from it.
@@ -143,9 +180,11 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_parentheses_and_spaces() {
-        assert_eq!(parse_stat("7 (a) b (c) S 3 7 7 0").unwrap(), (3, "a) b (c".to_owned()));
-        assert!(parse_stat("7 (a S 3").is_err());
-        assert!(parse_stat("7 )(").is_err());
+        let status = Status::parse("7 (a) b (c) S 3 7 6 34817").unwrap();
+        assert_eq!((status.parent, status.name.as_str()), (3, "a) b (c"));
+        assert_eq!((status.state, status.session, status.terminal), ('S', 6, 34817));
+        assert!(Status::parse("7 (a S 3").is_err());
+        assert!(Status::parse("7 )(").is_err());
     }
 
     #[test]

@@ -11,9 +11,9 @@ use clap::Parser;
 
 mod hold;
 mod journal;
-mod kinds;
 mod lend;
 mod memory;
+mod odd;
 mod probe;
 mod ticker;
 
@@ -38,10 +38,14 @@ enum Workload {
         #[arg(long)]
         inotify: bool,
     },
+    /// Holds open files that CRIU cannot dump, and shows on DIR/control that they work.
+    Odd {
+        dir: PathBuf,
+        #[arg(required = true)]
+        kinds: Vec<String>,
+    },
     /// Holds open files, and reads and writes them when asked on DIR/control.
     Probe { dir: PathBuf },
-    /// Holds COUNT open files of KIND, shared with another process, and answers as the probe does.
-    Kinds { dir: PathBuf, kind: String, count: usize },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
     Lend { file: PathBuf },
     /// Ask a workload on its control socket, and print the answer.
@@ -60,7 +64,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Ticker(options) => ticker::run(&options),
         Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
         Workload::Probe { dir } => recorded(&dir, probe::run(&dir)),
-        Workload::Kinds { dir, kind, count } => recorded(&dir, kinds::run(&dir, &kind, count)),
+        Workload::Odd { dir, kinds } => recorded(&dir, odd::run(&dir, &kinds)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }

@@ -1,0 +1,213 @@
+//! Open files that CRIU cannot dump: who covers them, and what is written down of them.
+//!
+//! A file is *covered* when a rule says what takes its place at a restore, or when all such files
+//! are by `on-unsupported`. Then CRIU is kept from looking at it ([`crate::criu::plugin`]), and the
+//! manifest says what it was, since CRIU's images do not. A file that nobody covers is refused
+//! before the container is touched, all of them in one message; but not if it is such a one only
+//! for the moment, or if an option of CRIU's allows it: CRIU has the last word on those.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Result, anyhow};
+
+use super::Request;
+use crate::config::OnUnsupported;
+use crate::container::{Container, Identity};
+use crate::criu::plugin::SetAside;
+use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
+use crate::files::facts::Facts;
+use crate::files::{OpenFile, Process};
+use crate::hint::WithHint;
+use crate::restore::{parse_each, standing_rules};
+use crate::store::manifest::Unsupported;
+use crate::substitute::{Origin, Rule, Term};
+
+/// What CRIU is kept from looking at.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    pub(super) chosen: Vec<SetAside>,
+    pub(super) records: Vec<Unsupported>,
+}
+
+/// Who covers which open files.
+#[derive(Debug)]
+pub(super) struct Cover {
+    rules: Vec<Rule>,
+    rest: OnUnsupported,
+    settings: Settings,
+    /// Whether it is worth looking again when the container is frozen.
+    is_needed: bool,
+}
+
+impl Cover {
+    /// Makes sure that no open file will stop the dump.
+    ///
+    /// # Errors
+    /// All those that would.
+    pub(super) fn of(request: &Request, container: &Container) -> Result<Self> {
+        let mut cover = Self {
+            rules: rules(request, container)?,
+            rest: request.on_unsupported,
+            settings: settings(request),
+            is_needed: false,
+        };
+        let failing = cover.failing(&container.dumped_processes()?)?;
+        cover.is_needed = !failing.is_empty() || cover.rest == OnUnsupported::Substitute;
+        let stopping: Vec<_> =
+            failing.iter().filter(|one| one.is_lasting() && cover.by(one).is_none()).collect();
+        if stopping.is_empty() { Ok(cover) } else { Err(refusal(&stopping)) }
+    }
+
+    /// Chooses the files that CRIU is kept from. The last time it is part of the pause: where nothing
+    /// was found at the beginning, it is not looked for again.
+    pub(super) fn choose(&self, container: &Container) -> Result<Aside> {
+        let mut aside = Aside::default();
+        if !self.is_needed {
+            return Ok(aside);
+        }
+        for one in self.failing(&container.dumped_processes()?)? {
+            let Some(by) = self.by(&one) else { continue };
+            let rule = by.rule().map(Rule::to_string);
+            let why = one.in_words();
+            aside.chosen.push(one.aside);
+            aside.records.push(Unsupported { file: one.file, why, rule });
+        }
+        Ok(aside)
+    }
+
+    /// The open files at which CRIU would fail.
+    fn failing(&self, processes: &[Process]) -> Result<Vec<Failing>> {
+        let hosts: HashMap<i32, i32> =
+            processes.iter().map(|process| (process.inner, process.host)).collect();
+        let mut mapped = None;
+        let mut failing = Vec::new();
+        for known in Facts::of(processes)?.files {
+            let Verdict::Fails(obstacles) = verdict(&known.described, &self.settings) else {
+                continue;
+            };
+            let Some(holder) = known.file.holders.first() else { continue };
+            let Some(host) = hosts.get(&holder.pid) else { continue };
+            // What is gone already stops nothing.
+            let Ok(aside) = SetAside::of(*host, holder.fd) else { continue };
+            let mapped = mapped.get_or_insert_with(|| mapped_files(processes));
+            let is_mapped = mapped.contains(&aside.identity());
+            failing.push(Failing { file: known.file, obstacles, aside, is_mapped });
+        }
+        Ok(failing)
+    }
+
+    /// Who covers an open file.
+    fn by(&self, one: &Failing) -> Option<CoveredBy<'_>> {
+        if !one.can_be_set_aside() {
+            return None;
+        }
+        let rule = self.rules.iter().find(|rule| rule.selector.matches(&one.file));
+        let all = self.rest == OnUnsupported::Substitute;
+        rule.map(CoveredBy::Rule).or(all.then_some(CoveredBy::All))
+    }
+}
+
+enum CoveredBy<'a> {
+    Rule(&'a Rule),
+    All,
+}
+
+impl<'a> CoveredBy<'a> {
+    fn rule(self) -> Option<&'a Rule> {
+        match self {
+            Self::Rule(rule) => Some(rule),
+            Self::All => None,
+        }
+    }
+}
+
+/// An open file at which CRIU would fail.
+struct Failing {
+    file: OpenFile,
+    obstacles: Vec<Obstacle>,
+    aside: SetAside,
+    is_mapped: bool,
+}
+
+impl Failing {
+    fn is_lasting(&self) -> bool {
+        self.obstacles.iter().any(Obstacle::is_lasting)
+    }
+
+    /// CRIU would take a mapping of a file that was set aside for one of what replaces it
+    /// (`fd_id_cache_lookup` in criu/file-ids.c).
+    fn can_be_set_aside(&self) -> bool {
+        !self.is_mapped && self.obstacles.iter().all(Obstacle::can_be_set_aside)
+    }
+
+    fn in_words(&self) -> String {
+        self.obstacles.iter().map(Obstacle::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn refusal(stopping: &[&Failing]) -> anyhow::Error {
+    let mut text = String::from("CRIU cannot dump some of its open files:");
+    for one in stopping {
+        let OpenFile { kind, name, .. } = &one.file;
+        let _ = write!(text, "\n  {}: {kind} {name}: {}", one.file.holders_text(), one.in_words());
+        if one.is_mapped {
+            text.push_str("; and it is mapped");
+        }
+    }
+    let replaceable = stopping.iter().find(|one| one.can_be_set_aside());
+    let hint = match replaceable.and_then(|one| one.file.holders.first()) {
+        Some(holder) => format!(
+            "close them; or give each a rule for its replacement at the restore, such as \
+             -s {holder}=null, or all of them --on-unsupported substitute"
+        ),
+        None => "close them: no rule can help".to_owned(),
+    };
+    anyhow!(text).hint(hint)
+}
+
+/// The files that processes have mapped, by device and inode.
+fn mapped_files(processes: &[Process]) -> HashSet<(u64, u64)> {
+    let maps = processes.iter().map(|process| format!("/proc/{}/map_files", process.host));
+    let links = maps.filter_map(|maps| fs::read_dir(maps).ok()).flatten().flatten();
+    let found = links.filter_map(|link| fs::metadata(link.path()).ok());
+    found.map(|file| (file.dev(), file.ino())).collect()
+}
+
+/// The rules that may cover a file: none that names it by a number, as CRIU has given none yet.
+fn rules(request: &Request, container: &Container) -> Result<Vec<Rule>> {
+    let identity = Identity::of(&request.id, &container.bundle);
+    let mut rules = standing_rules(&identity, &request.configured, &container.bundle)?;
+    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
+    let is_number = |term: &Term| matches!(term, Term::Id(_));
+    rules.retain(|rule| !rule.selector.terms.iter().any(is_number));
+    Ok(rules)
+}
+
+/// What CRIU is told, as far as it decides over open files.
+fn settings(request: &Request) -> Settings {
+    let has = |flag: &str| request.flags.iter().any(|given| given == flag);
+    Settings {
+        tcp_established: has("--tcp-established"),
+        tcp_skip_in_flight: has("--tcp-skip-in-flight"),
+        file_locks: has("--file-locks"),
+        ext_unix_sk: has("--ext-unix-sk"),
+        shell_job: has("--shell-job"),
+        link_remap: has("--link-remap"),
+        ghost_limit: bytes_of(&request.ghost_limit),
+    }
+}
+
+/// A size as CRIU writes it.
+fn bytes_of(text: &str) -> u64 {
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match text.as_bytes().last() {
+        Some(b'K') => 10,
+        Some(b'M') => 20,
+        Some(b'G') => 30,
+        _ => 0,
+    };
+    digits.parse::<u64>().map_or(u64::MAX, |number| number.saturating_mul(1 << shift))
+}

@@ -1,0 +1,357 @@
+//! What decides over the dump of each open file, read from live processes.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
+
+use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
+use super::live::{self, Observed, Process, Survey, Watch};
+use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
+use super::unreachable::Reach;
+use crate::sys::diag::{UnixSocket, unix_sockets};
+use crate::sys::handle::open_handle;
+use crate::sys::mountinfo::Mount;
+use crate::sys::process::{Status, descriptor_of};
+use crate::sys::sockopt;
+
+/// An open file of a running container, and what decides over its dump.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The open file.
+    pub file: OpenFile,
+    /// What decides.
+    pub described: Described,
+    /// The mount that it is on, for a file that has one which the container knows.
+    pub mount: Option<Mount>,
+}
+
+/// What a dump will find: every open file, and where else files are used.
+#[derive(Debug)]
+pub struct Facts {
+    /// The open files, numbered from 1.
+    pub files: Vec<Known>,
+    reach: Reach,
+}
+
+impl Facts {
+    /// Reads them from processes that may be running: what goes away is left out.
+    pub fn of(processes: &[Process]) -> Result<Self> {
+        let Survey { table, fds, reach } = live::survey(processes, false)?;
+        let files = {
+            let mut observer = Observer::new(processes, &fds, &reach);
+            table.files.iter().filter_map(|file| observer.know(file)).collect()
+        };
+        Ok(Self { files, reach })
+    }
+
+    /// The open files alone.
+    pub fn table(&self) -> Table {
+        Table::new(self.files.iter().map(|known| known.file.clone()).collect())
+    }
+
+    /// Where the file is that a link of `/proc` leads to: a program, a mapped file or a directory
+    /// that a process stands in. `None` if it is gone meanwhile.
+    pub fn place_of(&self, link: &Path) -> Option<(PathBuf, Place)> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = rustix::fs::open(link, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&file).ok()?;
+        let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
+        let own = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{own}")).ok()?;
+        let mount = live::parse_fdinfo(&info).mount;
+        let system = rustix::fs::fstatfs(&file).ok()?.f_type;
+        let place = place(&self.reach, &path, &stat, mount, system as i64);
+        Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
+    }
+}
+
+/// Looks at open files.
+struct Observer<'a> {
+    fds: HashMap<Holder, &'a Observed>,
+    reach: &'a Reach,
+    /// The processes that are dumped, by their numbers here.
+    dumped: HashSet<i32>,
+    /// Every namespace that one of them is in, as its link says it.
+    namespaces: HashSet<Vec<u8>>,
+    /// The sockets that they hold.
+    held: HashSet<u64>,
+    unix: UnixSockets,
+    /// The leaders of the sessions that have a terminal, by its number.
+    sessions: HashMap<u64, i32>,
+}
+
+impl<'a> Observer<'a> {
+    fn new(processes: &[Process], fds: &'a [Observed], reach: &'a Reach) -> Self {
+        let is_socket = |fd: &&Observed| fd.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+        let statuses = processes.iter().filter_map(|process| Status::of(process.host).ok());
+        Self {
+            fds: fds.iter().map(|fd| (fd.holder(), fd)).collect(),
+            reach,
+            dumped: processes.iter().map(|process| process.host).collect(),
+            namespaces: processes.iter().flat_map(|process| namespaces(process.host)).collect(),
+            held: fds.iter().filter(is_socket).map(|fd| fd.stat.st_ino).collect(),
+            unix: UnixSockets::default(),
+            sessions: statuses.map(|status| (status.terminal, status.session)).collect(),
+        }
+    }
+
+    fn know(&mut self, file: &OpenFile) -> Option<Known> {
+        let observed: Vec<&Observed> =
+            file.holders.iter().filter_map(|holder| self.fds.get(holder).copied()).collect();
+        let fd = *observed.first()?;
+        let described = Described {
+            kind: file.kind,
+            flags: file.flags,
+            place: self.place(file, fd),
+            detail: self.detail(file, fd),
+            locked: observed.iter().any(|fd| fd.info.locked),
+        };
+        let mount = self.reach.find(fd.info.mount).map(|reached| reached.mount.clone());
+        Some(Known { file: file.clone(), described, mount })
+    }
+
+    fn place(&self, file: &OpenFile, fd: &Observed) -> Place {
+        let has_path = matches!(
+            file.kind,
+            FileKind::Reg
+                | FileKind::Dir
+                | FileKind::Symlink
+                | FileKind::Fifo
+                | FileKind::Device
+                | FileKind::Tty
+        );
+        let path = format!("/proc/{}/fd/{}", fd.process.host, fd.fd);
+        let system = rustix::fs::statfs(path).map_or(0, |system| system.f_type);
+        match has_path && fd.link.starts_with(b"/") {
+            true => place(self.reach, &fd.link, &fd.stat, fd.info.mount, system),
+            false => Place::There,
+        }
+    }
+
+    fn detail(&mut self, file: &OpenFile, fd: &Observed) -> Detail {
+        if fd.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK {
+            return self.socket(fd).map_or(Detail::Plain, Detail::Socket);
+        }
+        let device = fd.stat.st_rdev;
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        match file.kind {
+            FileKind::Tty => {
+                let leader = self.sessions.get(&device);
+                let session_outside = leader.is_some_and(|leader| !self.dumped.contains(leader));
+                Detail::Terminal { major, minor, session_outside }
+            }
+            FileKind::Tun => Detail::Tun { of_host: is_in_network_of_host(fd.process.host) },
+            FileKind::Device => {
+                let character = fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR;
+                Detail::Device { character, major, minor }
+            }
+            FileKind::Pidfd => Detail::Pidfd {
+                outside: fd.info.target.is_some_and(|target| !self.dumped.contains(&target)),
+                thread: fd.info.flags & libc::PIDFD_THREAD != 0,
+            },
+            FileKind::Inotify | FileKind::Fanotify => {
+                let lost = |watch: &&Watch| !can_find(self.reach, watch);
+                Detail::Watches { lost: fd.info.watches.iter().filter(lost).count() }
+            }
+            FileKind::Bpfmap => Detail::BpfMap(fd.info.map_type.unwrap_or_default()),
+            FileKind::Namespace => Detail::Namespace { known: self.namespaces.contains(&fd.link) },
+            _ if fd.link.starts_with(b"anon_inode:") => {
+                Detail::Anonymous(fd.link.as_slice().into())
+            }
+            FileKind::Unknown => Detail::Anonymous(fd.link.as_slice().into()),
+            _ => Detail::Plain,
+        }
+    }
+
+    /// What the socket itself says, asked through a copy of the descriptor.
+    fn socket(&mut self, fd: &Observed) -> Option<Socket> {
+        let copy = descriptor_of(fd.process.host, fd.fd).ok()?;
+        let facts = sockopt::facts(&copy).ok()?;
+        let mut socket = Socket {
+            family: facts.family,
+            kind: facts.kind,
+            protocol: facts.protocol,
+            state: TCP_CLOSE,
+            backlog: 0,
+            corked: facts.corked,
+            unread: facts.unread,
+            peer: Peer::Inside,
+        };
+        if let Some(connection) = facts.connection {
+            socket.state = connection.state;
+            socket.backlog = connection.backlog;
+        }
+        if socket.family == libc::AF_UNIX {
+            let inode = fd.stat.st_ino;
+            self.unix.read(fd.process.host);
+            socket.peer = self.unix.peer(inode, &self.held);
+            socket.backlog = self.unix.find(inode).map_or(0, UnixSocket::lost_connections);
+        }
+        Some(socket)
+    }
+}
+
+/// Whether a process is in the network namespace that CRIU will be in: ours.
+fn is_in_network_of_host(process: i32) -> bool {
+    let name = |path: &str| rustix::fs::readlink(path, Vec::new()).ok();
+    name(&format!("/proc/{process}/ns/net")) == name("/proc/self/ns/net")
+}
+
+/// The names of the namespaces that a process is in.
+fn namespaces(host: i32) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(format!("/proc/{host}/ns")).into_iter().flatten().flatten();
+    let name = |entry: std::fs::DirEntry| rustix::fs::readlink(entry.path(), Vec::new()).ok();
+    entries.filter_map(name).map(std::ffi::CString::into_bytes).collect()
+}
+
+/// The unix sockets of the network namespaces met so far.
+#[derive(Default)]
+struct UnixSockets {
+    seen: HashSet<Vec<u8>>,
+    sockets: HashMap<u64, UnixSocket>,
+}
+
+impl UnixSockets {
+    fn read(&mut self, host: i32) {
+        let path = format!("/proc/{host}/ns/net");
+        let Ok(namespace) = rustix::fs::readlink(&path, Vec::new()) else { return };
+        if self.seen.insert(namespace.into_bytes()) {
+            let sockets = unix_sockets(Path::new(&path)).unwrap_or_default();
+            self.sockets.extend(sockets.into_iter().map(|one| (u64::from(one.inode), one)));
+        }
+    }
+
+    fn find(&self, inode: u64) -> Option<&UnixSocket> {
+        self.sockets.get(&inode)
+    }
+
+    fn peer(&self, inode: u64, held: &HashSet<u64>) -> Peer {
+        let Some(socket) = self.find(inode) else { return Peer::Inside };
+        match socket.peer {
+            0 if socket.is_half_open() && !self.is_pending(inode) => Peer::Dangling,
+            0 => Peer::Inside,
+            peer if held.contains(&u64::from(peer)) => Peer::Inside,
+            peer => {
+                let named = self.find(u64::from(peer)).is_some_and(|peer| peer.named);
+                Peer::Outside { named }
+            }
+        }
+    }
+
+    /// Whether it is a connection that nobody has accepted.
+    fn is_pending(&self, inode: u64) -> bool {
+        self.sockets.values().any(|other| other.pending.iter().any(|one| u64::from(*one) == inode))
+    }
+}
+
+/// Where a file is, by the rules of `dump_one_reg_file` and `check_path_remap` of
+/// criu/files-reg.c.
+fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32, system: i64) -> Place {
+    /// Include/uapi/linux/magic.h: what is there has no file that could be missing.
+    const PROC: i64 = 0x9fa0;
+    const DEVPTS: i64 = 0x1cd1;
+    let Some(reached) = reach.find(mount) else {
+        return Place::Foreign(ExternalFile { mount, inode: stat.st_ino });
+    };
+    if reached.covered {
+        return Place::Overmounted;
+    }
+    if matches!(system, PROC | DEVPTS) {
+        return Place::There;
+    }
+    if stat.st_nlink == 0 {
+        // In units of 512 bytes (stat(2)).
+        let stored = u64::try_from(stat.st_blocks).unwrap_or_default() * 512;
+        return Place::Deleted { stored };
+    }
+    match stat_in(reached.host, link) {
+        Ok(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) => Place::There,
+        Ok(_) => Place::Taken,
+        Err(rustix::io::Errno::NOENT) => Place::Unlinked,
+        Err(_) => Place::There,
+    }
+}
+
+/// What is at a path of a process.
+fn stat_in(host: i32, path: &[u8]) -> rustix::io::Result<Stat> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root =
+        rustix::fs::open(format!("/proc/{host}/root"), flags | OFlags::DIRECTORY, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(root, path, flags | OFlags::NOFOLLOW, Mode::empty(), resolve)?;
+    rustix::fs::fstat(file)
+}
+
+/// Whether CRIU will find a watched file: by its handle through one of the mounts of its file
+/// system, or else in the directories that it searches (`check_open_handle` in criu/fsnotify.c).
+fn can_find(reach: &Reach, watch: &Watch) -> bool {
+    let mut on = reach.mounts().filter(|reached| reached.mount.device == watch.device);
+    on.any(|reached| {
+        let point = directory_of(reached.host, &reached.mount);
+        point
+            .is_ok_and(|point| open_handle(point.as_fd(), watch.handle_type, &watch.handle).is_ok())
+    }) || is_searched(reach, watch)
+}
+
+fn directory_of(host: i32, mount: &Mount) -> rustix::io::Result<OwnedFd> {
+    let below = mount.point.as_path().strip_prefix("/").unwrap_or(Path::new(""));
+    let path = Path::new("/proc").join(format!("{host}/root")).join(below);
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Whether the file is where CRIU searches for those without a handle (`hints` in criu/irmap.c).
+fn is_searched(reach: &Reach, watch: &Watch) -> bool {
+    const SEARCHED: [&str; 8] = [
+        "etc",
+        "var/spool",
+        "var/log",
+        "usr/share/dbus-1/services",
+        "usr/share/dbus-1/system-services",
+        "var/lib/polkit-1/localauthority",
+        "usr/share/polkit-1/actions",
+        "lib/udev",
+    ];
+    let Some(host) = reach.mounts().map(|reached| reached.host).next() else { return false };
+    let Ok(root) = directory(Path::new(&format!("/proc/{host}/root"))) else { return false };
+    is_watched(&root, watch)
+        || SEARCHED.iter().any(|below| {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat2(&root, *below, flags, Mode::empty(), resolve)
+                .is_ok_and(|directory| is_watched(&directory, watch) || is_below(&directory, watch))
+        })
+}
+
+fn directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn is_watched(file: &OwnedFd, watch: &Watch) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| is_file(&stat, watch))
+}
+
+fn is_file(stat: &Stat, watch: &Watch) -> bool {
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    (device, stat.st_ino) == (watch.device, watch.inode)
+}
+
+/// Whether the file is anywhere below a directory, looked for through no link.
+fn is_below(directory: &OwnedFd, watch: &Watch) -> bool {
+    let Ok(entries) = rustix::fs::Dir::read_from(directory) else { return false };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            return false;
+        }
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        let Ok(stat) = rustix::fs::statat(directory, name, flags) else { return false };
+        let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        is_file(&stat, watch)
+            || stat.st_mode & libc::S_IFMT == libc::S_IFDIR
+                && rustix::fs::openat(directory, name, open, Mode::empty())
+                    .is_ok_and(|below| is_below(&below, watch))
+    })
+}
