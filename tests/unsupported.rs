@@ -119,12 +119,24 @@ on_each_runtime!(uncovered_they_are_named_all_at_once, |machine| {
     assert_eq!(odd.container.status(), "running");
     odd.works();
 
-    let leave = ["--on-unsupported", "substitute", "--leave-running"];
-    run(&mut checkpoint(machine, &bundle, &leave));
+    let config = machine.scratch().join("ocicle.toml");
+    fs::write(&config, "on-unsupported = \"substitute\"\n").unwrap();
+    let mut command = checkpoint(machine, &bundle, &["--leave-running"]);
+    run(command.env("OCICLE_CONFIG", &config));
+    fs::remove_file(config).unwrap();
     odd.works();
     odd.container.kill();
     told.refused("a restore without replacements", &mut restore(machine, &bundle, &[]));
     told.compare("unsupported");
+});
+
+on_each_runtime!(without_ocicle_the_runtime_refuses_each_of_them, |machine| {
+    for kind in KINDS {
+        let bundle = bundle(machine, &[kind]).make();
+        let odd = Odd::run(&bundle);
+        let refused = odd.container.checkpoint(&bundle.images("images"), &["--leave-running"]);
+        assert!(refused.is_err(), "{kind}");
+    }
 });
 
 on_each_runtime!(covered_they_are_left_out_and_replaced, |machine| {

@@ -97,11 +97,16 @@ pub(super) fn directory(path: &Path) -> Result<()> {
         made => made.with_context(context)?,
     }
     symlink(own_path(), path.join("ocicle.so")).with_context(context)?;
-    let Some(system) = systems() else { return Ok(()) };
-    for entry in fs::read_dir(&system).with_context(|| format!("reading {}", system.display()))? {
+    systems().map_or(Ok(()), |system| link_all(&system, path))
+}
+
+/// Makes links in a directory to the plugins of another.
+fn link_all(system: &Path, path: &Path) -> Result<()> {
+    for entry in fs::read_dir(system).with_context(|| format!("reading {}", system.display()))? {
         let name = entry?.file_name();
         if name.as_encoded_bytes().ends_with(b".so") && name != "ocicle.so" {
-            symlink(system.join(&name), path.join(&name)).with_context(context)?;
+            symlink(system.join(&name), path.join(&name))
+                .with_context(|| format!("making {}", path.join(&name).display()))?;
         }
     }
     Ok(())
@@ -131,6 +136,19 @@ mod tests {
         assert_eq!(list(&[aside, aside]).unwrap(), format!("{entry} {entry}"));
         assert!(list(&vec![aside; LIMIT + 1]).is_err());
         assert!(SetAside::of(own, -1).is_err());
+    }
+
+    #[test]
+    fn the_plugins_of_the_system_stay() {
+        let (system, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for name in ["amdgpu_plugin.so", "ocicle.so", "README"] {
+            fs::write(system.path().join(name), name).unwrap();
+        }
+        link_all(system.path(), ours.path()).unwrap();
+        let names: Vec<_> =
+            fs::read_dir(ours.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["amdgpu_plugin.so"]);
+        assert_eq!(fs::read(ours.path().join("amdgpu_plugin.so")).unwrap(), b"amdgpu_plugin.so");
     }
 
     #[test]
