@@ -19,7 +19,7 @@ use super::copy::copy_file;
 use super::index::{Content, Entry, Identity, Index, Kind, Meta, SCHEMA, Time};
 use super::part::Part;
 use super::probe::Root;
-use super::walk::{Seen, Still, Tree, open_existing, walk};
+use super::walk::{Earlier, Seen, Still, Tree, open_existing, walk};
 use super::{shown, split};
 use crate::bytes::ByteString;
 use crate::store::digest::FileRecord;
@@ -71,7 +71,10 @@ pub struct Stage {
     copies: HashMap<(u64, u64), Copied>,
     /// Files of the base whose identity counts, by inode number.
     base: HashMap<u64, (Identity, Content)>,
-    taken: Option<Index<Staged>>,
+    /// What the walk of the running container found.
+    earlier: Earlier,
+    /// What that of the frozen one found.
+    taken: Option<Tree>,
 }
 
 /// A file that was copied.
@@ -109,6 +112,7 @@ impl Stage {
             next_blob: AtomicU64::new(0),
             copies: HashMap::new(),
             base: known,
+            earlier: Earlier::default(),
             taken: None,
         })
     }
@@ -116,7 +120,10 @@ impl Stage {
     /// Copies everything while the container runs. Nothing read here is trusted later, unless it is
     /// proven unchanged.
     pub fn pre_copy(&mut self) -> Result<CopyStats> {
-        self.pass(&HashSet::new(), Still::Running).map(|(stats, _)| stats)
+        let begun = coarse_now();
+        let (stats, tree) = self.pass(&HashSet::new(), Still::Running)?;
+        self.earlier = Earlier::of(&self.root, tree, begun);
+        Ok(stats)
     }
 
     /// Takes the snapshot while the container is frozen: looks at everything again, and copies what
@@ -125,21 +132,22 @@ impl Stage {
     /// `volatile` are the files, by device and inode number, that may change without a trace in
     /// their times: mapped shared and writable, or open for direct writing.
     pub fn take(&mut self, volatile: &HashSet<(u64, u64)>) -> Result<CopyStats> {
-        let (stats, entries) = self.pass(volatile, Still::Frozen)?;
-        self.taken = Some(Index {
-            schema: SCHEMA,
-            driver: self.root.driver(),
-            root: self.root.identity().clone(),
-            entries,
-        });
+        let (stats, tree) = self.pass(volatile, Still::Frozen)?;
+        self.taken = Some(tree);
         Ok(stats)
     }
 
     /// Writes the index, so that [`super::pack`] can go on in another process, and removes the blobs
     /// that a later copy replaced.
-    pub fn seal(self) -> Result<()> {
-        let Some(index) = &self.taken else {
+    pub fn seal(mut self) -> Result<()> {
+        let Some(tree) = self.taken.take() else {
             bail!("sealing a snapshot that was not taken");
+        };
+        let index = Index {
+            schema: SCHEMA,
+            driver: self.root.driver(),
+            root: self.root.identity().clone(),
+            entries: self.entries(tree)?,
         };
         let used: HashSet<_> = index
             .entries
@@ -155,16 +163,12 @@ impl Stage {
                 let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
             }
         }
-        write_json(&self.dir, STAGED_INDEX, index)
+        write_json(&self.dir, STAGED_INDEX, &index)
     }
 
     /// One walk and the copies that it asks for.
-    fn pass(
-        &mut self,
-        volatile: &HashSet<(u64, u64)>,
-        still: Still,
-    ) -> Result<(CopyStats, BTreeMap<ByteString, Entry<Staged>>)> {
-        let tree = walk(&self.root, still)?;
+    fn pass(&mut self, volatile: &HashSet<(u64, u64)>, still: Still) -> Result<(CopyStats, Tree)> {
+        let tree = walk(&self.root, still, &self.earlier)?;
         let mut stats = CopyStats { entries: tree.len() as u64, ..CopyStats::default() };
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
@@ -194,8 +198,7 @@ impl Stage {
             stats.bytes += size;
             self.copies.insert(inode, copied);
         }
-        let entries = if still == Still::Frozen { self.entries(tree)? } else { BTreeMap::new() };
-        Ok((stats, entries))
+        Ok((stats, tree))
     }
 
     /// Whether the content of a file is there already; what the base has is noted as a copy.
@@ -393,7 +396,7 @@ fn on_disk_file_system(file: &OwnedFd) -> bool {
 }
 
 /// Whether a change right after `started` might carry the same ctime: as git does for its index.
-fn is_racy(ctime: Time, started: Time) -> bool {
+pub(super) fn is_racy(ctime: Time, started: Time) -> bool {
     // The kernel stamps with the clock of its last tick, at least every 10 ms. A file system that
     // keeps only seconds (ext4 with small inodes) shows no nanoseconds.
     let grain: i128 = if ctime.1 == 0 { 2_000_000_000 } else { 20_000_000 };

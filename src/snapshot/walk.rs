@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
+use rustix::fs::AtFlags;
 
-use super::attributes::{Found, Shape};
-use super::index::PATH_LIMIT;
+use super::attributes::{Found, Shape, identity};
+use super::index::{PATH_LIMIT, Time};
 use super::probe::{Overlay, Root};
+use super::stage::is_racy;
 use super::{join, shown};
 use crate::bytes::ByteString;
 use crate::sys::fs;
@@ -32,6 +34,45 @@ pub(super) enum Still {
     Running,
 }
 
+/// What an earlier walk found. What is no directory need not be opened again where stat(2) says
+/// that it is the same, as every change of an inode changes its ctime.
+#[derive(Default)]
+pub(super) struct Earlier {
+    tree: Tree,
+    begun: Time,
+}
+
+impl Earlier {
+    /// Keeps what a walk found that began at `begun`.
+    pub(super) fn of(root: &Root, tree: Tree, begun: Time) -> Self {
+        // Who knows what else keeps of times.
+        let tree = if keeps_ctime(root) { tree } else { Tree::new() };
+        Self { tree, begun }
+    }
+
+    fn unchanged(&self, dir: &OwnedFd, path: &[u8], name: &[u8]) -> Option<Seen> {
+        let Seen::Inode { found, upper, opaque } = self.tree.get(&ByteString::from(path))? else {
+            return None;
+        };
+        if found.shape == Shape::Dir || is_racy(found.identity.ctime, self.begun) {
+            return None;
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let now = rustix::fs::statat(dir, name, flags).ok()?;
+        let same = (now.st_dev, now.st_nlink) == (found.device, found.names)
+            && identity(&now) == found.identity;
+        same.then(|| Seen::Inode { found: found.clone(), opaque: *opaque, upper: *upper })
+    }
+}
+
+/// ext4, xfs, btrfs, f2fs, tmpfs and overlays of them.
+fn keeps_ctime(root: &Root) -> bool {
+    const KNOWN: [u64; 6] =
+        [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630];
+    rustix::fs::fstatfs(root.top())
+        .is_ok_and(|found| KNOWN.contains(&(found.f_type as u64 & 0xffff_ffff)))
+}
+
 /// A directory that is still to be read.
 struct Pending {
     path: Vec<u8>,
@@ -40,7 +81,7 @@ struct Pending {
 }
 
 /// Walks a root.
-pub(super) fn walk(root: &Root, still: Still) -> Result<Tree> {
+pub(super) fn walk(root: &Root, still: Still, earlier: &Earlier) -> Result<Tree> {
     let mut tree = Tree::new();
     let top = Found::look(root.top()).context("reading the attributes of the root")?;
     let (opaque, renamed) = match root.overlay() {
@@ -51,8 +92,10 @@ pub(super) fn walk(root: &Root, still: Still) -> Result<Tree> {
     let mut pending =
         vec![Pending { path: Vec::new(), whole: root.overlay().is_none() || renamed }];
     while !pending.is_empty() {
-        let read =
-            pending.par_iter().map(|dir| read_dir(root, dir, still)).collect::<Result<Vec<_>>>()?;
+        let read = pending
+            .par_iter()
+            .map(|dir| read_dir(root, dir, still, earlier))
+            .collect::<Result<Vec<_>>>()?;
         pending.clear();
         for (seen, dirs) in read {
             tree.extend(seen);
@@ -74,8 +117,8 @@ fn is_race(still: Still, error: &io::Error) -> bool {
 
 type Read = (Vec<(ByteString, Seen)>, Vec<Pending>);
 
-fn read_dir(root: &Root, dir: &Pending, still: Still) -> Result<Read> {
-    match try_read_dir(root, dir, still) {
+fn read_dir(root: &Root, dir: &Pending, still: Still, earlier: &Earlier) -> Result<Read> {
+    match try_read_dir(root, dir, still, earlier) {
         Ok(read) => Ok(read),
         Err(error) => match error.downcast_ref::<io::Error>() {
             Some(io) if is_race(still, io) => Ok((Vec::new(), Vec::new())),
@@ -84,7 +127,7 @@ fn read_dir(root: &Root, dir: &Pending, still: Still) -> Result<Read> {
     }
 }
 
-fn try_read_dir(root: &Root, dir: &Pending, still: Still) -> Result<Read> {
+fn try_read_dir(root: &Root, dir: &Pending, still: Still, earlier: &Earlier) -> Result<Read> {
     let merged = fs::open_dir(root.top(), &dir.path)?;
     let upper = match root.overlay() {
         Some(overlay) => open_existing(&overlay.upper, &dir.path)?,
@@ -95,21 +138,26 @@ fn try_read_dir(root: &Root, dir: &Pending, still: Still) -> Result<Read> {
         None if !dir.whole => Vec::new(),
         _ => fs::names(&merged)?,
     };
-    let mut seen = Vec::with_capacity(names.len());
-    let mut dirs = Vec::new();
-    for name in names {
-        let path = join(&dir.path, &name);
+    let look = |name: &Vec<u8>| -> Result<Option<(Vec<u8>, Looked)>> {
+        let path = join(&dir.path, name);
         if is_crius_own(&path) {
-            continue;
+            return Ok(None);
         }
         if path.len() > PATH_LIMIT {
             bail!("a path in it is longer than {PATH_LIMIT} bytes: remove it, or leave it out");
         }
-        let Some(this) = look(root, dir, &merged, upper.as_ref(), &name, still)
-            .with_context(|| format!("reading the attributes of {}", shown(&path)))?
-        else {
-            continue;
-        };
+        if let Some(seen) = earlier.unchanged(&merged, &path, name) {
+            return Ok(Some((path, Looked { seen, descend: None })));
+        }
+        let looked = look(root, dir, &merged, upper.as_ref(), name, still)
+            .with_context(|| format!("reading the attributes of {}", shown(&path)))?;
+        Ok(looked.map(|looked| (path, looked)))
+    };
+    // A directory of many files is shared among the processors.
+    let looked = names.par_iter().with_min_len(64).map(look).collect::<Result<Vec<_>>>()?;
+    let mut seen = Vec::with_capacity(looked.len());
+    let mut dirs = Vec::new();
+    for (path, this) in looked.into_iter().flatten() {
         if let Some(whole) = this.descend {
             dirs.push(Pending { path: path.clone(), whole });
         }
@@ -199,7 +247,56 @@ pub(super) fn open_existing(root: impl AsFd, path: &[u8]) -> io::Result<Option<O
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::snapshot::probe;
+
+    /// Later than every ctime: then stat(2) alone decides.
+    const LATER: Time = Time(i64::MAX / 2, 1);
+
+    fn found<'a>(tree: &'a Tree, path: &str) -> Option<&'a Found> {
+        match tree.get(&ByteString::from(path)) {
+            Some(Seen::Inode { found, .. }) => Some(found),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_is_the_same_is_not_opened_again() {
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name);
+        for name in ["stays", "grows", "goes", "replaced", "linked", "becomes"] {
+            fs::write(path(name), name).unwrap();
+        }
+        let root = probe(top.path()).unwrap();
+        let mut first = walk(&root, Still::Running, &Earlier::default()).unwrap();
+        // What comes through from the first walk is known by this.
+        for seen in first.values_mut() {
+            if let Seen::Inode { found, .. } = seen {
+                found.meta.uid = 4711;
+            }
+        }
+        fs::write(path("grows"), "larger than before").unwrap();
+        fs::remove_file(path("goes")).unwrap();
+        fs::write(path("new"), "replaced").unwrap();
+        fs::rename(path("new"), path("replaced")).unwrap();
+        fs::hard_link(path("linked"), path("other")).unwrap();
+        fs::remove_file(path("becomes")).unwrap();
+        fs::create_dir(path("becomes")).unwrap();
+        let earlier = Earlier::of(&root, first, LATER);
+        let again = walk(&root, Still::Frozen, &earlier).unwrap();
+        assert_eq!(found(&again, "stays").unwrap().meta.uid, 4711);
+        for name in ["grows", "replaced", "linked", "other", "becomes", ""] {
+            assert_ne!(found(&again, name).unwrap().meta.uid, 4711, "{name}");
+        }
+        assert!(found(&again, "goes").is_none());
+        assert_eq!(found(&again, "becomes").unwrap().shape, Shape::Dir);
+        // A ctime of the tick in which the first walk began proves nothing.
+        let racy = Earlier { begun: found(&again, "stays").unwrap().identity.ctime, ..earlier };
+        let fresh = walk(&root, Still::Frozen, &racy).unwrap();
+        assert_ne!(found(&fresh, "stays").unwrap().meta.uid, 4711);
+    }
 
     #[test]
     fn what_criu_makes_meanwhile_is_no_part() {
