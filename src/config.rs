@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{Identity, Volumes};
 use crate::hint::WithHint;
+use crate::store::policy::{Filesystem, Keep};
 use crate::substitute::{Origin, parse_list};
 
 /// Where the configuration is, unless [`VARIABLE`] names another file.
@@ -32,6 +33,10 @@ pub struct Config {
     pub freeze_timeout: f64,
     /// Which volumes belong to a checkpoint.
     pub volumes: Volumes,
+    /// What a checkpoint does about files.
+    pub filesystem: Filesystem,
+    /// How many versions of a container are kept; 0 means all.
+    pub keep: Keep,
     /// Settings of CRIU.
     pub criu: Criu,
     /// What becomes of open files that CRIU cannot dump and that no rule covers.
@@ -119,6 +124,8 @@ impl Default for Config {
             store: STORE.into(),
             freeze_timeout: 10.0,
             volumes: Volumes::default(),
+            filesystem: Filesystem::default(),
+            keep: 0,
             criu: Criu::default(),
             on_unsupported: OnUnsupported::default(),
             substitute: Vec::new(),

@@ -55,7 +55,7 @@
 //!   log, and the plugin that keeps it from files it cannot dump (`plugin/`). [`files`]: the table
 //!   of open files, of processes and of images, and their preflight.
 //!   [`snapshot`]: stage, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
-//!   is on disk. [`guardian`]: what makes good when we are killed.
+//!   is on disk, and by which [policy](store::policy). [`guardian`]: what makes good when we are killed.
 //! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.
 //! - [`substitute`]: rules, what they mean, what they open, the view of the images.
 //! - [`checkpoint`], and [`restore`], which finishes a checkpoint that was interrupted: the order

@@ -21,6 +21,7 @@ use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
 use crate::store::lock::Lock;
 use crate::store::manifest::Trust;
+use crate::store::policy::{self, Filesystem};
 use crate::sys::process::InheritedFds;
 
 /// Flags of `checkpoint` with which the runtime makes no checkpoint that could be restored from
@@ -66,7 +67,9 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         id: call.id.clone(),
         images: images_of(call)?,
         work: call.path("--work-path"),
-        flags: without(&without(&call.flags, "--image-path"), "--work-path"),
+        flags: ["--image-path", "--work-path", FILESYSTEM]
+            .iter()
+            .fold(call.flags.clone(), |flags, flag| without(&flags, flag)),
         leave_running: call.has("--leave-running"),
         freeze_limit: config.freeze_limit(),
         ghost_limit: config.criu.ghost_limit.clone(),
@@ -76,6 +79,8 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         disposable: false,
         volumes: None,
         default_volumes: config.volumes.clone(),
+        filesystem: filesystem_of(call)?,
+        default_filesystem: config.filesystem,
         base: None,
     };
     checkpoint(&request, &held, &()).with_context(context)?;
@@ -113,6 +118,14 @@ fn serve_restore(
     let ended = restore::restore(&request, &held, &())
         .with_context(|| format!("restoring {}", request.id))?;
     Ok(status_of(&ended))
+}
+
+/// ocicle's own flag of `checkpoint`.
+const FILESYSTEM: &str = "--filesystem";
+
+fn filesystem_of(call: &Call) -> Result<Option<Filesystem>> {
+    let Some(value) = call.value(FILESYSTEM) else { return Ok(None) };
+    policy::parse(&value.to_string_lossy()).context(FILESYSTEM).map(Some)
 }
 
 /// The image directory of a call; runc and crun take `checkpoint` where none is named.

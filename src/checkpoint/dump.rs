@@ -18,6 +18,7 @@ use crate::criu::config::Configuration;
 use crate::criu::door::{Action, Criu, Door, Visitor, Work};
 use crate::criu::{action, failure, phases};
 use crate::fault;
+use crate::files::held::HeldFile;
 use crate::freezer::{Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
 use crate::store::manifest::Manifest;
@@ -200,7 +201,7 @@ impl<'a> Dump<'a> {
     ) -> Result<Option<(Vec<parts::Staged>, Instant)>> {
         manifest.freeze.by = frozen.by();
         thread::scope(|scope| {
-            let snapshot = scope.spawn(|| take(frozen, staged));
+            let snapshot = scope.spawn(|| take(self.container, frozen, staged));
             let hook = self.await_action(action::POST_DUMP);
             let asked = Instant::now();
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
@@ -210,7 +211,7 @@ impl<'a> Dump<'a> {
                 return Ok(None);
             };
             fault::point("post-dump");
-            let (parts, begin, end) = match snapshot {
+            let Taken { parts, held, begin, end } = match snapshot {
                 Ok(taken) => taken,
                 Err(error) => {
                     hook.answer(&Err(anyhow!("{error:#}")))?;
@@ -218,6 +219,7 @@ impl<'a> Dump<'a> {
                 }
             };
             self.timeline.mark("snapshot", begin, end);
+            manifest.held = held;
             let committing = Instant::now();
             let (parts, outcome) = self.commit(parts, manifest);
             fault::point("committed");
@@ -354,15 +356,27 @@ fn freeze<'a>(
     Ok(frozen)
 }
 
-type Taken = (Vec<parts::Staged>, Instant, Instant);
+/// What was taken under the freeze, and when.
+struct Taken {
+    parts: Vec<parts::Staged>,
+    held: Vec<HeldFile>,
+    begin: Instant,
+    end: Instant,
+}
 
-fn take(frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
+fn take(container: &Container, frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
     let begin = Instant::now();
-    let Copied { parts, mut volatile } = staged;
+    let Copied { parts, mut volatile, digests } = staged;
     volatile.extend(volatile::files_of(&frozen.processes()?));
+    let held = match digests {
+        Some(digests) => {
+            digests.record(&parts::holders(container)?, &container.bundle, &volatile)?
+        }
+        None => Vec::new(),
+    };
     let parts = parts::take(parts, &volatile, frozen)?;
     fault::point("snapshot-taken");
-    Ok((parts, begin, Instant::now()))
+    Ok(Taken { parts, held, begin, end: Instant::now() })
 }
 
 fn command_line(request: &Request, plain_cgroups: bool) -> Vec<OsString> {

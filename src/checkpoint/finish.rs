@@ -4,8 +4,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::timeline::Timeline;
 use crate::fault;
@@ -28,14 +30,14 @@ pub fn complete(
     let timeline = timeline.unwrap_or(&unused);
     let table = timeline.time("table", || write_table(images, &manifest))?;
     manifest.must_substitute = must_substitute(&table);
-    timeline.time("pack", || pack(images, &mut manifest.parts, progress))?;
+    manifest.files = pack_and_digest(images, &mut manifest.parts, timeline, progress)?;
     fault::point("packed");
-    manifest.files = timeline.time("digest", || records(images))?;
     manifest.state = State::Complete;
     if manifest.timeline.is_empty() {
         manifest.timeline = timeline.phases();
     }
-    sync_all(images, &manifest)?;
+    sync(images, manifest.all_files())?;
+    sync_directory(images)?;
     manifest.see(images);
     manifest.commit(images)?;
     fault::point("manifest-written");
@@ -101,6 +103,28 @@ fn must_substitute(table: &Table) -> Vec<MustSubstitute> {
     table.files.iter().filter(|file| file.must_substitute).map(record).collect()
 }
 
+/// Packs what is staged, and beside that reads CRIU's images and brings them to disk.
+fn pack_and_digest(
+    images: &Path,
+    parts: &mut [Part],
+    timeline: &Timeline,
+    progress: &dyn Progress,
+) -> Result<Vec<FileRecord>> {
+    thread::scope(|scope| {
+        let digesting = scope.spawn(|| {
+            let begin = Instant::now();
+            let records = records(images)?;
+            sync(images, &records)?;
+            anyhow::Ok((records, begin, Instant::now()))
+        });
+        let packed = timeline.time("pack", || pack(images, parts, progress));
+        let digested = digesting.join().map_err(|_| anyhow!("reading the images panicked"))?;
+        let (records, begin, end) = digested?;
+        timeline.mark("digest", begin, end);
+        packed.map(|()| records)
+    })
+}
+
 fn pack(images: &Path, parts: &mut [Part], progress: &dyn Progress) -> Result<()> {
     for part in parts {
         let staging = staged_parts(images).join(&part.name);
@@ -128,12 +152,12 @@ fn records(images: &Path) -> Result<Vec<FileRecord>> {
     names.iter().map(|name| FileRecord::of(images, name)).collect()
 }
 
-fn sync_all(images: &Path, manifest: &Manifest) -> Result<()> {
-    for record in manifest.all_files() {
+fn sync<'a>(images: &Path, records: impl IntoIterator<Item = &'a FileRecord>) -> Result<()> {
+    for record in records {
         let path = images.join(&record.name);
         fs::File::open(&path)
             .and_then(|file| file.sync_all())
             .with_context(|| format!("syncing {}", path.display()))?;
     }
-    sync_directory(images)
+    Ok(())
 }

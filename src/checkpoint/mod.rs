@@ -37,12 +37,14 @@ use crate::runtime::arguments::value_of;
 use crate::snapshot::{self, Progress};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
+use crate::store::policy::{self, Filesystem};
 
 use aside::Cover;
 pub use directory::ImageDirectory;
 use dump::Dump;
 pub use finish::complete;
 use parts::Copied;
+
 use timeline::Timeline;
 
 /// What is asked for.
@@ -76,11 +78,21 @@ pub struct Request {
     pub volumes: Option<Volumes>,
     /// Which belong to it when neither that nor the container's annotation says so.
     pub default_volumes: Volumes,
+    /// What it does about files, whatever else says so.
+    pub filesystem: Option<Filesystem>,
+    /// What it does when neither that nor the container's annotation says so.
+    pub default_filesystem: Filesystem,
     /// The checkpoint before, to share with it what has not changed.
     pub base: Option<PathBuf>,
 }
 
 impl Request {
+    /// What is done about the files of a container.
+    fn filesystem_of(&self, container: &Container) -> Result<Filesystem> {
+        let annotated = policy::annotated(&container.bundle)?;
+        Ok(self.filesystem.or(annotated).unwrap_or(self.default_filesystem))
+    }
+
     /// Whether the runtime is given a flag, alone or with a value.
     fn has_flag(&self, flag: &str) -> bool {
         self.flags.iter().any(|given| given == flag) || value_of(&self.flags, flag).is_some()
@@ -99,15 +111,23 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let cover = Cover::of(request, &container)?;
     let root = snapshot::probe(&container.bundle.rootfs)?;
     container.ensure_root_is(root.path())?;
-    let manifest = Manifest::begin(request, &container, root.identity())?;
+    let filesystem = request.filesystem_of(&container)?;
+    let manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
 
     let guardian = Guardian::start()?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
     let staged = timeline.time("pre-copy", || {
         let volatile = volatile::files_of(&container.freezer.processes()?);
-        let planned = parts::plan(&container, root, request)?;
+        let planned = match filesystem {
+            Filesystem::Snapshot => parts::plan(&container, root, request)?,
+            Filesystem::Verify | Filesystem::None => Vec::new(),
+        };
         let parts = parts::stage(planned, request.base.as_deref(), &directory)?;
-        anyhow::Ok(Copied { parts, volatile })
+        let digests = match filesystem {
+            Filesystem::Verify => Some(parts::digest_held(&container)?),
+            Filesystem::Snapshot | Filesystem::None => None,
+        };
+        anyhow::Ok(Copied { parts, volatile, digests })
     })?;
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;

@@ -9,6 +9,7 @@ use super::directory::ImageDirectory;
 use super::volatile;
 use crate::bytes::ByteString;
 use crate::container::{Bundle, Container, Volumes, shared};
+use crate::files::held::Digests;
 use crate::freezer::Frozen;
 use crate::snapshot::{self, Part as Packed, Root, Stage};
 use crate::store::manifest::{Manifest, Part};
@@ -35,6 +36,19 @@ pub(super) struct Staged {
 pub(super) struct Copied {
     pub parts: Vec<Staged>,
     pub volatile: volatile::Files,
+    /// Of the files that the container held, where no copy of them is taken.
+    pub digests: Option<Digests>,
+}
+
+/// Reads the files that the processes hold.
+pub(super) fn digest_held(container: &Container) -> Result<Digests> {
+    Digests::read_ahead(&holders(container)?, &container.bundle)
+        .context("reading the files that it has open")
+}
+
+/// The processes whose files a restore needs.
+pub(super) fn holders(container: &Container) -> Result<Vec<i32>> {
+    Ok(container.dumped_processes()?.into_iter().map(|process| process.host).collect())
 }
 
 /// The parts of a container: what it can write of its root file system, and its volumes.

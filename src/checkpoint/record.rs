@@ -12,6 +12,7 @@ use crate::snapshot::RootIdentity;
 use crate::store::manifest::{
     self, Container as Record, Features, Freeze, Left, Manifest, Programs, SCHEMA,
 };
+use crate::store::policy::Filesystem;
 
 impl Manifest {
     /// What is known before the freeze.
@@ -19,6 +20,7 @@ impl Manifest {
         request: &Request,
         container: &Container,
         identity: &RootIdentity,
+        filesystem: Filesystem,
     ) -> Result<Self> {
         let frozen = container.freezer.state()? == Some(FreezerState::Frozen);
         let left = match (request.leave_running, frozen) {
@@ -28,7 +30,7 @@ impl Manifest {
         };
         Ok(Self {
             schema: SCHEMA,
-            features: Features::default(),
+            features: features(filesystem),
             ocicle: env!("CARGO_PKG_VERSION").to_owned(),
             state: manifest::State::Staged,
             created: jiff::Timestamp::now(),
@@ -51,6 +53,8 @@ impl Manifest {
                 kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
             },
             flags: restore_flags(&request.flags),
+            filesystem,
+            held: Vec::new(),
             root: identity.clone(),
             parts: Vec::new(),
             files: Vec::new(),
@@ -60,6 +64,13 @@ impl Manifest {
             must_substitute: Vec::new(),
         })
     }
+}
+
+/// Who does not compare the files must not restore.
+fn features(filesystem: Filesystem) -> Features {
+    let held = filesystem == Filesystem::Verify;
+    let incompatible = held.then(|| manifest::HELD_FILES.to_owned()).into_iter().collect();
+    Features { incompatible, ..Features::default() }
 }
 
 /// What `checkpoint` was told and `restore` has to be told too.

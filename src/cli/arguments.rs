@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{checkpoint, files, list, restore, thaw, with};
+use crate::commands::{checkpoint, diff, files, list, restore, thaw, with};
 
 /// Checkpoint and restore containers of runc and crun: memory and files of one instant.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ pub(super) enum Command {
     With(with::Options),
     /// List the open files of a container or of a checkpoint
     Files(files::Options),
+    /// List what was added, changed and removed since a checkpoint, or between two
+    Diff(diff::Options),
     /// List checkpoints
     #[command(visible_alias = "ls")]
     List(list::Options),

@@ -53,6 +53,7 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
     };
     match arguments.command {
         Command::With(options) => return commands::with::run(&options, &inherited),
+        Command::Diff(options) => return commands::diff::run(&store, &options),
         Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),
         Command::Restore(options) => commands::restore::run(&machine()?, &options, inherited),
         Command::Files(options) => commands::files::run(&options, &store, machine),

@@ -8,8 +8,10 @@ use super::Machine;
 use crate::checkpoint::{self, checkpoint};
 use crate::config::OnUnsupported;
 use crate::container::{Container, Volumes, ensure_name};
-use crate::output::{self, progress::Bar};
+use crate::output;
+use crate::output::progress::{Bar, Shown};
 use crate::store::lock::Lock;
+use crate::store::policy::{self, Filesystem, Keep, Purpose};
 use crate::store::versions::Reference;
 
 /// What can be asked of a checkpoint.
@@ -31,8 +33,32 @@ pub struct Options {
     /// What becomes of other open files that CRIU cannot dump
     #[arg(long, value_name = "WHAT")]
     on_unsupported: Option<OnUnsupported>,
+    /// What is done about files [default: that of the container's annotation, or else of the
+    /// configuration, or else snapshot]
+    #[arg(long, value_enum, value_name = "WHAT", hide_default_value = true)]
+    filesystem: Option<Filesystem>,
+    /// What it is for: that chooses --filesystem and --keep, unless they are given
+    #[arg(long, value_enum, value_name = "WHAT")]
+    purpose: Option<Purpose>,
+    /// How many versions are kept, this one among them: a number or all
+    #[arg(long, value_name = "N", value_parser = policy::parse_keep)]
+    keep: Option<Keep>,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    progress: Shown,
     #[command(flatten)]
     criu: CriuOptions,
+}
+
+impl Options {
+    fn filesystem(&self) -> Option<Filesystem> {
+        self.filesystem.or(self.purpose.map(Purpose::filesystem))
+    }
+
+    fn keep(&self, machine: &Machine) -> Keep {
+        let of_purpose = self.purpose.map(Purpose::keep);
+        self.keep.or(of_purpose).unwrap_or(machine.config.keep)
+    }
 }
 
 /// Flags that the runtime hands to CRIU, for a checkpoint and a restore.
@@ -79,6 +105,9 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     let context = || format!("checkpointing {id}");
     ensure_name(id)?;
     checkpoint::preflight::ensure_capable().with_context(context)?;
+    if let Some(purpose) = options.purpose {
+        output::remark(&purpose.explain(options.filesystem, options.keep));
+    }
     let held = Lock::take(id).with_context(context)?;
     let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
     // Before a directory is made for it.
@@ -104,11 +133,18 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         disposable: true,
         volumes: options.volumes.clone(),
         default_volumes: machine.config.volumes.clone(),
+        filesystem: options.filesystem(),
+        default_filesystem: machine.config.filesystem,
         base: base.map(|base| base.directory),
     };
-    let made = checkpoint(&request, &held, &Bar::new("packing")).with_context(context);
+    let made =
+        checkpoint(&request, &held, &Bar::new("packing", options.progress)).with_context(context);
     let manifest = made.inspect_err(|_| entry.discard_unless_complete(&held))?;
     output::line(&format!("{id}@{}", entry.version));
     output::note(&format!("frozen for {:.0} ms", manifest.freeze.milliseconds));
+    let kept = options.keep(machine);
+    for removed in machine.store.prune(id, kept, &held).with_context(context)? {
+        output::remark(&format!("removed {id}@{removed}: {kept} versions are kept"));
+    }
     Ok(())
 }

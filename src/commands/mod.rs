@@ -1,6 +1,7 @@
 //! The commands of `ocicle`, one module each: options, work, what is printed.
 
 pub mod checkpoint;
+pub mod diff;
 pub mod files;
 pub mod list;
 pub mod restore;

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use super::checkpoint::CriuOptions;
 use super::{Format, Machine};
-use crate::output::{self, progress::Bar};
+use crate::output;
+use crate::output::progress::{Bar, Shown};
 use crate::restore::{self, Forecast};
 use crate::store::lock::Lock;
 use crate::store::manifest::{Manifest, Trust};
@@ -47,6 +48,9 @@ pub struct Options {
     /// A socket that gets the master of the container's terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    progress: Shown,
     #[command(flatten)]
     criu: CriuOptions,
 }
@@ -81,7 +85,8 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         let forecast = restore::dry_run(&request, &held).with_context(context)?;
         return print(&forecast, options.format);
     }
-    let ended = restore::restore(&request, &held, &Bar::new("restoring")).with_context(context)?;
+    let ended = restore::restore(&request, &held, &Bar::new("restoring", options.progress))
+        .with_context(context)?;
     if !ended.success() {
         bail!("restoring {id}: {} restore ended with {ended}", machine.runtime.name());
     }

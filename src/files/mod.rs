@@ -11,6 +11,8 @@ mod table;
 mod unreachable;
 mod user_info;
 
+pub mod held;
+
 pub use live::Process;
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
 pub use table::{ExternalFile, FileId, FileKind, Holder, OpenFile, Table};

@@ -41,6 +41,11 @@ pub fn note(text: &str) {
     }
 }
 
+/// Prints a remark, to a person or a log.
+pub fn remark(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
 /// Prints JSON.
 pub fn json(value: &serde_json::Value) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?);

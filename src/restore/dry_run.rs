@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 use super::{
-    Examined, Request, check_substitutions, examine, preflight, reconcile::Part, substituted,
+    Examined, Request, check_substitutions, examine, held, preflight, reconcile::Part, substituted,
 };
 use crate::bytes::ByteString;
 use crate::container::Bundle;
@@ -99,6 +99,7 @@ pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(parts, &plans, &bundle)?;
     preflight::check(&images, &files, &substituted(resolved))?;
+    held::ensure_same(&manifest, &bundle, resolved)?;
     check_substitutions(request, &examined, &files, &images)?;
     Ok(Forecast {
         schema: 1,

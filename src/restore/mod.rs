@@ -7,8 +7,10 @@
 //!     whose CRIU gets the replacements at the door
 //! ```
 
+pub mod compare;
 mod console;
 mod dry_run;
+mod held;
 mod preflight;
 mod reconcile;
 mod rules;
@@ -108,6 +110,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(&parts, &plans, &bundle)?;
     preflight::check(&images, &files, &substituted(&resolved))?;
+    held::ensure_same(&manifest, &bundle, &resolved)?;
     let mut prepared = prepare(request, &resolved, &callers, &files)?;
     let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
     let door = Door::open()?;

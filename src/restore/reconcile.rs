@@ -8,6 +8,7 @@ use crate::container::{Bundle, shared};
 use crate::hint::WithHint;
 use crate::snapshot::{self, Part as Packed, Plan, Root};
 use crate::store::manifest::{self, Manifest};
+use crate::store::policy::Filesystem;
 
 /// A part of the checkpoint, and what it is put back on.
 pub(super) struct Part {
@@ -33,14 +34,16 @@ impl Part {
 /// When the root file system is not made of the image that the snapshot lies on, or the bundle
 /// has no such volume.
 pub(super) fn open_parts(manifest: &Manifest, images: &Path, bundle: &Bundle) -> Result<Vec<Part>> {
+    if manifest.filesystem != Filesystem::Snapshot {
+        return Ok(Vec::new());
+    }
     ensure_same_image(manifest, bundle)?;
     manifest.parts.iter().map(|record| open(record, images, bundle)).collect()
 }
 
 fn open(record: &manifest::Part, images: &Path, bundle: &Bundle) -> Result<Part> {
     let destination = record.destination.as_path().to_owned();
-    let target =
-        if record.is_root() { bundle.rootfs.clone() } else { volume_at(&destination, bundle)? };
+    let target = target_of(record, bundle)?;
     if !record.is_root() {
         ensure_unused(&destination, &target)?;
     }
@@ -48,6 +51,14 @@ fn open(record: &manifest::Part, images: &Path, bundle: &Bundle) -> Result<Part>
     let packed = Packed::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", record.destination))?;
     Ok(Part { destination, packed, root: snapshot::probe(&target)? })
+}
+
+/// What a part is put back on.
+pub(super) fn target_of(record: &manifest::Part, bundle: &Bundle) -> Result<PathBuf> {
+    if record.is_root() {
+        return Ok(bundle.rootfs.clone());
+    }
+    volume_at(record.destination.as_path(), bundle)
 }
 
 fn volume_at(destination: &Path, bundle: &Bundle) -> Result<PathBuf> {
@@ -66,7 +77,8 @@ fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
         .hint("end that container, or give this one a volume of its own"))
 }
 
-fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
+/// Refuses a root file system on which the snapshot would mean something else.
+pub(super) fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
     let root = snapshot::probe(&bundle.rootfs)?;
     let differences = manifest.root.differences(root.identity());
     if differences.is_empty() {

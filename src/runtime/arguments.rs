@@ -20,7 +20,8 @@ const GLOBAL_VALUES: [&str; 9] = [
 ];
 
 /// Flags of `checkpoint` and `restore` that are followed by their value, in either runtime.
-const COMMAND_VALUES: [&str; 17] = [
+const COMMAND_VALUES: [&str; 18] = [
+    "--filesystem",
     "--image-path",
     "--work-path",
     "--parent-path",

@@ -23,6 +23,7 @@
 
 mod attributes;
 mod copy;
+mod diff;
 mod execute;
 mod index;
 mod pack;
@@ -33,6 +34,7 @@ mod stage;
 mod tar;
 mod walk;
 
+pub use diff::{Aspect, Change, Difference, Fate, between, since};
 pub use execute::Report;
 pub use index::{Content, Driver, Entry, Identity, Index, Kind, Meta, Time};
 pub use pack::{PartRecord, pack};

@@ -417,8 +417,8 @@ impl<'a> Packer<'a> {
         let offset = layer.position();
         let mut hash = blake3::Hasher::new();
         source.read(|bytes| {
-            hash.update(bytes);
-            layer.data(bytes)
+            let (_, written) = rayon::join(|| update(&mut hash, bytes), || layer.data(bytes));
+            written
         })?;
         let length = layer.position() - offset;
         layer.pad()?;
@@ -489,6 +489,17 @@ fn without_content(kind: &Kind<Staged>) -> Kind {
     }
 }
 
+/// Hashes bytes, many of them by all processors.
+fn update(hash: &mut blake3::Hasher, bytes: &[u8]) {
+    // As blake3 itself advises: below this, sharing the work costs more than it saves.
+    const MANY: usize = 128 << 10;
+    if bytes.len() < MANY {
+        hash.update(bytes);
+    } else {
+        hash.update_rayon(bytes);
+    }
+}
+
 /// Passes bytes on and hashes them.
 struct Hashing<W> {
     to: W,
@@ -498,7 +509,7 @@ struct Hashing<W> {
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.to.write(bytes)?;
-        self.hash.update(&bytes[..written]);
+        update(&mut self.hash, &bytes[..written]);
         Ok(written)
     }
 

@@ -171,6 +171,20 @@ impl Part {
         Ok(())
     }
 
+    /// The digest of all bytes of a file, those of its holes too.
+    pub(super) fn digest_with_holes(&self, content: &Content, size: u64) -> Result<String> {
+        let mut hash = blake3::Hasher::new();
+        let mut end = 0;
+        self.stored(content, |start, bytes| {
+            hash.update_reader(std::io::repeat(0).take(start - end))?;
+            hash.update(bytes);
+            end = start + bytes.len() as u64;
+            Ok(())
+        })?;
+        hash.update_reader(std::io::repeat(0).take(size.saturating_sub(end)))?;
+        Ok(hash.finalize().to_hex().to_string())
+    }
+
     /// Reads stored bytes as they are, unchecked.
     pub(super) fn read_stored(
         &self,

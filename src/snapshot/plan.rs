@@ -412,7 +412,7 @@ fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) 
 }
 
 /// Compares a file with stored content, reading no hole of either.
-fn is_stored(part: &Part, content: &Content, size: u64, file: &File) -> Result<bool> {
+pub(super) fn is_stored(part: &Part, content: &Content, size: u64, file: &File) -> Result<bool> {
     let mut from = content.offset;
     let mut at = 0;
     let (mut is, mut was) = (vec![0; BUFFER], vec![0; BUFFER]);

@@ -111,6 +111,11 @@ impl Root {
         &self.identity
     }
 
+    /// What the layers below an overlay show, as a directory; `None` where there are none.
+    pub fn lower_layers(&self) -> Result<Option<OwnedFd>> {
+        self.overlay.as_ref().map(Overlay::lower_view).transpose()
+    }
+
     /// The root as it is seen by the container, without the mounts on top of it.
     pub(super) fn top(&self) -> BorrowedFd<'_> {
         self.top.as_fd()

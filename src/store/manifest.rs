@@ -13,9 +13,11 @@ use crate::bytes::ByteString;
 use crate::criu::images::DumpStats;
 use crate::fault;
 use crate::files::OpenFile;
+use crate::files::held::HeldFile;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::WithHint;
 use crate::snapshot::{PartRecord, RootIdentity};
+use crate::store::policy::Filesystem;
 
 /// The manifest's name in an image directory.
 pub const NAME: &str = "ocicle-manifest.json";
@@ -60,6 +62,12 @@ pub struct Manifest {
     /// Flags of the runtime's `checkpoint` that its `restore` needs again.
     #[serde(default)]
     pub flags: Vec<String>,
+    /// What was done about files.
+    #[serde(default)]
+    pub filesystem: Filesystem,
+    /// With `verify`, the files that were open or mapped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldFile>,
     /// The root file system, to know it again.
     pub root: RootIdentity,
     /// The file systems that belong to it.
@@ -98,7 +106,10 @@ pub struct Features {
 }
 
 /// The features that this version knows.
-const KNOWN: [&str; 0] = [];
+const KNOWN: [&str; 1] = [HELD_FILES];
+
+/// A restore has to compare the files that the container held.
+pub const HELD_FILES: &str = "held-files";
 
 /// How far a checkpoint has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,6 +323,11 @@ impl Manifest {
         replace(directory, NAME, &text)?;
         replace(directory, DIGEST, sum.as_bytes())?;
         sync_directory(directory)
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_complete(&self) -> bool {
+        self.state == State::Complete
     }
 
     /// Every file of the checkpoint but the manifest.

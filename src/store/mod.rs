@@ -26,6 +26,7 @@
 pub mod digest;
 pub mod lock;
 pub mod manifest;
+pub mod policy;
 pub mod versions;
 
 /// The directory, in an image directory, that holds what is not packed yet.

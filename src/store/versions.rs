@@ -57,6 +57,15 @@ impl FromStr for Reference {
     }
 }
 
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.version {
+            Some(version) => write!(f, "{}@{version}", self.id),
+            None => f.write_str(&self.id),
+        }
+    }
+}
+
 /// The directory that holds all versions of all containers.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -168,6 +177,25 @@ impl Store {
                     .hint(format!("there is {}", names.join(", ")))
             }
         }
+    }
+
+    /// Removes the oldest versions of a container until `keep` are left, and says which; 0 keeps
+    /// all. The newest always stays, and whoever restores one holds the lock.
+    pub fn prune(&self, id: &str, keep: u32, _held: &Lock) -> Result<Vec<Version>> {
+        if keep == 0 {
+            return Ok(Vec::new());
+        }
+        let mut versions = self.entries(id)?;
+        versions.retain(|entry| manifest::is_there(&entry.directory));
+        let old = versions.len().saturating_sub(keep as usize);
+        versions.truncate(old);
+        for entry in &versions {
+            // Without a manifest it is no version: the next checkpoint removes what is left of it.
+            manifest::withdraw(&entry.directory)?;
+            fs::remove_dir_all(&entry.directory)
+                .with_context(|| format!("removing {}", entry.directory.display()))?;
+        }
+        Ok(versions.into_iter().map(|entry| entry.version).collect())
     }
 
     /// Every version of every container, with its manifest.

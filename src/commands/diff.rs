@@ -1,0 +1,121 @@
+//! `ocicle diff`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::Format;
+use crate::bytes::ByteString;
+use crate::container::Bundle;
+use crate::hint::WithHint;
+use crate::output;
+use crate::restore::compare::{Compared, between, since};
+use crate::snapshot::Change;
+use crate::store::manifest::Manifest;
+use crate::store::versions::{Entry, Reference, Store};
+
+/// What can be asked of a diff.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// A version of a container: web@v1
+    #[arg(value_name = "CHECKPOINT")]
+    before: Reference,
+    /// Another one to compare it with; the files as they are now if unsaid
+    #[arg(value_name = "CHECKPOINT")]
+    after: Option<Reference>,
+    /// The bundle that has the files of now; that of the checkpoint if unsaid
+    #[arg(short, long, value_name = "DIR", conflicts_with = "after")]
+    bundle: Option<PathBuf>,
+    /// Exit with 1 if there are differences
+    #[arg(long)]
+    exit_code: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Lists what was added, changed and removed.
+pub fn run(store: &Store, options: &Options) -> Result<ExitCode> {
+    let context = || format!("comparing {}", options.before);
+    let (before, manifest) = open(store, &options.before).with_context(context)?;
+    let (compared, after) = match &options.after {
+        Some(after) => {
+            let (entry, other) = open(store, after).with_context(|| format!("reading {after}"))?;
+            let compared = between((&before.directory, &manifest), (&entry.directory, &other));
+            (compared.with_context(context)?, name_of(&entry))
+        }
+        None => {
+            let bundle =
+                Bundle::read(options.bundle.as_ref().unwrap_or(&manifest.container.bundle));
+            let compared = bundle.and_then(|bundle| since(&before.directory, &manifest, &bundle));
+            (compared.with_context(context)?, "now".to_owned())
+        }
+    };
+    match options.format {
+        Format::Table => print(&compared),
+        Format::Json => output::json(&to_json(&compared, &name_of(&before), &after))?,
+    }
+    let differs = compared.iter().any(|part| !part.difference.changes.is_empty());
+    Ok(if options.exit_code && differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn open(store: &Store, reference: &Reference) -> Result<(Entry, Manifest)> {
+    let entry = store.find(reference)?;
+    let manifest = Manifest::read(&entry.directory)?;
+    ensure!(manifest.is_complete(), "it was interrupted before its end");
+    let takes = format!("it was made with --filesystem {}", manifest.filesystem);
+    ensure_some(!manifest.parts.is_empty(), &takes)?;
+    Ok((entry, manifest))
+}
+
+fn ensure_some(holds_files: bool, why: &str) -> Result<()> {
+    let refuse = || -> Result<()> {
+        ensure!(holds_files, "it holds no files: {why}");
+        Ok(())
+    };
+    refuse().hint("compare with a checkpoint that was made with --filesystem snapshot")
+}
+
+fn name_of(entry: &Entry) -> String {
+    format!("{}@{}", entry.id, entry.version)
+}
+
+fn print(compared: &[Compared]) {
+    for part in compared {
+        for change in &part.difference.changes {
+            let path = path_of(part, change);
+            let what: Vec<String> = change.what.iter().map(ToString::to_string).collect();
+            let what =
+                if what.is_empty() { String::new() } else { format!("  ({})", what.join(", ")) };
+            output::line(&format!("{} {path}{what}", change.fate.letter()));
+        }
+        part.difference.notes.iter().for_each(|note| output::remark(note));
+    }
+}
+
+/// The path as the container sees it.
+fn path_of(part: &Compared, change: &Change) -> ByteString {
+    let path: &Path = change.path.as_path();
+    if path.as_os_str().is_empty() {
+        return part.destination.as_path().into();
+    }
+    part.destination.join(path).as_path().into()
+}
+
+fn to_json(compared: &[Compared], before: &str, after: &str) -> Value {
+    let change = |part: &Compared, change: &Change| {
+        json!({
+            "path": path_of(part, change),
+            "change": change.fate,
+            "what": change.what,
+        })
+    };
+    let changes: Vec<Value> = compared
+        .iter()
+        .flat_map(|part| part.difference.changes.iter().map(move |one| change(part, one)))
+        .collect();
+    let notes: Vec<&String> = compared.iter().flat_map(|part| &part.difference.notes).collect();
+    json!({ "schema": 1, "before": before, "after": after, "changes": changes, "notes": notes })
+}

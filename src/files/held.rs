@@ -1,0 +1,230 @@
+//! The files that a container holds open or mapped, recorded so that others in their place are
+//! noticed.
+//!
+//! Only what a path leads to from outside: on the root file system or on what is mounted from the
+//! host. What is deleted, or on a file system of the container's own, is in CRIU's images.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use serde::{Deserialize, Serialize};
+
+use super::live;
+use crate::bytes::ByteString;
+use crate::container::Bundle;
+
+/// A file as it was at a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldFile {
+    /// Where the container sees it.
+    pub path: ByteString,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its type and permissions, as stat(2) has them.
+    pub mode: u32,
+    /// Its time of modification, seconds and nanoseconds.
+    pub mtime: (i64, i64),
+    /// BLAKE3 of all of it, in hexadecimal digits.
+    pub blake3: String,
+}
+
+impl HeldFile {
+    /// In what another file differs; nothing if it can take this one's place. A time alone is no
+    /// difference: what copies a file to another host need not keep it.
+    pub fn differences(&self, file: &File) -> Result<Vec<String>> {
+        let found = file.metadata()?;
+        let mut differences = Vec::new();
+        if found.mode() != self.mode {
+            differences.push(format!("its mode is {:o}, not {:o}", found.mode(), self.mode));
+        }
+        if found.len() != self.size {
+            differences.push(format!("it has {} bytes, not {}", found.len(), self.size));
+        } else if found.is_file() && digest(file)? != self.blake3 {
+            differences.push("its content is another".to_owned());
+        }
+        Ok(differences)
+    }
+}
+
+/// What was read while the container ran, by device and inode number.
+#[derive(Debug, Default)]
+pub struct Digests(HashMap<(u64, u64), (Stamp, String)>);
+
+/// What changes with every write that the kernel has noticed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        Self { size: found.len(), changed: (found.ctime(), found.ctime_nsec()) }
+    }
+}
+
+/// A change that is younger than this, when a file is read, might be followed by another that leaves
+/// the same time: the coarsest clock of a file system counts seconds.
+const SETTLED: Duration = Duration::from_secs(2);
+
+impl Digests {
+    /// Reads what the processes hold while they run.
+    pub fn read_ahead(processes: &[i32], bundle: &Bundle) -> Result<Self> {
+        let mut digests = Self::default();
+        for (_, file) in held_by(processes, bundle)? {
+            let before = file.metadata()?;
+            let settled = SystemTime::now() - SETTLED > changed(&before);
+            // One that cannot be read now is read again under the freeze.
+            if let (true, Ok(digest)) = (settled, digest(&file)) {
+                digests.0.insert((before.dev(), before.ino()), (Stamp::of(&before), digest));
+            }
+        }
+        Ok(digests)
+    }
+
+    /// Records what the frozen processes hold. `volatile` are files that may have been written
+    /// without a trace in their times.
+    pub fn record(
+        &self,
+        processes: &[i32],
+        bundle: &Bundle,
+        volatile: &HashSet<(u64, u64)>,
+    ) -> Result<Vec<HeldFile>> {
+        let held = held_by(processes, bundle)?.into_iter();
+        held.map(|(path, file)| {
+            let found = file.metadata()?;
+            let inode = (found.dev(), found.ino());
+            let known = self.0.get(&inode).filter(|(stamp, _)| *stamp == Stamp::of(&found));
+            let blake3 = match known {
+                Some((_, digest)) if !volatile.contains(&inode) => digest.clone(),
+                _ => digest(&file).with_context(|| format!("reading {}", path.display()))?,
+            };
+            Ok(HeldFile {
+                path: path.as_path().into(),
+                size: found.len(),
+                mode: found.mode(),
+                mtime: (found.mtime(), found.mtime_nsec()),
+                blake3,
+            })
+        })
+        .collect()
+    }
+}
+
+fn changed(found: &Metadata) -> SystemTime {
+    let seconds = Duration::from_secs(u64::try_from(found.ctime()).unwrap_or(0));
+    SystemTime::UNIX_EPOCH + seconds + Duration::from_nanos(found.ctime_nsec().unsigned_abs())
+}
+
+fn digest(file: &File) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut reader = file;
+    std::io::Seek::rewind(&mut reader)?;
+    hasher.update_reader(reader)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The regular files that processes have open or mapped, by the paths at which the container sees
+/// them, opened where the host has them.
+fn held_by(processes: &[i32], bundle: &Bundle) -> Result<BTreeMap<PathBuf, File>> {
+    let mut held = BTreeMap::new();
+    for pid in processes.iter().filter(|pid| !live::is_zombie(**pid)) {
+        for directory in ["fd", "map_files"] {
+            // A process that ends meanwhile holds nothing.
+            let Ok(links) = fs::read_dir(format!("/proc/{pid}/{directory}")) else { continue };
+            for link in links.flatten() {
+                if let Some((path, file)) = behind(&link.path(), bundle) {
+                    held.entry(path).or_insert(file);
+                }
+            }
+        }
+    }
+    Ok(held)
+}
+
+/// The file behind a link of proc(5), if a path leads to the same file from outside.
+fn behind(link: &Path, bundle: &Bundle) -> Option<(PathBuf, File)> {
+    let held = fs::metadata(link).ok().filter(Metadata::is_file)?;
+    let path = fs::read_link(link).ok()?;
+    let (directory, below) = on_host(bundle, &path)?;
+    let file = open_below(&directory, &below)?;
+    let found = file.metadata().ok()?;
+    ((held.dev(), held.ino()) == (found.dev(), found.ino())).then_some((path, file))
+}
+
+/// The directory of the host in which a path of the container is, and the rest of the path; `None`
+/// for one on a file system of the container's own.
+pub fn on_host(bundle: &Bundle, path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mounts = bundle.spec.mounts().iter().flatten();
+    let above = mounts.filter(|mount| path.starts_with(mount.destination()));
+    let deepest = above.max_by_key(|mount| mount.destination().components().count());
+    let (source, point) = match deepest {
+        Some(mount) => (bundle.bind(mount)?.source, mount.destination().clone()),
+        None => (bundle.rootfs.clone(), PathBuf::from("/")),
+    };
+    Some((source, path.strip_prefix(point).ok()?.to_owned()))
+}
+
+/// Opens a regular file below a directory, through no link; a bind mount of one file is that file.
+pub fn open_below(directory: &Path, path: &Path) -> Option<File> {
+    if path.as_os_str().is_empty() {
+        return File::open(directory).ok().filter(is_regular);
+    }
+    let directory = File::open(directory).ok()?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat2(directory, path, flags, Mode::empty(), resolve).ok()?;
+    Some(File::from(file)).filter(is_regular)
+}
+
+fn is_regular(file: &File) -> bool {
+    file.metadata().is_ok_and(|found| found.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn held(file: &File) -> HeldFile {
+        let found = file.metadata().unwrap();
+        HeldFile {
+            path: "/x".into(),
+            size: found.len(),
+            mode: found.mode(),
+            mtime: (0, 0),
+            blake3: digest(file).unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::write(&path, "content").unwrap();
+        let file = File::open(&path).unwrap();
+        let was = held(&file);
+        assert_eq!(was.differences(&file).unwrap(), Vec::<String>::new());
+        fs::write(&path, "CONTENT").unwrap();
+        assert_eq!(was.differences(&file).unwrap(), ["its content is another"]);
+        fs::write(&path, "longer content").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let said = was.differences(&file).unwrap().join("; ");
+        assert!(said.contains("its mode is 100600") && said.contains("14 bytes, not 7"), "{said}");
+    }
+
+    #[test]
+    fn nothing_is_opened_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", directory.path().join("link")).unwrap();
+        assert!(open_below(directory.path(), Path::new("file")).is_some());
+        assert!(open_below(directory.path(), Path::new("link")).is_none());
+        assert!(open_below(directory.path(), Path::new("../file")).is_none());
+    }
+}

@@ -1,0 +1,424 @@
+//! What differs between a snapshot and its root as it is now, or between two snapshots.
+//!
+//! The first is read off the [plan](super::plan()) of a restore: what would be removed was added,
+//! what would be made was removed. The second compares two indexes in the same terms; what neither
+//! of them has is the image's, and the same in both.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::attributes::{Found, Shape};
+use super::index::{Content, Entry, Kind, Meta};
+use super::part::{Lookup, Part};
+use super::plan::{self, Action, Verb, is_stored, look_lower};
+use super::probe::Root;
+use super::walk::open_existing;
+use super::{join, shown, split};
+use crate::bytes::ByteString;
+use crate::sys::fs;
+
+/// What became of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// It was not there before.
+    Added,
+    /// It is not what it was.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+impl Fate {
+    /// Its letter, as engines print it.
+    pub fn letter(self) -> char {
+        match self {
+            Self::Added => 'A',
+            Self::Changed => 'C',
+            Self::Removed => 'D',
+        }
+    }
+}
+
+/// In what a path differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aspect {
+    /// A file has become a directory, or the like.
+    Type,
+    /// The bytes of a file.
+    Content,
+    /// Where a symbolic link points.
+    Target,
+    /// The numbers of a device.
+    Device,
+    /// Permissions.
+    Mode,
+    /// Owner or group.
+    Owner,
+    /// Time of modification.
+    Time,
+    /// Extended attributes and ACLs.
+    Xattrs,
+    /// Which names are names of one file.
+    Links,
+}
+
+impl fmt::Display for Aspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Type => "type",
+            Self::Content => "content",
+            Self::Target => "target",
+            Self::Device => "device",
+            Self::Mode => "mode",
+            Self::Owner => "owner",
+            Self::Time => "time",
+            Self::Xattrs => "xattrs",
+            Self::Links => "links",
+        })
+    }
+}
+
+/// A path that differs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change {
+    /// The path, relative to the root of the part; the root itself is empty.
+    pub path: ByteString,
+    /// What became of it.
+    pub fate: Fate,
+    /// In what it differs, if it has changed.
+    pub what: Vec<Aspect>,
+}
+
+/// Everything that differs.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// The paths, sorted.
+    pub changes: Vec<Change>,
+    /// What could not be known.
+    pub notes: Vec<String>,
+}
+
+/// Compares a snapshot with its root as it is now.
+pub fn since(root: &Root, part: &Part) -> Result<Difference> {
+    let plan = plan::plan(root, part)?;
+    let now = Now { root, part, lower: plan.lower.as_ref().map(AsFd::as_fd) };
+    let mut changes = Vec::new();
+    let mut actions = plan.actions().iter().peekable();
+    while let Some(action) = actions.next() {
+        let path = action.path.as_bytes();
+        // A path that changes its type has two steps.
+        let is_replaced = actions.next_if(|next| next.path == action.path).is_some();
+        now.tell(action, is_replaced, &mut changes)
+            .with_context(|| format!("comparing {}", shown(path)))?;
+    }
+    changes.sort();
+    changes.dedup();
+    Ok(Difference { changes, notes: plan.notes().to_vec() })
+}
+
+/// A root that is compared with an earlier snapshot of it.
+struct Now<'a> {
+    root: &'a Root,
+    part: &'a Part,
+    lower: Option<BorrowedFd<'a>>,
+}
+
+impl Now<'_> {
+    fn tell(&self, action: &Action, is_replaced: bool, changes: &mut Vec<Change>) -> Result<()> {
+        let path = action.path.as_bytes();
+        match action.verb {
+            Verb::Remove if !is_replaced => return self.tell_added(path, changes),
+            Verb::Create if !is_replaced => changes.push(Change::of(path, Fate::Removed, vec![])),
+            Verb::Remove | Verb::Create => {
+                changes.push(Change::of(path, Fate::Changed, vec![Aspect::Type]));
+                if self.look(path)?.is_some_and(|(found, _)| found.shape == Shape::Dir) {
+                    self.tell_inside(path, changes)?;
+                }
+            }
+            Verb::Link => changes.push(Change::of(path, Fate::Changed, vec![Aspect::Links])),
+            Verb::Replace | Verb::Attributes => {
+                let was = State::of(self.part, self.lower, path)?;
+                let is = self.look(path)?;
+                let is = is.map_or(State::Absent, |(found, entry)| State::Found(found, entry));
+                changes.extend(compare(path, &was, &is, action.verb == Verb::Replace)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// A plan removes a tree in one step; all of it was added.
+    fn tell_added(&self, path: &[u8], changes: &mut Vec<Change>) -> Result<()> {
+        changes.push(Change::of(path, Fate::Added, vec![]));
+        match self.look(path)? {
+            Some((found, _)) if found.shape == Shape::Dir && found.device == self.root.device() => {
+                self.tell_inside(path, changes)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_inside(&self, path: &[u8], changes: &mut Vec<Change>) -> Result<()> {
+        let Some(dir) = open_existing(self.root.top(), path)? else { return Ok(()) };
+        for name in fs::names(&dir)? {
+            self.tell_added(&join(path, &name), changes)?;
+        }
+        Ok(())
+    }
+
+    fn look(&self, path: &[u8]) -> Result<Option<(Found, OwnedFd)>> {
+        let Some((parent, name)) = split(path) else {
+            let top = self.root.top().try_clone_to_owned()?;
+            return Ok(Some((Found::look(&top)?, top)));
+        };
+        let Some(dir) = open_existing(self.root.top(), parent)? else { return Ok(None) };
+        let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
+        Ok(Some((Found::look(&entry)?, entry)))
+    }
+}
+
+/// Compares two snapshots of one part. `lower` is what the layers below show, where that can be
+/// seen.
+pub fn between(before: &Part, after: &Part, lower: Option<&OwnedFd>) -> Result<Difference> {
+    let lower = lower.map(AsFd::as_fd);
+    let mut difference = Difference::default();
+    for path in candidates(before, after, lower)? {
+        let compare = || -> Result<Option<Change>> {
+            let was = State::of(before, lower, &path)?;
+            let is = State::of(after, lower, &path)?;
+            compare(&path, &was, &is, links_of(before, &path) != links_of(after, &path))
+        };
+        let change = compare().with_context(|| format!("comparing {}", shown(&path)))?;
+        difference.changes.extend(change);
+    }
+    if lower.is_none() && before.index().driver == super::Driver::Overlay {
+        difference.notes.push(
+            "the image's layers are not mounted here: of some paths it is not known whether they \
+             were there before, and they count as changed"
+                .to_owned(),
+        );
+    }
+    Ok(difference)
+}
+
+fn links_of<'a>(part: &'a Part, path: &'a [u8]) -> &'a [u8] {
+    part.index().inode(path).map_or(path, |(first, _)| first)
+}
+
+/// The paths that may differ: all that either of the two has, and what is below a directory of the
+/// image that only one of them hides.
+fn candidates(
+    before: &Part,
+    after: &Part,
+    lower: Option<BorrowedFd<'_>>,
+) -> Result<BTreeSet<Vec<u8>>> {
+    let own = before.index().entries.keys().chain(after.index().entries.keys());
+    let mut paths: BTreeSet<Vec<u8>> = own.map(|path| path.as_bytes().to_vec()).collect();
+    let Some(lower) = lower else { return Ok(paths) };
+    let hidden_once: Vec<_> =
+        paths.iter().filter(|path| hides(before, path) != hides(after, path)).cloned().collect();
+    for path in hidden_once {
+        add_all_below(lower, &path, &mut paths)?;
+    }
+    Ok(paths)
+}
+
+/// Whether nothing of the image is seen below a path.
+fn hides(part: &Part, path: &[u8]) -> bool {
+    let kind = part.index().get(path).map(|entry| &entry.kind);
+    !matches!(kind, None | Some(Kind::Dir { opaque: false }))
+}
+
+fn add_all_below(root: BorrowedFd<'_>, path: &[u8], to: &mut BTreeSet<Vec<u8>>) -> Result<()> {
+    let mut todo = vec![path.to_vec()];
+    while let Some(path) = todo.pop() {
+        let Some(dir) = open_existing(root, &path)? else { continue };
+        for name in fs::names(&dir)? {
+            let child = join(&path, &name);
+            if let Some((found, _)) = look_lower(&dir, &name)?
+                && found.shape == Shape::Dir
+            {
+                todo.push(child.clone());
+            }
+            to.insert(child);
+        }
+    }
+    Ok(())
+}
+
+/// What a path was or is.
+enum State<'a> {
+    Absent,
+    Entry(&'a Part, &'a Entry),
+    Found(Found, OwnedFd),
+    /// What the image has, which cannot be seen.
+    Unknown,
+}
+
+impl<'a> State<'a> {
+    fn of(part: &'a Part, lower: Option<BorrowedFd<'_>>, path: &[u8]) -> Result<Self> {
+        Ok(match part.lookup(path) {
+            Lookup::Present(entry) => Self::Entry(part, entry),
+            Lookup::Absent => Self::Absent,
+            Lookup::Below => match lower {
+                Some(lower) => Self::in_image(lower, path)?,
+                None => Self::Unknown,
+            },
+        })
+    }
+
+    fn in_image(lower: BorrowedFd<'_>, path: &[u8]) -> Result<Self> {
+        let Some((parent, name)) = split(path) else { return Ok(Self::Unknown) };
+        let Some(dir) = open_existing(lower, parent)? else { return Ok(Self::Absent) };
+        Ok(look_lower(&dir, name)?.map_or(Self::Absent, |(found, entry)| Self::Found(found, entry)))
+    }
+
+    fn meta(&self) -> Option<&Meta> {
+        match self {
+            Self::Entry(_, entry) => Some(&entry.meta),
+            Self::Found(found, _) => Some(&found.meta),
+            Self::Absent | Self::Unknown => None,
+        }
+    }
+}
+
+/// `None` where both are the same.
+fn compare(
+    path: &[u8],
+    was: &State<'_>,
+    is: &State<'_>,
+    other_links: bool,
+) -> Result<Option<Change>> {
+    let fate = match (was, is) {
+        (State::Absent, State::Absent) | (State::Unknown, State::Unknown) => return Ok(None),
+        (State::Absent, _) => Fate::Added,
+        (_, State::Absent) => Fate::Removed,
+        _ => Fate::Changed,
+    };
+    if fate != Fate::Changed {
+        return Ok(Some(Change::of(path, fate, vec![])));
+    }
+    let (Some(was_meta), Some(is_meta)) = (was.meta(), is.meta()) else {
+        return Ok(Some(Change::of(path, fate, vec![])));
+    };
+    let mut what: Vec<Aspect> = differing_kind(was, is)?.into_iter().collect();
+    what.extend(differing_attributes(was_meta, is_meta));
+    // What has changed in a directory is told for itself.
+    if what == [Aspect::Time] && Form::of(is) == Form::Dir {
+        what.clear();
+    }
+    if what.is_empty() && other_links {
+        what.push(Aspect::Links);
+    }
+    Ok((!what.is_empty()).then(|| Change::of(path, fate, what)))
+}
+
+fn differing_attributes(was: &Meta, is: &Meta) -> impl Iterator<Item = Aspect> {
+    [
+        (was.mode != is.mode, Aspect::Mode),
+        ((was.uid, was.gid) != (is.uid, is.gid), Aspect::Owner),
+        (was.mtime != is.mtime, Aspect::Time),
+        (was.xattrs != is.xattrs, Aspect::Xattrs),
+    ]
+    .into_iter()
+    .filter_map(|(differs, aspect)| differs.then_some(aspect))
+}
+
+/// In what two things differ that both are there, but for their attributes.
+fn differing_kind(was: &State<'_>, is: &State<'_>) -> Result<Option<Aspect>> {
+    let (was_shape, is_shape) = (Form::of(was), Form::of(is));
+    Ok(match (&was_shape, &is_shape) {
+        (Form::File(was_size), Form::File(is_size)) => {
+            (was_size != is_size || !is_same_content(was, is)?).then_some(Aspect::Content)
+        }
+        _ if was_shape == is_shape => None,
+        (Form::Symlink(_), Form::Symlink(_)) => Some(Aspect::Target),
+        (Form::Char(..), Form::Char(..)) | (Form::Block(..), Form::Block(..)) => {
+            Some(Aspect::Device)
+        }
+        _ => Some(Aspect::Type),
+    })
+}
+
+/// What a state is, wherever that is known from.
+#[derive(PartialEq, Eq)]
+enum Form<'a> {
+    Dir,
+    File(u64),
+    Symlink(&'a [u8]),
+    Char(u32, u32),
+    Block(u32, u32),
+    Fifo,
+    Socket,
+    Nothing,
+}
+
+impl<'a> Form<'a> {
+    fn of(state: &'a State<'_>) -> Self {
+        match state {
+            State::Entry(_, entry) => match &entry.kind {
+                Kind::Dir { .. } => Self::Dir,
+                Kind::File { size, .. } => Self::File(*size),
+                Kind::Symlink { target } => Self::Symlink(target.as_bytes()),
+                Kind::Char { major, minor } => Self::Char(*major, *minor),
+                Kind::Block { major, minor } => Self::Block(*major, *minor),
+                Kind::Fifo => Self::Fifo,
+                Kind::Socket => Self::Socket,
+                Kind::Link { .. } | Kind::Whiteout => Self::Nothing,
+            },
+            State::Found(found, _) => match &found.shape {
+                Shape::Dir => Self::Dir,
+                Shape::File => Self::File(found.identity.size),
+                Shape::Symlink(target) => Self::Symlink(target),
+                Shape::Char(major, minor) => Self::Char(*major, *minor),
+                Shape::Block(major, minor) => Self::Block(*major, *minor),
+                Shape::Fifo => Self::Fifo,
+                Shape::Socket => Self::Socket,
+            },
+            State::Absent | State::Unknown => Self::Nothing,
+        }
+    }
+}
+
+/// Whether two regular files of one length have the same bytes.
+fn is_same_content(was: &State<'_>, is: &State<'_>) -> Result<bool> {
+    let content = |state: &State<'_>| -> Option<(Content, u64)> {
+        let State::Entry(_, Entry { kind: Kind::File { size, content }, .. }) = state else {
+            return None;
+        };
+        Some((content.clone(), *size))
+    };
+    match (was, is) {
+        (State::Entry(before, _), State::Entry(after, _)) => {
+            let (Some((was, size)), Some((is, _))) = (content(was), content(is)) else {
+                return Ok(false);
+            };
+            if was.stretches() == is.stretches() {
+                return Ok(was.digest == is.digest);
+            }
+            Ok(before.digest_with_holes(&was, size)? == after.digest_with_holes(&is, size)?)
+        }
+        (State::Entry(part, _), State::Found(_, entry))
+        | (State::Found(_, entry), State::Entry(part, _)) => {
+            let Some((stored, size)) = content(was).or_else(|| content(is)) else {
+                return Ok(false);
+            };
+            let file: File = fs::open_for_reading(entry)?.into();
+            is_stored(part, &stored, size, &file)
+        }
+        // Both are the image's.
+        _ => Ok(true),
+    }
+}
+
+impl Change {
+    fn of(path: &[u8], fate: Fate, what: Vec<Aspect>) -> Self {
+        Self { path: path.into(), fate, what }
+    }
+}
