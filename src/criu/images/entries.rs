@@ -594,6 +594,8 @@ pub struct TtyInfo {
     pub external: bool,
     /// Whether it is the master side of a pseudoterminal.
     pub master: bool,
+    /// Whether it is `/dev/tty`: whatever terminal controls the session.
+    pub current: bool,
     /// The number below `/dev/pts`.
     pub index: Option<u32>,
     /// The session it controls, 0 for none.
@@ -605,12 +607,15 @@ impl TtyInfo {
     pub fn read(message: &Message<'_>) -> Result<Self> {
         /// `TtyType` of tty.proto: a terminal from outside.
         const EXTERNAL: u32 = 5;
+        /// The same for `/dev/tty`.
+        const CURRENT: u32 = 4;
         /// Device 5:2, `/dev/ptmx`, in the kernel's and in CRIU's encoding alike.
         const PTMX: u32 = 0x502;
         let pty = message.message(12)?;
         Ok(Self {
             id: message.need_u32(1, "id")?,
             external: message.need_u32(2, "type")? == EXTERNAL,
+            current: message.need_u32(2, "type")? == CURRENT,
             master: message.need_u32(8, "rdev")? == PTMX,
             index: pty.map(|pty| pty.need_u32(1, "index")).transpose()?,
             sid: message.need_u32(6, "sid")?,
@@ -643,16 +648,70 @@ impl MemfdInode {
 /// An entry of `filelocks.img`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileLock {
+    /// What kind of lock, in the numbers of criu/include/file-lock.h.
+    pub flag: u32,
+    /// What it is for: `F_RDLCK`, `F_WRLCK`.
+    pub access: u32,
     /// The process that holds it, as the container sees it.
     pub pid: i32,
     /// Through which file descriptor.
     pub fd: i32,
+    /// Where it begins.
+    pub start: i64,
+    /// How long it is, 0 for ever.
+    pub length: i64,
 }
 
 impl FileLock {
+    /// The flag of a lock of `fcntl`'s `F_SETLK`, which belongs to the process.
+    pub const POSIX: u32 = 1;
+    /// That of `flock`.
+    pub const FLOCK: u32 = 2;
+    /// That of `F_OFD_SETLK`, which belongs to the open file.
+    pub const OFD: u32 = 4;
+    /// That of a lease.
+    pub const LEASE: u32 = 8;
+
     /// Reads an entry.
     pub fn read(message: &Message<'_>) -> Result<Self> {
-        Ok(Self { pid: message.need_i32(3, "pid")?, fd: message.need_i32(4, "fd")? })
+        Ok(Self {
+            flag: message.need_u32(1, "flag")?,
+            access: message.need_u32(2, "type")?,
+            pid: message.need_i32(3, "pid")?,
+            fd: message.need_i32(4, "fd")?,
+            start: message.need_u64(5, "start")? as i64,
+            length: message.need_u64(6, "len")? as i64,
+        })
+    }
+}
+
+/// An entry of `sk-queues.img`: a message that waits in a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The open file of the socket that it can be read from.
+    pub socket: u32,
+    /// Open files that it carries (`SCM_RIGHTS`).
+    pub rights: Vec<u32>,
+}
+
+impl Packet {
+    /// The field of what goes along with the message, and in that the one of open files.
+    pub const CONTROL: u32 = 4;
+    /// See [`Packet::CONTROL`].
+    pub const RIGHTS: u32 = 2;
+
+    /// Reads an entry.
+    pub fn read(message: &Message<'_>) -> Result<Self> {
+        let mut rights = Vec::new();
+        for control in message.messages(Self::CONTROL) {
+            for right in control?.numbers(Self::RIGHTS)? {
+                rights.push(u32::try_from(right).map_err(|_| BadMessage::OutOfRange {
+                    number: Self::RIGHTS,
+                    name: "rights",
+                })?);
+            }
+        }
+        Ok(Self { socket: message.need_u32(1, "id_for")?, rights })
     }
 }
 

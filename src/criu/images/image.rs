@@ -16,7 +16,7 @@ pub const MAX_ENTRIES: usize = 4 << 20;
 /// The largest image that is read.
 pub const MAX_IMAGE: u64 = 512 << 20;
 
-/// The images that ocicle reads: all consist of entries only.
+/// The images that ocicle reads: all consist of entries, and one has bytes behind each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `inventory.img`: the format's version and the identifiers of the root task.
@@ -45,6 +45,8 @@ pub enum Kind {
     TtyData,
     /// `filelocks.img`: locks.
     FileLocks,
+    /// `sk-queues.img`: messages that wait in unix sockets, each with its bytes behind it.
+    SocketQueues,
     /// `stats-dump` and `stats-restore`: how long it took.
     Stats,
 }
@@ -66,8 +68,15 @@ impl Kind {
             Self::TtyInfo => 0x5945_3036,
             Self::TtyData => 0x5941_3026,
             Self::FileLocks => 0x5432_3616,
+            Self::SocketQueues => 0x5626_4026,
             Self::Stats => 0x5709_3306,
         }
+    }
+
+    /// The field that says how many bytes stand behind an entry, which are none of its message
+    /// (`read_img_buf` in criu/sk-queue.c).
+    fn payload(self) -> Option<u32> {
+        (self == Self::SocketQueues).then_some(2)
     }
 
     /// The words an image of this kind begins with, when CRIU 4 writes it.
@@ -137,8 +146,19 @@ pub enum Change {
     Keep,
     /// Another message takes its place.
     Replace(Vec<u8>),
-    /// It goes.
+    /// It stays, and this message follows it.
+    Follow(Vec<u8>),
+    /// It goes, with the bytes behind it.
     Remove,
+}
+
+/// Where an entry is in the file.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// The message, without its length.
+    message: Range<usize>,
+    /// The bytes behind it.
+    payload: Range<usize>,
 }
 
 /// An image: the file's bytes, split into entries.
@@ -147,8 +167,7 @@ pub struct Image {
     bytes: Vec<u8>,
     /// Where the first entry begins.
     head: usize,
-    /// The messages, without their lengths.
-    entries: Vec<Range<usize>>,
+    entries: Vec<Entry>,
 }
 
 impl Image {
@@ -161,9 +180,10 @@ impl Image {
             if entries.len() == MAX_ENTRIES {
                 return Err(BadImage::TooMany);
             }
-            let entry = entry_at(&bytes, at, entries.len())?;
-            at = entry.end;
-            entries.push(entry);
+            let message = entry_at(&bytes, at, entries.len())?;
+            let payload = payload_behind(kind, &bytes, &message, entries.len())?;
+            at = payload.end;
+            entries.push(Entry { message, payload });
         }
         Ok(Self { bytes, head, entries })
     }
@@ -184,8 +204,8 @@ impl Image {
     }
 
     fn messages(&self) -> impl Iterator<Item = (usize, Result<Message<'_>, BadImage>)> {
-        self.entries.iter().enumerate().map(|(entry, range)| {
-            let message = Message::parse(&self.bytes[range.clone()]);
+        self.entries.iter().enumerate().map(|(entry, place)| {
+            let message = Message::parse(&self.bytes[place.message.clone()]);
             (entry, message.map_err(|source| BadImage::Entry { entry, source }))
         })
     }
@@ -223,10 +243,17 @@ impl Image {
         out.extend_from_slice(&self.bytes[..self.head]);
         for (entry, message) in self.messages() {
             let change = change(&message?).map_err(|source| BadImage::Entry { entry, source })?;
-            match change {
-                Change::Keep => put_entry(&self.bytes[self.entries[entry].clone()], &mut out),
-                Change::Replace(message) => put_entry(&message, &mut out),
-                Change::Remove => {}
+            let Entry { message: place, payload } = &self.entries[entry];
+            let (first, second) = match &change {
+                Change::Keep => (&self.bytes[place.clone()], None),
+                Change::Replace(message) => (&message[..], None),
+                Change::Follow(message) => (&self.bytes[place.clone()], Some(message)),
+                Change::Remove => continue,
+            };
+            put_entry(first, &mut out);
+            out.extend_from_slice(&self.bytes[payload.clone()]);
+            if let Some(message) = second {
+                put_entry(message, &mut out);
             }
         }
         Ok(out)
@@ -265,6 +292,25 @@ fn entry_at(bytes: &[u8], at: usize, entry: usize) -> Result<Range<usize>, BadIm
     Ok(at + 4..at + 4 + size)
 }
 
+/// The bytes behind an entry that says how many there are.
+fn payload_behind(
+    kind: Kind,
+    bytes: &[u8],
+    message: &Range<usize>,
+    entry: usize,
+) -> Result<Range<usize>, BadImage> {
+    let start = message.end;
+    let Some(field) = kind.payload() else { return Ok(start..start) };
+    let size = Message::parse(&bytes[message.clone()])
+        .and_then(|message| message.need_u32(field, "length"))
+        .map_err(|source| BadImage::Entry { entry, source })? as usize;
+    let left = bytes.len() - start;
+    if size > left {
+        return Err(BadImage::Truncated { entry, size, left });
+    }
+    Ok(start..start + size)
+}
+
 fn put_entry(message: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&(message.len() as u32).to_le_bytes());
     out.extend_from_slice(message);
@@ -283,7 +329,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Kind; 14] = [
+    const KINDS: [Kind; 15] = [
         Kind::Inventory,
         Kind::ProcessTree,
         Kind::Ids,
@@ -298,7 +344,10 @@ mod tests {
         Kind::TtyData,
         Kind::FileLocks,
         Kind::Stats,
+        Kind::SocketQueues,
     ];
+    /// Those that consist of entries only.
+    const PLAIN: &[Kind] = KINDS.split_last().unwrap().1;
 
     fn any_message() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec((1u32..60, any::<u64>(), any::<Vec<u8>>()), 0..8).prop_map(|fields| {
@@ -314,7 +363,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_rewrite_that_changes_nothing_changes_no_byte(
-            kind in prop::sample::select(&KINDS[..]),
+            kind in prop::sample::select(PLAIN),
             messages in prop::collection::vec(any_message(), 0..6),
         ) {
             let bytes = build(kind, &messages);
@@ -347,6 +396,53 @@ mod tests {
                 let _ = image.rewrite(|_| Ok(Change::Keep));
             }
         }
+    }
+
+    #[test]
+    fn bytes_behind_an_entry_stay_and_go_with_it() {
+        let packet = |id: u64, length: u64| {
+            let mut message = Message::default();
+            message.set_number(1, id);
+            message.set_number(2, length);
+            message.encode()
+        };
+        let mut bytes = build(Kind::SocketQueues, &[packet(7, 3)]);
+        bytes.extend(b"abc");
+        put_entry(&packet(8, 0), &mut bytes);
+        put_entry(&packet(9, 2), &mut bytes);
+        bytes.extend(b"de");
+        let image = Image::parse(Kind::SocketQueues, bytes.clone()).unwrap();
+        assert_eq!(image.len(), 3);
+        assert_eq!(image.rewrite(|_| Ok(Change::Keep)).unwrap(), bytes);
+        let rewritten = image.rewrite(|message| {
+            Ok(match message.number(1) {
+                Some(7) => Change::Replace(packet(5, 3)),
+                Some(8) => Change::Keep,
+                _ => Change::Remove,
+            })
+        });
+        let mut expected = build(Kind::SocketQueues, &[packet(5, 3)]);
+        expected.extend(b"abc");
+        put_entry(&packet(8, 0), &mut expected);
+        assert_eq!(rewritten.unwrap(), expected);
+        bytes.pop();
+        let error = Image::parse(Kind::SocketQueues, bytes).unwrap_err();
+        assert_eq!(error, BadImage::Truncated { entry: 2, size: 2, left: 1 });
+    }
+
+    #[test]
+    fn a_message_can_follow_another() {
+        let message = |id: u64| {
+            let mut message = Message::default();
+            message.set_number(1, id);
+            message.encode()
+        };
+        let image = Image::parse(Kind::Files, build(Kind::Files, &[message(1), message(2)]));
+        let followed = image.unwrap().rewrite(|entry| {
+            let is_first = entry.number(1) == Some(1);
+            Ok(if is_first { Change::Follow(message(3)) } else { Change::Keep })
+        });
+        assert_eq!(followed.unwrap(), build(Kind::Files, &[message(1), message(3), message(2)]));
     }
 
     #[test]

@@ -21,8 +21,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use entries::{
-    Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Remap, TreeEntry,
-    TtyInfo,
+    Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet, Remap,
+    TreeEntry, TtyInfo,
 };
 use image::{Image, Kind, MAX_IMAGE};
 
@@ -147,6 +147,8 @@ pub struct Images {
     pub memfds: Vec<MemfdInode>,
     /// Locks.
     pub locks: Vec<FileLock>,
+    /// Messages that wait in unix sockets.
+    pub packets: Vec<Packet>,
 }
 
 impl Images {
@@ -181,6 +183,7 @@ impl Images {
             tty_data: dir.all(Kind::TtyData, "tty-data.img", |m| m.need_u32(1, "tty_id"))?,
             memfds: dir.all(Kind::MemfdInode, "memfd.img", MemfdInode::read)?,
             locks: dir.all(Kind::FileLocks, "filelocks.img", FileLock::read)?,
+            packets: dir.all(Kind::SocketQueues, "sk-queues.img", Packet::read)?,
         })
     }
 

@@ -218,6 +218,11 @@ impl<'a> Message<'a> {
         Self { fields: others.cloned().collect() }
     }
 
+    /// Adds a number at the end: one more of a repeated field.
+    pub fn push_number(&mut self, number: u32, value: u64) {
+        self.fields.push(Field::of_number(number, value));
+    }
+
     /// Adds a text or a message at the end.
     pub fn push_bytes(&mut self, number: u32, value: &[u8]) {
         let mut raw = Vec::with_capacity(value.len() + 8);
