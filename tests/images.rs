@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ocicle::criu::images::Images;
+use ocicle::criu::images::entries::FileBody;
 use ocicle::criu::images::image::{Change, Image, Kind};
 use ocicle::files::{FileId, Found, Holder, Table, parse_user_info, preflight, write_user_info};
 use ocicle::substitute::{How, Treatment, rewrite};
@@ -58,7 +59,7 @@ fn a_rewrite_that_changes_nothing_changes_no_byte() {
 }
 
 fn inherited(ids: &[FileId]) -> Vec<Treatment> {
-    ids.iter().map(|id| Treatment { id: *id, how: How::Inherit }).collect()
+    ids.iter().map(|id| Treatment { id: *id, how: How::Inherit, drop: false }).collect()
 }
 
 #[test]
@@ -140,7 +141,8 @@ fn a_closed_file_leaves_nothing_that_refers_to_it() {
     let watched: Vec<_> = before.files.iter().filter(|file| file.watched).map(|f| f.id).collect();
     let ids = [&watched[..], &[id(&before, 16)]].concat();
     assert!(!watched.is_empty());
-    let closed: Vec<_> = ids.iter().map(|id| Treatment { id: *id, how: How::Close }).collect();
+    let closed: Vec<_> =
+        ids.iter().map(|id| Treatment { id: *id, how: How::Close, drop: false }).collect();
     assert_eq!(rewrite(&images(), &view, &closed).unwrap(), []);
     let after = Images::load(&view).unwrap();
     assert!(after.fds().all(|(_, fd)| !ids.contains(&FileId(fd.file))));
@@ -156,7 +158,7 @@ fn a_file_of_the_container_takes_the_place_of_another() {
     let view = out.path().join("view");
     let before = Table::from_images(&images()).unwrap();
     let how = How::Reopen { path: "/etc/motd".into(), flags: 0o2001, position: Some(7) };
-    let treatment = Treatment { id: id(&before, 10), how };
+    let treatment = Treatment { id: id(&before, 10), how, drop: false };
     assert_eq!(rewrite(&images(), &view, std::slice::from_ref(&treatment)).unwrap(), []);
     let images = Images::load(&view).unwrap();
     let table = Table::of(&images);
@@ -173,14 +175,73 @@ fn what_cannot_be_replaced_is_refused_before_anything_is_made() {
     let out = tempfile::tempdir().unwrap();
     let view = out.path().join("view");
     let table = Table::from_images(&images()).unwrap();
-    let chosen: Vec<_> = [17, 22, 8].map(|fd| id(&table, fd)).into();
-    let ids = [&chosen[..], &[FileId(4242)]].concat();
-    insta::assert_snapshot!(rewrite(&images(), &view, &inherited(&ids)).unwrap_err());
+    let program = Images::load(&images()).unwrap().tasks[0].mm.as_ref().unwrap().exe;
+    let ids = [id(&table, 4), FileId(4242), FileId(program)];
+    let error = rewrite(&images(), &view, &inherited(&ids)).unwrap_err().to_string();
+    insta::assert_snapshot!(error.replace(&program.to_string(), "PROGRAM"));
     assert!(!view.exists());
     let pair: Vec<_> = [8, 9].map(|fd| id(&table, fd)).into();
     rewrite(&images(), &view, &inherited(&pair)).unwrap();
     let error = rewrite(&images(), &view, &inherited(&pair)).unwrap_err();
     assert!(format!("{error:#}").ends_with("it is not empty"), "{error:#}");
+}
+
+#[test]
+fn a_peer_stays_alone() {
+    let out = tempfile::tempdir().unwrap();
+    let view = out.path().join("view");
+    let table = Table::from_images(&images()).unwrap();
+    let (left, right) = (id(&table, 8), id(&table, 9));
+    rewrite(&images(), &view, &inherited(&[left])).unwrap();
+    let after = Images::load(&view).unwrap();
+    let peer_of = |images: &Images| match &images.file(right.0).unwrap().body {
+        FileBody::Unix(socket) => socket.peer,
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(peer_of(&Images::load(&images()).unwrap()), 0);
+    assert_eq!(peer_of(&after), 0);
+}
+
+#[test]
+fn what_is_mapped_stays_mapped() {
+    let table = Table::from_images(&images()).unwrap();
+    let mapped = id(&table, 17);
+    let before = Images::load(&images()).unwrap();
+    let maps = |images: &Images| {
+        let all = images.tasks.iter().flat_map(|task| task.mm.iter());
+        all.map(|mm| mm.mapped.clone()).collect::<Vec<_>>()
+    };
+    assert!(maps(&before).concat().contains(&mapped.0));
+    for how in [How::Inherit, How::Close] {
+        let out = tempfile::tempdir().unwrap();
+        let view = out.path().join("view");
+        let is_closed = how == How::Close;
+        let keys =
+            rewrite(&images(), &view, &[Treatment { id: mapped, how, drop: false }]).unwrap();
+        let after = Images::load(&view).unwrap();
+        assert_eq!(maps(&after), maps(&before));
+        assert_eq!(after.file(mapped.0), before.file(mapped.0), "the mapping's entry stays");
+        assert!(after.fds().all(|(_, fd)| fd.file != mapped.0), "and no descriptor has it");
+        let table = Table::of(&after);
+        match table.held_by(Holder { pid: 1, fd: 17 }) {
+            Some(file) => assert_eq!(file.name.to_string(), format!("/{}", keys[0].key)),
+            None => assert!(is_closed),
+        }
+    }
+}
+
+#[test]
+fn a_lock_stays_unless_it_is_dropped() {
+    let table = Table::from_images(&images()).unwrap();
+    let locked = id(&table, 22);
+    assert_eq!(table.find(locked).unwrap().locks.len(), 1);
+    for (drop, expected) in [(false, 1), (true, 0)] {
+        let out = tempfile::tempdir().unwrap();
+        let view = out.path().join("view");
+        rewrite(&images(), &view, &[Treatment { id: locked, how: How::Inherit, drop }]).unwrap();
+        let after = Images::load(&view).unwrap();
+        assert_eq!(Table::of(&after).find(locked).unwrap().locks.len(), expected);
+    }
 }
 
 #[test]

@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
-use support::{Bundle, Container, Machine, Shim, run};
+use support::{Bundle, Container, Machine, Shim, by_shell, holds, restore, run, table};
 
 /// A checkpoint of a workload, of which nothing runs any more.
 fn checkpoint(machine: &Machine, container: Container<'_>) {
@@ -21,35 +21,6 @@ fn checkpoint(machine: &Machine, container: Container<'_>) {
     command.args(["checkpoint", container.bundle().id(), "--leave-running", "--file-locks"]);
     run(command.args(machine.variant().criu_flags()));
     container.kill();
-}
-
-fn table(machine: &Machine, reference: &str) -> Vec<Value> {
-    let text = run(machine.ocicle().args(["files", "--format", "json", reference]));
-    let table: Value = serde_json::from_str(&text).unwrap();
-    table["files"].as_array().unwrap().clone()
-}
-
-fn holds(file: &Value, pid: i64, fd: i64) -> bool {
-    let holders = file["holders"].as_array().unwrap();
-    holders.iter().any(|holder| holder["pid"] == pid && holder["fd"] == fd)
-}
-
-/// `ocicle restore`, with `fd` open on a file as a shell would.
-fn restore(bundle: &Bundle<'_>, machine: &Machine, rules: &[&str], fd: &str) -> Result<(), String> {
-    let errors = machine.state_root().join("errors");
-    let mut command = machine.ocicle();
-    command.arg("restore").arg(bundle.id()).args(machine.variant().criu_flags());
-    rules.iter().for_each(|rule| {
-        command.args(["-s", rule]);
-    });
-    let mut shell = Command::new("bash");
-    shell.arg("-c").arg(format!("exec \"$@\" {fd}")).arg("bash").arg(command.get_program());
-    shell.args(command.get_args()).env("OCICLE_RUNTIME", machine.variant().runtime());
-    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
-    let status = shell.status().unwrap();
-    let said = fs::read_to_string(&errors).unwrap();
-    fs::remove_file(errors).unwrap();
-    if status.success() { Ok(()) } else { Err(said) }
 }
 
 /// The numbers of the lines of a log, and who wrote them.
@@ -218,7 +189,12 @@ struct Probe<'m> {
 impl<'m> Probe<'m> {
     fn checkpointed(machine: &'m Machine, builder: support::BundleBuilder<'m>) -> Self {
         let bundle = builder.args(["workload", "probe", "/data"]).make();
-        let container = bundle.run();
+        let numbers = Self::numbers_after_checkpoint(machine, bundle.run());
+        Self { machine, bundle, numbers }
+    }
+
+    fn numbers_after_checkpoint(machine: &Machine, container: Container<'_>) -> Value {
+        let bundle = container.bundle();
         container.wait_for("/data/ready");
         let numbers =
             serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
@@ -226,7 +202,7 @@ impl<'m> Probe<'m> {
         command.args(["checkpoint", bundle.id(), "--tcp-established", "--file-locks"]);
         run(command.args(machine.variant().criu_flags()));
         container.kill();
-        Self { machine, bundle, numbers }
+        numbers
     }
 
     fn fd(&self, name: &str) -> i64 {
@@ -398,36 +374,25 @@ on_each_runtime!(descriptors_by_name_and_selectors_that_mean_several, |machine| 
     probe.bundle.end();
 });
 
-/// Runs a command in a shell that says how.
-fn by_shell(machine: &Machine, command: &Command, how: &str) -> Result<(), String> {
-    let errors = machine.state_root().join("errors");
-    let mut shell = Command::new("bash");
-    shell.args(["-c", how, "bash"]).arg(command.get_program()).args(command.get_args());
-    shell.env("OCICLE_RUNTIME", machine.variant().runtime());
-    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
-    let status = shell.status().unwrap();
-    let said = fs::read_to_string(&errors).unwrap();
-    fs::remove_file(errors).unwrap();
-    if status.success() { Ok(()) } else { Err(said) }
-}
-
-on_each_runtime!(the_callers_terminal, |machine| {
-    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
-    let refused = probe.restore(&["tty=tty".to_owned()], "").unwrap_err();
-    assert!(refused.contains("this command has no terminal"), "{refused}");
+/// `ocicle restore -t` at a new terminal, of which the master is returned.
+fn restore_at_a_terminal(probe: &Probe<'_>, flags: &[&str]) -> File {
+    let machine = probe.machine;
     let ours = nix::pty::openpty(None, None).unwrap();
     let mut session = Command::new("setsid");
     session.args(["--ctty", "--wait"]).arg(env!("CARGO_BIN_EXE_ocicle"));
     session.arg("--root").arg(machine.state_root()).arg("--store").arg(machine.store());
-    session.args(["restore", "-t", probe.bundle.id()]).args(machine.variant().criu_flags());
+    session.args(["restore", "-t"]).args(flags).arg(probe.bundle.id());
+    session.args(machine.variant().criu_flags());
     session.env("OCICLE_RUNTIME", machine.variant().runtime());
     let (out, errors): (OwnedFd, OwnedFd) =
         (ours.slave.try_clone().unwrap(), ours.slave.try_clone().unwrap());
     assert!(session.stdin(ours.slave).stdout(out).stderr(errors).status().unwrap().success());
-    drop(session);
-    probe.assert_others_are(&["terminal"]);
-    assert_eq!(probe.write("terminal", "through-the-terminal"), "20");
-    let mut master = File::from(ours.master);
+    File::from(ours.master)
+}
+
+/// Makes sure that what the container writes to a terminal is seen, and that it reads what is typed.
+fn assert_talks(probe: &Probe<'_>, fd: i64, mut master: File) {
+    assert_eq!(probe.control().ask(&format!("write {fd} through-the-terminal")), "20");
     let mut seen = String::new();
     while !seen.contains("through-the-terminal") {
         let mut bytes = [0; 256];
@@ -435,7 +400,47 @@ on_each_runtime!(the_callers_terminal, |machine| {
         seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
     }
     master.write_all(b"typed\n").unwrap();
-    assert_eq!(probe.read("terminal"), "\"typed\\n\"");
+    assert_eq!(probe.control().ask(&format!("read {fd}")), "\"typed\\n\"");
+}
+
+on_each_runtime!(the_callers_terminal, |machine| {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    let refused = probe.restore(&["tty=tty".to_owned()], "").unwrap_err();
+    assert!(refused.contains("this command has no terminal"), "{refused}");
+    let master = restore_at_a_terminal(&probe, &[]);
+    probe.assert_others_are(&["terminal"]);
+    assert_talks(&probe, probe.fd("terminal"), master);
+    probe.bundle.end();
+});
+
+/// Takes the terminal that a runtime sends to a console socket.
+fn sent_terminal(socket: &UnixListener) -> OwnedFd {
+    let (stream, _) = socket.accept().unwrap();
+    ocicle::sys::socket::receive_one(&stream).unwrap().expect("a terminal").1
+}
+
+on_each_runtime!(the_callers_terminal_for_that_of_a_console_socket, |machine| {
+    let builder = machine
+        .bundle("probe")
+        .args(["workload", "probe", "/data"])
+        .configure(|config| config["process"]["terminal"] = true.into());
+    let bundle = builder.make();
+    let path = bundle.dir().join("console");
+    let socket = UnixListener::bind(&path).unwrap();
+    let mut start = machine.runtime(Shim::Bare, &bundle.log());
+    start.args(["run", "--detach", "--console-socket"]).arg(&path).arg("--bundle");
+    run(start.arg(bundle.dir()).arg(bundle.id()));
+    let original = sent_terminal(&socket);
+    let numbers = Probe::numbers_after_checkpoint(machine, bundle.adopt());
+    let probe = Probe { machine, bundle, numbers };
+    drop(original);
+    let master = restore_at_a_terminal(&probe, &["--console-socket", &path.to_string_lossy()]);
+    // What waits there gets a terminal that nobody uses.
+    drop(sent_terminal(&socket));
+    let stdio = table(machine, probe.bundle.id());
+    let stdio = stdio.iter().find(|file| holds(file, 1, 1)).unwrap();
+    assert_eq!(stdio["type"], "tty");
+    assert_talks(&probe, 1, master);
     probe.bundle.end();
 });
 
@@ -494,7 +499,6 @@ on_each_runtime!(what_cannot_be_said_or_done, |machine| {
         ("tcp-client", "unix:/nowhere/at/all", "no such socket"),
         ("tcp-client", "exec:/nowhere/at/all", "no program"),
         ("tcp-client", "exec:/bin/false", "returned nothing"),
-        ("unix-left", "closed", "replace both"),
         ("pipe-read", "null", "cannot be polled"),
     ] {
         let rule = probe.rule(name, source);

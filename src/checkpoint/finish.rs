@@ -82,6 +82,8 @@ fn describe_unsupported(table: &mut Table, manifest: &Manifest) {
                 id: file.id,
                 holders: std::mem::take(&mut file.holders),
                 watched: file.watched,
+                locks: std::mem::take(&mut file.locks),
+                in_flight: file.in_flight,
                 must_substitute: true,
                 unsupported: Some(known.why.clone()),
                 ..known.file.clone()

@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::name;
-use super::table::{ExternalFile, FileId, FileKind, Holder, OpenFile, Table};
+use super::table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, Table};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{
-    FdType, FileBody, FileEntry, MemfdInode, RegFile, RemapKind, TtyInfo,
+    FdType, FileBody, FileEntry, FileLock, MemfdInode, RegFile, RemapKind, TtyInfo,
 };
 
 impl Table {
@@ -20,15 +20,21 @@ impl Table {
     }
 
     /// The open files of images that are read already. What no file descriptor refers to, such
-    /// as a program file, is not among them.
+    /// as a program file, is not among them, unless a message carries it.
     pub fn of(images: &Images) -> Self {
         let context = Lookup::new(images);
         let mut holders = holders(images);
         let watched = watched(images, &holders);
+        let locks = locks(images);
+        let flying: HashSet<_> =
+            images.packets.iter().flat_map(|packet| packet.rights.iter().copied()).collect();
         let files = images.files.iter().filter_map(|entry| {
-            let holders = holders.remove(&entry.id)?;
+            let in_flight = flying.contains(&entry.id);
+            let holders = holders.remove(&entry.id).or(in_flight.then(Vec::new))?;
             let mut file = context.describe(entry);
             file.watched = holders.iter().any(|holder| watched.contains(holder));
+            file.locks = holders.iter().filter_map(|h| locks.get(h)).flatten().copied().collect();
+            file.in_flight = in_flight;
             file.holders = holders;
             Some(file)
         });
@@ -56,6 +62,26 @@ fn watched(images: &Images, holders: &HashMap<u32, Vec<Holder>>) -> HashSet<Hold
         }
     }
     watched
+}
+
+/// The locks that CRIU will set, by the file descriptor it sets them through.
+fn locks(images: &Images) -> HashMap<Holder, Vec<Lock>> {
+    let mut locks: HashMap<Holder, Vec<Lock>> = HashMap::new();
+    for lock in &images.locks {
+        let holder = Holder { pid: lock.pid, fd: lock.fd };
+        locks.entry(holder).or_default().push(Lock {
+            kind: match lock.flag {
+                flag if flag & FileLock::POSIX != 0 => LockKind::Posix,
+                flag if flag & FileLock::FLOCK != 0 => LockKind::Flock,
+                flag if flag & FileLock::OFD != 0 => LockKind::Ofd,
+                _ => LockKind::Lease,
+            },
+            exclusive: lock.access != libc::F_RDLCK as u32,
+            start: lock.start,
+            length: lock.length,
+        });
+    }
+    locks
 }
 
 /// What is looked up in other images to describe a file.
@@ -97,6 +123,8 @@ impl<'a> Lookup<'a> {
             holders: Vec::new(),
             external: None,
             watched: false,
+            locks: Vec::new(),
+            in_flight: false,
             must_substitute: false,
             unsupported: None,
         };
@@ -114,7 +142,11 @@ impl<'a> Lookup<'a> {
             FileBody::Memfd { position, inode } => {
                 self.describe_memfd(&mut file, *position, *inode);
             }
-            FileBody::Pidfd { pid } => file.name = format!("pidfd {pid}").into(),
+            FileBody::Pidfd { pid } => {
+                file.name = format!("pidfd {pid}").into();
+                // CRIU takes out what every pidfd has (`dump_one_pidfd` in criu/pidfd.c).
+                file.flags |= libc::O_RDWR as u32;
+            }
             FileBody::Tun { device: Some(device) } => file.name = name::join("tun ", device),
             FileBody::Namespace { id, flag } => {
                 file.name = format!("{}:[criu {id}]", name::namespace(*flag)).into();

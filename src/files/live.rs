@@ -361,6 +361,8 @@ fn describe(fds: &[Observed], class: &Class, sockets: &mut Sockets, reach: &Reac
         holders,
         external,
         watched: false,
+        locks: Vec::new(),
+        in_flight: false,
         must_substitute: external.is_some(),
         unsupported: None,
     }

@@ -174,6 +174,33 @@ impl ExternalFile {
     }
 }
 
+/// A lock that is held on an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// What kind of lock.
+    pub kind: LockKind,
+    /// Whether nobody else may have one.
+    pub exclusive: bool,
+    /// Where it begins.
+    pub start: i64,
+    /// How long it is, 0 for ever.
+    pub length: i64,
+}
+
+/// The kinds of locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockKind {
+    /// Of `F_SETLK` (fcntl(2)): the process has it.
+    Posix,
+    /// Of flock(2).
+    Flock,
+    /// Of `F_OFD_SETLK`: the open file has it.
+    Ofd,
+    /// A lease.
+    Lease,
+}
+
 /// One open file description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenFile {
@@ -206,6 +233,12 @@ pub struct OpenFile {
     /// Whether an epoll instance watches it: then whatever takes its place must be pollable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub watched: bool,
+    /// The locks that are held through it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<Lock>,
+    /// Whether a message that waits in a unix socket carries it; then it may have no holder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_flight: bool,
     /// Whether it cannot be restored unless something takes its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub must_substitute: bool,
@@ -239,6 +272,9 @@ impl OpenFile {
             name.push_str(" (unsupported)");
         } else if self.must_substitute {
             name.push_str(" (from outside)");
+        }
+        if self.in_flight {
+            name.push_str(" (in flight)");
         }
         let position = match (self.position, self.size) {
             (Some(position), Some(size)) => format!("{position}/{size}"),
@@ -343,6 +379,8 @@ mod tests {
             holders: vec![Holder { pid: 1, fd: 3 }, Holder { pid: 7, fd: 0 }],
             external: None,
             watched: false,
+            locks: Vec::new(),
+            in_flight: false,
             must_substitute: false,
             unsupported: None,
         }

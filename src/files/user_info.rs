@@ -24,7 +24,7 @@ pub struct UserInfo {
 /// Writes the list of a table.
 pub fn write_user_info(table: &Table) -> String {
     let mut text = String::new();
-    for file in &table.files {
+    for file in table.files.iter().filter(|file| !file.holders.is_empty()) {
         let name = file.name.to_string().replace('|', "\\x7c");
         text.push_str(&format!("{}|{}|{name}|{}\n", file.kind, file.id, file.holders_text()));
     }
@@ -79,6 +79,8 @@ mod tests {
             holders,
             external: None,
             watched: false,
+            locks: Vec::new(),
+            in_flight: false,
             must_substitute: false,
             unsupported: None,
         }

@@ -46,8 +46,8 @@ struct Mount<'a> {
     /// Whether the container may write there.
     writable: bool,
     part: Option<&'a Packed>,
-    /// What putting the part back will change, and whether that concerns what is below as well.
-    changed: HashMap<ByteString, bool>,
+    /// What putting the part back will change, and how.
+    changed: HashMap<ByteString, Verb>,
 }
 
 impl<'a> View<'a> {
@@ -65,8 +65,11 @@ impl<'a> View<'a> {
             let mount = mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
             mount.part = Some(&part.packed);
             for action in plan.actions() {
-                let deep = mount.changed.entry(action.path.clone()).or_default();
-                *deep |= action.verb != Verb::Attributes;
+                // What is removed and then made anew has changed.
+                let verb = mount.changed.entry(action.path.clone()).or_insert(action.verb);
+                if *verb != action.verb {
+                    *verb = Verb::Replace;
+                }
             }
         }
         Ok(Self { mounts })
@@ -117,19 +120,21 @@ impl<'a> Mount<'a> {
                 Found::Present { mode: entry.meta.mode | kind.as_raw_mode(), size }
             }
             Some(Lookup::Absent) => Found::Missing,
-            Some(Lookup::Below) if self.will_change(path) => Found::Unknown,
-            Some(Lookup::Below) | None => look_in(source, path),
+            Some(Lookup::Below) => match self.change_of(path) {
+                Some(Verb::Remove) => Found::Missing,
+                Some(_) => Found::Unknown,
+                None => look_in(source, path),
+            },
+            None => look_in(source, path),
         }
     }
 
-    fn will_change(&self, path: &Path) -> bool {
-        let changed = |path: &Path| self.changed.get(&ByteString::from(path));
-        changed(path).is_some()
-            || path
-                .ancestors()
-                .skip(1)
-                .filter(|above| !above.as_os_str().is_empty())
-                .any(|above| changed(above) == Some(&true))
+    /// What will be done to a path, or to what it is in.
+    fn change_of(&self, path: &Path) -> Option<Verb> {
+        let verb = |path: &Path| self.changed.get(&ByteString::from(path)).copied();
+        let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+        let deep = |verb: &Verb| *verb != Verb::Attributes;
+        verb(path).or_else(|| above.filter_map(verb).find(deep))
     }
 }
 

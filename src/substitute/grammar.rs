@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! list      := rule { (";" | newline) rule }
-//! rule      := selector "=" source | identifier "," fd
+//! rule      := selector "=" source [ ",drop" ] | identifier "," fd
 //! selector  := [ "all " ] term { " and " term }
 //! term      := identifier | "id:" identifier | pid ":" fd | "fd:" fd | "type:" type
 //!            | pattern | "path:" pattern | "local:" address | "remote:" address | "tty" | "stdio"
@@ -104,6 +104,27 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// What stands before a `drop` behind the last comma, and whether there is one.
+    fn split_drop(self) -> Result<(Self, bool), ParseError> {
+        let mut words = self;
+        while let Some((_, rest)) = words.split(',') {
+            let (word, behind) = rest.split_options();
+            match (word.text(), behind) {
+                ("drop", None) => {
+                    return Ok((Self { end: rest.before_comma(), ..self }.trim(), true));
+                }
+                ("drop", Some(_)) => return Err(word.wrong("`drop` is the last word of a rule")),
+                _ => words = rest,
+            }
+        }
+        Ok((self, false))
+    }
+
+    /// Where the comma is that this part stands behind.
+    fn before_comma(self) -> usize {
+        self.whole[..self.start].rfind(',').unwrap_or(self.start)
+    }
+
     fn wrong(self, message: impl Into<String>) -> ParseError {
         ParseError {
             text: self.whole.to_owned(),
@@ -165,13 +186,15 @@ pub fn parse_rule(text: &str, origin: Origin) -> Result<Rule, ParseError> {
     }
     let whole = Part::new(text);
     if let Some((selector, source)) = whole.split('=') {
+        let (source, drop) = source.split_drop()?;
         let (selector, source) = (parse_selector(selector)?, parse_source(source)?);
-        return Ok(Rule { selector, source, origin });
+        return Ok(Rule { selector, source, drop, origin });
     }
     // Kerrighed's form: restart -s file_identifier,fd
     if let Some((id, fd)) = whole.split(',') {
         let selector = Selector::new(Term::Id(FileId(id.number("the file identifier")?)));
-        return Ok(Rule { selector, source: Source::Fd(fd.number("the fd")?), origin });
+        let source = Source::Fd(fd.number("the fd")?);
+        return Ok(Rule { selector, source, drop: false, origin });
     }
     Err(whole.wrong("a substitution is SELECTOR=SOURCE, or IDENTIFIER,FD"))
 }
@@ -416,6 +439,9 @@ mod tests {
             ("stdio  and  tty=exec:/bin/x", "stdio and tty=exec:/bin/x"),
             ("1=container:/t,append", "1=container:/t,append"),
             ("1=file:/t,pos=end,create, rw", "1=file:/t,rw,create,pos=end"),
+            ("1=closed , drop", "1=closed,drop"),
+            ("1=file:/t,ro , drop ", "1=file:/t,ro,drop"),
+            ("1=fd:drop,drop", "1=fd:drop,drop"),
             ("1=file:/t\\x2c,append,truncate,pos=keep", "1=file:/t\\x2c,append,truncate,pos=keep"),
         ] {
             assert_eq!(rule(text).unwrap().to_string(), shown, "{text}");
@@ -451,6 +477,9 @@ mod tests {
             "17=file:/x,ro,wo",
             "17=file:/x,,create",
             "17=file:/x,pos=middle",
+            "17=file:/x,drop,ro",
+            "17=null,drop,drop",
+            "17=,drop",
             "17=null:x",
             "/a\\b=null",
             "/a and =null",
@@ -554,8 +583,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_rule_is_read_as_it_is_shown(selector in any_selector(), source in any_source()) {
-            let rule = Rule { selector, source, origin: Origin::CommandLine };
+        fn a_rule_is_read_as_it_is_shown(
+            selector in any_selector(),
+            source in any_source(),
+            drop: bool,
+        ) {
+            let rule = Rule { selector, source, drop, origin: Origin::CommandLine };
             let text = rule.to_string();
             prop_assert_eq!(&parse_rule(&text, Origin::CommandLine).unwrap(), &rule);
             prop_assert_eq!(parse_list(&text, &Origin::CommandLine).unwrap(), [rule]);

@@ -24,7 +24,7 @@ impl Resolved {
             Some(other) if other.origin.rank() < self.rule.origin.rank() => {
                 format!("{} comes before {}", self.rule.origin, other.origin)
             }
-            Some(other) if other.source == self.rule.source => "another says the same".to_owned(),
+            Some(other) if other.does_as(&self.rule) => "another says the same".to_owned(),
             Some(other) if other.strength() == self.rule.strength() => {
                 format!("it stands behind {other}")
             }
@@ -219,6 +219,8 @@ mod tests {
             holders: holders.iter().map(|(pid, fd)| Holder { pid: *pid, fd: *fd }).collect(),
             external: None,
             watched: false,
+            locks: Vec::new(),
+            in_flight: false,
             must_substitute: false,
             unsupported: None,
         }

@@ -7,6 +7,11 @@
 //! type, by which CRIU looks it up (`find_file_desc` in criu/files.c). A file of the container that
 //! takes another's place has such an entry too, with its path for a name. A file that goes leaves
 //! its entry only where others may refer to that; what it was watched and locked by goes with it.
+//!
+//! A file that is also mapped, or a program, keeps its entry for that; its file descriptors get one
+//! of their own, with a new identifier. What was tied to a replaced file and stays is in [`rest`].
+
+mod rest;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -15,7 +20,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::bytes::ByteString;
 use crate::criu::images::entries::{
@@ -23,8 +28,11 @@ use crate::criu::images::entries::{
 };
 use crate::criu::images::image::{Change, Kind};
 use crate::criu::images::wire::{BadMessage, Message};
-use crate::criu::images::{ImageDir, Images};
+use crate::criu::images::{ImageDir, Images, Task};
 use crate::files::FileId;
+use crate::hint::WithHint;
+
+use rest::Rest;
 
 /// What CRIU is told, as `inherit-fd fd[N]:KEY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +50,8 @@ pub struct Treatment {
     pub id: FileId,
     /// What becomes of it.
     pub how: How,
+    /// Whether locks on it, the watch of epoll instances and messages that carry it lose it.
+    pub drop: bool,
 }
 
 /// What can become of an open file.
@@ -95,6 +105,9 @@ pub fn check(images_dir: &Path, treatments: &[Treatment]) -> Result<()> {
     Plan::of(&Images::load(images_dir)?, treatments).map(drop)
 }
 
+const TOGETHER: &str = "`ocicle files` lists the open files of the checkpoint; replace what belongs \
+                        together, or end the rule with `,drop` where that is offered";
+
 /// What is to be done to the images.
 struct Plan<'a> {
     treatments: BTreeMap<u32, &'a How>,
@@ -102,10 +115,15 @@ struct Plan<'a> {
     names: BTreeMap<u32, String>,
     /// The mount of the container's root.
     root: Option<i32>,
-    /// File descriptors that are closed, as process and number.
-    closed: HashSet<(i32, i32)>,
+    /// File descriptors whose locks go, and which no epoll instance watches any more, as process
+    /// and number.
+    forgotten: HashSet<(i32, i32)>,
     /// The process whose numbers an epoll instance watches, by the instance's identifier.
     masters: HashMap<u32, i32>,
+    /// Files that are also used otherwise, and the identifiers that their file descriptors get;
+    /// their own if they are closed.
+    split: BTreeMap<u32, u32>,
+    rest: Rest,
 }
 
 impl<'a> Plan<'a> {
@@ -113,24 +131,25 @@ impl<'a> Plan<'a> {
         let by_id: BTreeMap<u32, &How> =
             treatments.iter().map(|one| (one.id.0, &one.how)).collect();
         let chosen: BTreeSet<u32> = by_id.keys().copied().collect();
-        let mut refused = refusals(images, &by_id, &chosen);
+        let is_forgotten = |one: &&Treatment| one.drop || one.how == How::Close;
+        let forgotten: BTreeSet<u32> =
+            treatments.iter().filter(is_forgotten).map(|one| one.id.0).collect();
+        let mut refused = refusals(images, treatments, &chosen);
         let root = root_mount(images);
         if root.is_none() && by_id.values().any(|how| matches!(how, How::Reopen { .. })) {
             refused.push("the images do not say where the container's root is mounted".to_owned());
         }
         if !refused.is_empty() {
-            bail!("{}", refused.join("\n"));
+            return Err(anyhow!(refused.join("\n")).hint(TOGETHER));
         }
-        let is_closed = |id: u32| by_id.get(&id) == Some(&&How::Close);
+        let fds = images.fds().filter(|(_, fd)| forgotten.contains(&fd.file));
         Ok(Self {
             names: names(images, &by_id),
             root,
-            closed: images
-                .fds()
-                .filter(|(_, fd)| is_closed(fd.file))
-                .map(|(pid, fd)| (pid, fd.fd))
-                .collect(),
+            forgotten: fds.map(|(pid, fd)| (pid, fd.fd)).collect(),
             masters: masters(images),
+            split: split(images, &by_id),
+            rest: Rest::of(images, &chosen),
             treatments: by_id,
         })
     }
@@ -139,12 +158,39 @@ impl<'a> Plan<'a> {
         self.treatments.get(&id) == Some(&&How::Close)
     }
 
-    /// Whether an epoll instance watches a file descriptor that is closed.
-    fn watches_closed(&self, file: &FileEntry) -> bool {
+    /// The identifier by which file descriptors and messages refer to what was this file.
+    fn seen_as(&self, id: u32) -> u32 {
+        self.split.get(&id).copied().unwrap_or(id)
+    }
+
+    /// Whether an epoll instance watches a file descriptor that it must forget.
+    fn watches_forgotten(&self, file: &FileEntry) -> bool {
         let Some(master) = self.masters.get(&file.id) else { return false };
         let FileBody::Epoll { watched } = &file.body else { return false };
-        watched.iter().any(|fd| self.closed.contains(&(*master, *fd)))
+        watched.iter().any(|fd| self.forgotten.contains(&(*master, *fd)))
     }
+}
+
+/// Files that processes use otherwise than through file descriptors as well, and new identifiers.
+fn split(images: &Images, treatments: &BTreeMap<u32, &How>) -> BTreeMap<u32, u32> {
+    let used = used_otherwise(images);
+    let taken: BTreeSet<u32> = images.files.iter().map(|file| file.id).collect();
+    let mut free = (1..).filter(|id| !taken.contains(id));
+    let renamed = |(id, how): (&u32, &&How)| match how {
+        How::Close => Some((*id, *id)),
+        _ => free.next().map(|new| (*id, new)),
+    };
+    treatments.iter().filter(|(id, _)| used.contains(id)).filter_map(renamed).collect()
+}
+
+/// Files that are mapped, programs, working or root directories.
+fn used_otherwise(images: &Images) -> BTreeSet<u32> {
+    let of_task = |task: &Task| {
+        let mm = task.mm.iter().flat_map(|mm| mm.mapped.iter().copied().chain([mm.exe]));
+        let fs = task.fs.iter().flat_map(|fs| [fs.cwd, fs.root]);
+        mm.chain(fs).collect::<Vec<_>>()
+    };
+    images.tasks.iter().flat_map(of_task).collect()
 }
 
 /// CRIU fills an epoll instance in the process with the lowest number of those that hold it
@@ -187,21 +233,27 @@ fn names(images: &Images, treatments: &BTreeMap<u32, &How>) -> BTreeMap<u32, Str
 }
 
 /// Why the chosen files cannot be replaced.
-fn refusals(
-    images: &Images,
-    treatments: &BTreeMap<u32, &How>,
-    chosen: &BTreeSet<u32>,
-) -> Vec<String> {
-    let uses = Uses::of(images, treatments);
+fn refusals(images: &Images, treatments: &[Treatment], chosen: &BTreeSet<u32>) -> Vec<String> {
+    let held: BTreeSet<u32> = images.fds().map(|(_, fd)| fd.file).collect();
+    let flying: BTreeSet<u32> =
+        images.packets.iter().flat_map(|packet| packet.rights.iter().copied()).collect();
     let mut refused = Vec::new();
-    for id in chosen {
-        let entries: Vec<_> = images.files.iter().filter(|file| file.id == *id).collect();
+    for one in treatments {
+        let id = one.id.0;
+        let entries: Vec<_> = images.files.iter().filter(|file| file.id == id).collect();
         let why = match entries[..] {
             [] => Some("there is no open file with this identifier".to_owned()),
-            [file] => uses
-                .refusal(file)
-                .or_else(|| partner_refusal(images, chosen, file))
-                .or_else(|| link_refusal(images, treatments, *id)),
+            [_] if !held.contains(&id) && !flying.contains(&id) => {
+                Some("no file descriptor refers to it".to_owned())
+            }
+            [_] if flying.contains(&id) && one.how == How::Close && !one.drop => Some(
+                "a message that waits in a socket carries it: with `,drop` behind the rule it \
+                 arrives without"
+                    .to_owned(),
+            ),
+            [file] => {
+                rest::terminal_refusal(images, chosen, file).or_else(|| link_refusal(images, one))
+            }
             _ => Some("a CRIU of old has given its identifier to several files".to_owned()),
         };
         refused.extend(why.map(|why| format!("open file {id} cannot be replaced: {why}")));
@@ -209,100 +261,14 @@ fn refusals(
     refused
 }
 
-/// Who uses files other than through a file descriptor.
-#[derive(Default)]
-struct Uses {
-    held: BTreeSet<u32>,
-    other: HashMap<u32, String>,
-}
-
-impl Uses {
-    fn of(images: &Images, treatments: &BTreeMap<u32, &How>) -> Self {
-        let mut uses = Self::default();
-        for task in &images.tasks {
-            uses.add_task(task);
-        }
-        let locked: HashSet<_> = images.locks.iter().map(|lock| (lock.pid, lock.fd)).collect();
-        for (pid, fd) in images.fds() {
-            uses.held.insert(fd.file);
-            let is_closed = treatments.get(&fd.file) == Some(&&How::Close);
-            if !is_closed && locked.contains(&(pid, fd.fd)) {
-                uses.add(fd.file, format!("pid {pid} holds a lock on it through fd {}", fd.fd));
-            }
-        }
-        uses
-    }
-
-    fn add_task(&mut self, task: &crate::criu::images::Task) {
-        let pid = task.tree.pid;
-        if let Some(mm) = &task.mm {
-            self.add(mm.exe, format!("it is the program of pid {pid}"));
-            for file in &mm.mapped {
-                self.add(*file, format!("pid {pid} has mapped it"));
-            }
-        }
-        if let Some(fs) = task.fs {
-            self.add(fs.cwd, format!("it is the working directory of pid {pid}"));
-            self.add(fs.root, format!("it is the root directory of pid {pid}"));
-        }
-    }
-
-    fn add(&mut self, file: u32, what: String) {
-        self.other.entry(file).or_insert(what);
-    }
-
-    fn refusal(&self, file: &FileEntry) -> Option<String> {
-        if let Some(what) = self.other.get(&file.id) {
-            return Some(what.clone());
-        }
-        (!self.held.contains(&file.id)).then(|| "no file descriptor refers to it".to_owned())
-    }
-}
-
 /// CRIU would open a file that it has linked to another name by that name.
-fn link_refusal(images: &Images, treatments: &BTreeMap<u32, &How>, id: u32) -> Option<String> {
-    let is_reopened = matches!(treatments.get(&id), Some(How::Reopen { .. }));
-    let is_linked = |remap: &Remap| remap.file == id && remap.kind == RemapKind::Linked;
+fn link_refusal(images: &Images, one: &Treatment) -> Option<String> {
+    let is_reopened = matches!(one.how, How::Reopen { .. });
+    let is_linked = |remap: &Remap| remap.file == one.id.0 && remap.kind == RemapKind::Linked;
     (is_reopened && images.remaps.iter().any(is_linked)).then(|| {
         "its name was gone, and no file of the container can take its place: use file: or fd:"
             .to_owned()
     })
-}
-
-/// Files that come in pairs: the one that stays must do without the other.
-fn partner_refusal(images: &Images, chosen: &BTreeSet<u32>, file: &FileEntry) -> Option<String> {
-    let stays = |other: &&FileEntry| other.id != file.id && !chosen.contains(&other.id);
-    let staying: Vec<_> = images.files.iter().filter(stays).collect();
-    match &file.body {
-        FileBody::Unix(socket) => staying.iter().find_map(|other| match &other.body {
-            // "FATAL: Peer %u unresolved" of fixup_unix_peer in criu/sk-unix.c.
-            FileBody::Unix(peer) if peer.peer == socket.inode && socket.inode != 0 => {
-                Some(format!("the unix socket {} is connected to it: replace both", other.id))
-            }
-            _ => None,
-        }),
-        FileBody::Tty { info, .. } => tty_refusal(images, &staying, *info),
-        _ => None,
-    }
-}
-
-/// A pseudoterminal's two sides have neighbouring numbers, and the slave needs the master
-/// (`tty_has_active_pair` and `tty_setup_slavery` in criu/tty.c). Unread input needs a terminal
-/// to go to (`collect_one_tty_data`).
-fn tty_refusal(images: &Images, staying: &[&FileEntry], info: u32) -> Option<String> {
-    let terminal = images.ttys.iter().find(|tty| tty.id == info)?;
-    let open = |wanted: u32| {
-        staying
-            .iter()
-            .find(|other| matches!(other.body, FileBody::Tty { info, .. } if info == wanted))
-    };
-    if open(info).is_some() {
-        return None;
-    }
-    if let Some(slave) = info.checked_sub(1).filter(|_| terminal.master).and_then(open) {
-        return Some(format!("the terminal {} is the other side of it: replace both", slave.id));
-    }
-    images.tty_data.contains(&info).then(|| "there is input in it that was not read".to_owned())
 }
 
 /// The images that change, by name.
@@ -331,8 +297,19 @@ fn changed_images(
         let name = "remap-fpath.img".to_owned();
         change(Kind::RemapPath, name, &|entry| rewrite_remap(plan, entry))?;
     }
-    if images.locks.iter().any(|lock| plan.closed.contains(&(lock.pid, lock.fd))) {
+    if images.locks.iter().any(|lock| plan.forgotten.contains(&(lock.pid, lock.fd))) {
         change(Kind::FileLocks, "filelocks.img".to_owned(), &|entry| rewrite_lock(plan, entry))?;
+    }
+    if plan.rest.changes_terminals() {
+        let rest = &plan.rest;
+        change(Kind::TtyInfo, "tty-info.img".to_owned(), &|entry| rest.rewrite_terminal(entry))?;
+        if !images.tty_data.is_empty() {
+            change(Kind::TtyData, "tty-data.img".to_owned(), &|entry| rest.rewrite_input(entry))?;
+        }
+    }
+    if !images.packets.is_empty() {
+        let name = "sk-queues.img".to_owned();
+        change(Kind::SocketQueues, name, &|entry| rest::rewrite_packet(plan, entry))?;
     }
     Ok(changed)
 }
@@ -341,38 +318,43 @@ fn changed_images(
 type Rewritten = Result<Change, BadMessage>;
 
 fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
-    let id = message.need_u32(FileEntry::ID, "id")?;
     let file = FileEntry::read(message)?;
-    Ok(match plan.treatments.get(&id) {
-        Some(How::Inherit) => {
-            let name = plan.names.get(&id).map(String::as_bytes).unwrap_or_default();
-            let entry = RegEntry {
-                id,
-                flags: file.flags.unwrap_or_default(),
-                position: 0,
-                name,
-                mount: linked_mount(images, &file),
-            };
-            Change::Replace(entry.encode())
-        }
-        Some(How::Reopen { path, flags, position }) => {
-            let entry = RegEntry {
-                id,
-                flags: *flags,
-                // "No position" of do_open_reg in criu/files-reg.c.
-                position: position.unwrap_or(u64::MAX),
-                name: path.as_bytes(),
-                mount: plan.root,
-            };
-            Change::Replace(entry.encode())
-        }
+    let is_split = plan.split.contains_key(&file.id);
+    let id = plan.seen_as(file.id);
+    let entry = match plan.treatments.get(&file.id) {
+        Some(How::Inherit) => RegEntry {
+            id,
+            flags: file.flags.unwrap_or_default(),
+            position: 0,
+            name: plan.names.get(&file.id).map(String::as_bytes).unwrap_or_default(),
+            mount: linked_mount(images, &file).filter(|_| !is_split),
+        },
+        Some(How::Reopen { path, flags, position }) => RegEntry {
+            id,
+            flags: *flags,
+            // "No position" of do_open_reg in criu/files-reg.c.
+            position: position.unwrap_or(u64::MAX),
+            name: path.as_bytes(),
+            mount: plan.root,
+        },
         // CRIU has no use for one that nobody holds, but for those of type REG, which others
         // refer to: a remap, say (`collect_one_remap` in criu/files-reg.c).
-        Some(How::Close) if file.kind != FdType::Reg => Change::Remove,
-        None if plan.watches_closed(&file) => {
-            Change::Replace(without_closed(plan, file.id, message)?)
-        }
-        Some(How::Close) | None => Change::Keep,
+        Some(How::Close) if file.kind != FdType::Reg && !is_split => return Ok(Change::Remove),
+        None => return rewrite_other(plan, &file, message),
+        Some(How::Close) => return Ok(Change::Keep),
+    };
+    let entry = entry.encode();
+    Ok(if is_split { Change::Follow(entry) } else { Change::Replace(entry) })
+}
+
+/// What becomes of an open file that stays.
+fn rewrite_other(plan: &Plan<'_>, file: &FileEntry, message: &Message<'_>) -> Rewritten {
+    Ok(if plan.watches_forgotten(file) {
+        Change::Replace(without_forgotten(plan, file.id, message)?)
+    } else if plan.rest.is_alone(file) {
+        Change::Replace(rest::without_peer(message)?)
+    } else {
+        Change::Keep
     })
 }
 
@@ -407,9 +389,13 @@ impl RegEntry<'_> {
     }
 }
 
-/// The entry of an epoll instance that watches a closed file descriptor no more, as the kernel
-/// takes one out that is closed.
-fn without_closed(plan: &Plan<'_>, id: u32, message: &Message<'_>) -> Result<Vec<u8>, BadMessage> {
+/// The entry of an epoll instance that watches a file descriptor no more, as the kernel takes one
+/// out that is closed.
+fn without_forgotten(
+    plan: &Plan<'_>,
+    id: u32,
+    message: &Message<'_>,
+) -> Result<Vec<u8>, BadMessage> {
     /// The body's field in `file_entry`, and in it that of what is watched.
     const BODY: u32 = 9;
     const WATCHED: u32 = 4;
@@ -419,7 +405,7 @@ fn without_closed(plan: &Plan<'_>, id: u32, message: &Message<'_>) -> Result<Vec
     for watched in body.messages(WATCHED) {
         let watched = watched?;
         let fd = watched.need_u32(2, "tfd")?;
-        if i32::try_from(fd).is_ok_and(|fd| !plan.closed.contains(&(master, fd))) {
+        if i32::try_from(fd).is_ok_and(|fd| !plan.forgotten.contains(&(master, fd))) {
             kept.push_bytes(WATCHED, &watched.encode());
         }
     }
@@ -447,6 +433,7 @@ fn rewrite_fd(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
         return Ok(Change::Keep);
     }
     let mut message = message.clone();
+    message.set_number(FdEntry::FILE, plan.seen_as(id).into());
     message.set_number(FdEntry::TYPE, FdType::REG);
     Ok(Change::Replace(message.encode()))
 }
@@ -454,7 +441,9 @@ fn rewrite_fd(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
 /// Whether a remap goes with its file: a ghost file would be made beside the name, which has no
 /// directory now (`open_remap_ghost` in criu/files-reg.c), and nothing would use it.
 fn is_dropped(plan: &Plan<'_>, remap: &Remap) -> bool {
-    plan.treatments.contains_key(&remap.file) && remap.kind != RemapKind::Linked
+    let is_replaced =
+        plan.treatments.contains_key(&remap.file) && !plan.split.contains_key(&remap.file);
+    is_replaced && remap.kind != RemapKind::Linked
 }
 
 fn rewrite_remap(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
@@ -464,8 +453,8 @@ fn rewrite_remap(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
 
 fn rewrite_lock(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let lock = FileLock::read(message)?;
-    let is_closed = plan.closed.contains(&(lock.pid, lock.fd));
-    Ok(if is_closed { Change::Remove } else { Change::Keep })
+    let is_forgotten = plan.forgotten.contains(&(lock.pid, lock.fd));
+    Ok(if is_forgotten { Change::Remove } else { Change::Keep })
 }
 
 fn make_view(images_dir: &Path, out_dir: &Path, changed: &BTreeMap<String, Vec<u8>>) -> Result<()> {

@@ -12,6 +12,9 @@ pub struct Rule {
     pub selector: Selector,
     /// What takes its place.
     pub source: Source,
+    /// Whether what others have of the original goes: locks, the watch of epoll instances, its
+    /// place in messages that carry it. Else it has to pass on to what takes its place.
+    pub drop: bool,
     /// Who wrote the rule.
     pub origin: Origin,
 }
@@ -52,12 +55,17 @@ impl Rule {
         (self.origin.rank(), self.selector.specificity())
     }
 
+    /// Whether it does to an open file what the other does.
+    pub(super) fn does_as(&self, other: &Self) -> bool {
+        (&self.source, self.drop) == (&other.source, other.drop)
+    }
+
     /// Whether this is meant to replace an earlier rule of the same strength, and does not
     /// contradict it by mistake: it is for the same selector, or of the configuration, in which
     /// each table is written for other containers.
     pub(super) fn may_override(&self, earlier: &Self) -> bool {
         let is_configured = |rule: &Self| matches!(rule.origin, Origin::Configuration(_));
-        self.source == earlier.source
+        self.does_as(earlier)
             || self.selector == earlier.selector
             || (is_configured(self) && is_configured(earlier))
     }
@@ -76,6 +84,6 @@ impl fmt::Display for Origin {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.selector, self.source)
+        write!(f, "{}={}{}", self.selector, self.source, if self.drop { ",drop" } else { "" })
     }
 }

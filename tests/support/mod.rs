@@ -20,6 +20,7 @@ mod bundle;
 mod container;
 mod image;
 mod machine;
+mod rules;
 mod told;
 mod tree;
 mod wait;
@@ -29,6 +30,7 @@ pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
     machine::{Machine, Shim, Variant, on_machine, run, try_run},
+    rules::{by_shell, holds, restore, table},
     told::{Told, outcome},
     tree::{Tree, tree_of},
     wait::{DEADLINE, wait_for_exit, wait_for_file},

@@ -37,7 +37,9 @@ pub(super) fn prepare(
     check_access(access, file)?;
     if file.watched {
         return Err(
-            "an epoll instance watches the original, and a file cannot be polled".to_owned()
+            "an epoll instance watches the original, and a file cannot be polled: with `,drop` \
+             behind the rule it is watched no more"
+                .to_owned(),
         );
     }
     let flags = open_flags(source, access, file);

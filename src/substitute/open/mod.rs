@@ -6,6 +6,7 @@
 mod container;
 mod file;
 mod inherited;
+mod locks;
 mod program;
 mod socket;
 
@@ -125,8 +126,10 @@ enum Work {
 pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepared>, Refusals> {
     let prepared = each(resolved, |Resolved { rule, file, .. }| {
         let refusal = |why| Box::new(Refusal { rule: rule.clone(), file: file.id, why });
-        let work = Work::of(rule, file, around).map_err(refusal)?;
-        Ok(Prepared { rule: rule.clone(), file: file.clone(), work })
+        let file = what_stays(rule, file);
+        let work = Work::of(rule, &file, around).map_err(refusal)?;
+        locks::check(&work, &file).map_err(refusal)?;
+        Ok(Prepared { rule: rule.clone(), file, work })
     })?;
     let inherited = prepared.iter().filter(|one| one.treatment().how == How::Inherit);
     match inherited.clone().nth(FD_LIMIT) {
@@ -135,6 +138,16 @@ pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepare
         ))])),
         None => Ok(prepared),
     }
+}
+
+/// The original as far as its replacement has to be like it: what the rule drops asks nothing.
+fn what_stays(rule: &Rule, file: &OpenFile) -> OpenFile {
+    let mut file = file.clone();
+    if rule.drop {
+        file.watched = false;
+        file.locks.clear();
+    }
+    file
 }
 
 /// Connects, asks, makes and truncates; returns what CRIU inherits, in the order of the rules.
@@ -176,7 +189,7 @@ impl Prepared {
             Work::Container(reopen) => reopen.how(),
             _ => How::Inherit,
         };
-        Treatment { id: self.file.id, how }
+        Treatment { id: self.file.id, how, drop: self.rule.drop }
     }
 
     fn refusal(&self, why: String) -> Box<Refusal> {
@@ -192,6 +205,7 @@ impl Prepared {
         };
         if let Some(fd) = made {
             check_type(&fd, &self.file)?;
+            locks::check_opened(&fd, &self.file)?;
             self.work = Work::Ready(fd);
         }
         Ok(())
@@ -263,7 +277,7 @@ fn check_type(fd: &OwnedFd, file: &OpenFile) -> Result<(), String> {
     check_directory(file_type(fd)? == FileType::Directory, file)?;
     if file.watched && !is_pollable(fd)? {
         return Err("an epoll instance watches the original, and this cannot be polled: a pipe, \
-                    a socket or a terminal can"
+                    a socket or a terminal can, or with `,drop` behind the rule it is watched no more"
             .to_owned());
     }
     Ok(())
@@ -310,7 +324,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
 
-    fn original(flags: i32, position: Option<u64>) -> OpenFile {
+    pub(super) fn original(flags: i32, position: Option<u64>) -> OpenFile {
         OpenFile {
             id: FileId(3),
             kind: FileKind::Reg,
@@ -323,6 +337,8 @@ mod tests {
             holders: vec![Holder { pid: 1, fd: 3 }],
             external: None,
             watched: false,
+            locks: Vec::new(),
+            in_flight: false,
             must_substitute: false,
             unsupported: None,
         }

@@ -11,6 +11,7 @@ use clap::Parser;
 
 mod hold;
 mod journal;
+mod kinds;
 mod lend;
 mod memory;
 mod odd;
@@ -46,6 +47,8 @@ enum Workload {
     },
     /// Holds open files, and reads and writes them when asked on DIR/control.
     Probe { dir: PathBuf },
+    /// Holds COUNT open files of KIND, shared with another process, and answers as the probe does.
+    Kinds { dir: PathBuf, kind: String, count: usize },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
     Lend { file: PathBuf },
     /// Ask a workload on its control socket, and print the answer.
@@ -65,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Hold { dir, inotify } => recorded(&dir, hold::run(&dir, inotify)),
         Workload::Probe { dir } => recorded(&dir, probe::run(&dir)),
         Workload::Odd { dir, kinds } => recorded(&dir, odd::run(&dir, &kinds)),
+        Workload::Kinds { dir, kind, count } => recorded(&dir, kinds::run(&dir, &kind, count)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }

@@ -1,7 +1,7 @@
 //! Holds open files and does with them what it is asked to: whoever replaced one sees the effect.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,16 +9,19 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek, pipe, read, write};
 use serde_json::{Map, Value, json};
 
 /// Opens everything in DIR, lists it in DIR/fds.json (`{"name": fd}`), creates DIR/ready and
 /// answers on DIR/control: `read FD`, `write FD TEXT`, `position FD`, `wait FD` (which of the
-/// watched are ready, by an epoll instance).
+/// watched are ready, by an epoll instance), `at FD NAME` (a file in a directory), `receive FD` (a
+/// message and the files with it), `terminal FD` (of the session; the number does not matter).
 pub fn run(dir: &Path) -> Result<()> {
     let control = UnixListener::bind(dir.join("control")).context("binding the control socket")?;
     let held = open(dir)?;
@@ -26,6 +29,11 @@ pub fn run(dir: &Path) -> Result<()> {
         held.iter().map(|(name, fd)| ((*name).to_owned(), json!(fd.as_raw_fd()))).collect();
     fs::write(dir.join("fds.json"), serde_json::to_vec(&numbers)?)?;
     File::create(dir.join("ready"))?;
+    answer_at(&control)
+}
+
+/// Answers, one request a connection.
+pub fn answer_at(control: &UnixListener) -> Result<()> {
     for stream in control.incoming() {
         // A caller who went away is no reason to end.
         let _ = serve(&stream?);
@@ -93,6 +101,9 @@ pub fn answer(request: &str) -> Result<String> {
         ["write", _, text] => write(fd, text.as_bytes()).map(|count| count.to_string()),
         ["position", _] => lseek(fd, 0, Whence::SeekCur).map(|position| position.to_string()),
         ["wait", _] => wait(fd),
+        ["at", _, name] => read_at(fd, name),
+        ["receive", _] => receive(fd),
+        ["terminal", _] => terminal(),
         _ => Ok("unknown request".to_owned()),
     };
     Ok(answer.unwrap_or_else(|error| format!("{error:?}")))
@@ -116,6 +127,42 @@ fn read_now(fd: BorrowedFd<'_>) -> Result<String, Errno> {
     let mut bytes = [0; 256];
     let count = read(fd, &mut bytes)?;
     Ok(format!("{:?}", String::from_utf8_lossy(&bytes[..count])))
+}
+
+/// What a file of a directory holds.
+fn read_at(fd: BorrowedFd<'_>, name: &str) -> Result<String, Errno> {
+    let file = openat(fd, name, OFlag::O_RDONLY, Mode::empty())?;
+    let mut bytes = [0; 256];
+    let count = read(&file, &mut bytes)?;
+    Ok(format!("{:?}", String::from_utf8_lossy(&bytes[..count])))
+}
+
+/// A message that waits in a socket, and what can be read from the files that it carries.
+fn receive(fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    let mut bytes = [0; 256];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut control = nix::cmsg_space!([RawFd; 8]);
+    let message =
+        recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+    let mut carried = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            carried.extend(fds);
+        }
+    }
+    let count = message.bytes;
+    let mut said = format!("{:?}", String::from_utf8_lossy(&bytes[..count]));
+    for fd in carried {
+        // SAFETY: it was received a moment ago.
+        said += &format!(" {}", read_now(unsafe { BorrowedFd::borrow_raw(fd) })?);
+    }
+    Ok(said)
+}
+
+/// Whether the session has a controlling terminal.
+fn terminal() -> Result<String, Errno> {
+    let tty = nix::fcntl::open("/dev/tty", OFlag::O_RDWR | OFlag::O_NOCTTY, Mode::empty())?;
+    nix::unistd::tcgetpgrp(&tty).map(|_| "a terminal".to_owned())
 }
 
 /// What an epoll instance says at once.
