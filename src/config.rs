@@ -1,6 +1,7 @@
 //! The administrator's configuration, `/etc/ocicle/ocicle.toml`, or the file that the environment
 //! variable `OCICLE_CONFIG` names.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{Identity, Volumes};
 use crate::hint::WithHint;
+use crate::runtime::arguments::value_of;
 use crate::store::policy::{Filesystem, Keep};
 use crate::substitute::{Origin, parse_list};
 
@@ -96,6 +98,45 @@ impl Substitution {
 pub struct Criu {
     /// The largest deleted file that is kept in an image, as CRIU writes sizes (`64M`).
     pub ghost_limit: String,
+    /// What it does about control groups, where the caller does not say it.
+    pub manage_cgroups_mode: CgroupsMode,
+}
+
+/// What CRIU does about control groups: the values of runc's and crun's `--manage-cgroups-mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupsMode {
+    /// Properties are restored of groups that CRIU itself made: the runtimes' own default.
+    #[default]
+    Soft,
+    /// All properties are restored.
+    Full,
+    /// All groups are made anew, and must not be there.
+    Strict,
+    /// Groups are left to the runtime.
+    Ignore,
+}
+
+impl CgroupsMode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Soft => "soft",
+            Self::Full => "full",
+            Self::Strict => "strict",
+            Self::Ignore => "ignore",
+        }
+    }
+}
+
+impl Criu {
+    /// The caller's flags for the runtime, and what the administrator wants beside them.
+    pub fn complete(&self, mut flags: Vec<OsString>) -> Vec<OsString> {
+        const MODE: &str = "--manage-cgroups-mode";
+        if self.manage_cgroups_mode != CgroupsMode::default() && value_of(&flags, MODE).is_none() {
+            flags.extend([MODE, self.manage_cgroups_mode.name()].map(OsString::from));
+        }
+        flags
+    }
 }
 
 /// What rules from a container's annotations may use: nothing, unless the administrator says so.
@@ -136,7 +177,7 @@ impl Default for Config {
 
 impl Default for Criu {
     fn default() -> Self {
-        Self { ghost_limit: "1G".into() }
+        Self { ghost_limit: "1G".into(), manage_cgroups_mode: CgroupsMode::default() }
     }
 }
 
@@ -214,6 +255,20 @@ mod tests {
         assert!(!config.substitute[0].is_for(&named("db")));
     }
 
+    #[test]
+    fn the_callers_word_on_cgroups_goes_first() {
+        let criu = |text: &str| Config::parse(text).unwrap().criu;
+        let ignore = criu("[criu]\nmanage-cgroups-mode = 'ignore'\n");
+        let flags = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(
+            ignore.complete(flags("--detach")),
+            flags("--detach --manage-cgroups-mode ignore")
+        );
+        let said = flags("--manage-cgroups-mode=soft --detach");
+        assert_eq!(ignore.complete(said.clone()), said);
+        assert_eq!(criu("").complete(flags("--detach")), flags("--detach"));
+    }
+
     const EXAMPLE: &str = include_str!("../config/ocicle.toml");
 
     /// In the example, a comment has a blank behind its `#`, and a setting has none.
@@ -251,6 +306,7 @@ mod tests {
             ("freeze-timeout = 0", "freeze-timeout"),
             ("freeze-timeout = nan", "freeze-timeout"),
             ("[criu]\nghost-limit = '1G\\nfoo'", "ghost-limit"),
+            ("[criu]\nmanage-cgroups-mode = 'none'", "manage-cgroups-mode"),
             ("[allow]\nfile = []", "file"),
             ("[[substitute]]\ncontainer = 'a'\nrule = 'tty'", "SELECTOR=SOURCE"),
             ("[[substitute]]\nrule = 'tty=null'", "container"),

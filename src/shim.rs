@@ -67,9 +67,11 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         id: call.id.clone(),
         images: images_of(call)?,
         work: call.path("--work-path"),
-        flags: ["--image-path", "--work-path", FILESYSTEM]
-            .iter()
-            .fold(call.flags.clone(), |flags, flag| without(&flags, flag)),
+        flags: config.criu.complete(
+            ["--image-path", "--work-path", FILESYSTEM]
+                .iter()
+                .fold(call.flags.clone(), |flags, flag| without(&flags, flag)),
+        ),
         leave_running: call.has("--leave-running"),
         freeze_limit: config.freeze_limit(),
         ghost_limit: config.criu.ghost_limit.clone(),
@@ -106,7 +108,9 @@ fn serve_restore(
         images,
         work: call.path("--work-path"),
         bundle: call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into()),
-        flags: directories.iter().fold(call.flags, |flags, flag| without(&flags, flag)),
+        flags: config
+            .criu
+            .complete(directories.iter().fold(call.flags, |flags, flag| without(&flags, flag))),
         rules: call.substitute,
         configured: config.substitute,
         allow: config.allow,

@@ -2,234 +2,394 @@
 //!
 //! What podman itself gets wrong is shown with the bare runtime, in the same test.
 
+#[macro_use]
+mod support;
+
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Counts in memory, in a log of the image's file system and in one of a volume.
-const COUNT: &str = "echo changed > /etc/conf; exec 3>/log 4>/vol/log; i=0; \
-    while :; do i=$((i+1)); echo $i >&3; echo $i >&4; done";
+use regex::Regex;
+use support::{IMAGE, Machine, Podman, Shim};
 
-/// podman with a store of its own, with one image and one runtime.
-struct Podman {
-    runtime: &'static str,
-    scratch: PathBuf,
+const NONE: [&str; 2] = ["--network", "none"];
+
+/// Counts in memory and in a file that stays open, as fast as it can.
+const LOG: &str = "i=0; while :; do i=$((i+1)); echo $i >&3; done";
+
+/// Counts in memory and in a file of a volume, which is opened for each line.
+const VOLUME: &str = "i=0; while :; do i=$((i+1)); echo $i >>/vol/log; done";
+
+/// Changes a file of the image, then waits without a file of its own.
+const CONF: &str = "echo changed >/etc/conf; touch /done; while :; do read line; done";
+
+/// Makes a test for podman with each runtime that it is used with.
+macro_rules! with_podman {
+    ($name:ident, $body:expr) => {
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn runc_v1() {
+                support::on_machine(support::Variant::RuncV1, $body);
+            }
+
+            #[test]
+            fn crun_v2() {
+                support::on_machine(support::Variant::CrunV2, $body);
+            }
+        }
+    };
 }
 
-impl Podman {
-    /// In the testbed `/etc` and podman's store are this process's own.
-    fn new(runtime: &'static str, real: &str) -> Self {
-        let scratch = std::env::var_os("OCICLE_SCRATCH").expect("this test runs in the testbed");
-        let podman = Self { runtime, scratch: scratch.into() };
-        fs::create_dir_all("/etc/ocicle").unwrap();
-        fs::write("/etc/ocicle/ocicle.toml", format!("runtime = \"{real}\"\n")).unwrap();
-        let drop_in = fs::read_to_string("config/podman/ocicle.conf").unwrap();
-        fs::create_dir_all("/etc/containers/containers.conf.d").unwrap();
-        fs::write("/etc/containers/containers.conf.d/ocicle.conf", drop_in).unwrap();
-        let installed = Path::new("/usr/local/bin/ocicle-runtime");
-        let _ = fs::remove_file(installed);
-        symlink(env!("CARGO_BIN_EXE_ocicle-runtime"), installed).unwrap();
-        podman.import();
-        podman
-    }
+/// Both runtimes, one after the other: podman's store is one.
+fn compare(machine: &Machine, body: impl Fn(&Podman<'_>) -> bool) {
+    assert!(body(&Podman::new(machine, Shim::Ocicle)), "with ocicle");
+    assert!(
+        !body(&Podman::new(machine, Shim::Bare)),
+        "the bare runtime has learnt it: this test and the README can go"
+    );
+}
 
-    fn import(&self) {
-        let image = self.scratch.join("image");
-        for directory in ["bin", "etc", "proc", "dev", "sys", "tmp", "run", "vol"] {
-            fs::create_dir_all(image.join(directory)).unwrap();
+fn start(podman: &Podman<'_>, name: &str, options: &[&str], program: &str) {
+    podman.start(name, &[&NONE[..], options, &[IMAGE, "sh", "-c", program]].concat());
+}
+
+/// Makes an archive of a container that goes on, and removes the container and its volume.
+fn export_live(podman: &Podman<'_>, archive: &str) {
+    podman.run(&["container", "checkpoint", "--leave-running", "-e", archive, "web"]);
+    podman.remove("web");
+    podman.run(&["volume", "rm", "--force", "data"]);
+}
+
+with_podman!(a_log_that_grows_while_it_is_exported, |machine| {
+    compare(machine, |podman| {
+        start(podman, "web", &[], &format!("exec 3>/log; {LOG}"));
+        podman.wait_for_lines("web", "/log", 100);
+        let archive = podman.file("web.tar.zst");
+        export_live(podman, &archive);
+        if podman.call(&["container", "restore", "-i", &archive]).is_err() {
+            return false;
         }
-        fs::copy("/bin/busybox", image.join("bin/busybox")).unwrap();
-        for name in ["sh", "cat", "ls", "awk"] {
-            let _ = symlink("busybox", image.join("bin").join(name));
-        }
-        fs::write(image.join("etc/conf"), "original\n").unwrap();
-        let tar = self.scratch.join("image.tar");
-        let mut pack = Command::new("tar");
-        assert!(
-            pack.arg("-C").arg(&image).arg("-cf").arg(&tar).arg(".").status().unwrap().success()
+        let before = podman.lines("web", "/log");
+        podman.wait_for_lines("web", "/log", before + 1);
+        podman.counts("web", "/log")
+    });
+});
+
+with_podman!(a_changed_file_of_the_image_is_changed_again, |machine| {
+    compare(machine, |podman| {
+        start(podman, "web", &[], CONF);
+        while podman.call(&["exec", "web", "ls", "/done"]).is_err() {}
+        let archive = podman.file("web.tar.zst");
+        podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
+        podman.remove("web");
+        podman.run(&["container", "restore", "-i", &archive]);
+        podman.exec("web", &["cat", "/etc/conf"]) == "changed\n"
+    });
+});
+
+with_podman!(a_volume_and_memory_agree, |machine| {
+    compare(machine, |podman| {
+        start(podman, "web", &["--volume", "data:/vol"], VOLUME);
+        podman.wait_for_lines("web", "/vol/log", 100);
+        let archive = podman.file("web.tar.zst");
+        export_live(podman, &archive);
+        podman.run(&["container", "restore", "-i", &archive]);
+        let before = podman.lines("web", "/vol/log");
+        podman.wait_for_lines("web", "/vol/log", before + 1);
+        podman.counts("web", "/vol/log")
+    });
+});
+
+with_podman!(what_came_since_is_gone_after_a_restore_in_place, |machine| {
+    compare(machine, |podman| {
+        start(podman, "web", &[], &format!("exec 3>/log; {LOG}"));
+        podman.wait_for_lines("web", "/log", 100);
+        podman.run(&["container", "checkpoint", "web"]);
+        let root = podman.run(&["mount", "web"]);
+        let since = Path::new(root.trim()).join("since");
+        fs::write(&since, "").unwrap();
+        podman.run(&["container", "restore", "web"]);
+        let gone = !since.exists();
+        podman.run(&["umount", "web"]);
+        gone && podman.counts("web", "/log")
+    });
+});
+
+/// Without what is another in another life: identifiers, numbers, times, the name of the runtime.
+fn plain(text: &str) -> String {
+    let text = text.replace("ocicle-runtime", "RUNTIME");
+    let runtime = Regex::new(r"[^ ]*/(bare|bin)/(RUNTIME|crun|runc)|\b(crun|runc)\b").unwrap();
+    let text = runtime.replace_all(&text, "RUNTIME");
+    let id = Regex::new(r"[0-9a-f]{12,64}").unwrap().replace_all(&text, "ID").into_owned();
+    let number = Regex::new(r"[0-9][0-9.,:]*").unwrap().replace_all(&id, "N").into_owned();
+    let unit = Regex::new(r"N *([kMG]i?B|B|m?s|seconds?|%)").unwrap();
+    let text = unit.replace_all(&number, "N").replace("Less than a second", "N");
+    Regex::new(r"[ \t-]+").unwrap().replace_all(&text, " ").into_owned()
+}
+
+/// The life of a container, call by call, correct and incorrect ones.
+fn life(podman: &Podman<'_>, limits: bool) -> Vec<(String, i32, String, String)> {
+    start(podman, "web", &["--tty=false"], "echo hello; echo oops >&2; exec tail -f /dev/null");
+    let mut calls: Vec<&[&str]> = vec![
+        &["ps", "--format", "{{.Names}} {{.Status}} {{.Command}}"],
+        &["inspect", "--format", "{{.State.Status}} {{.State.Running}} {{.Path}} {{.Args}}", "web"],
+        &["exec", "web", "sh", "-c", "echo inside; echo outside >&2; exit 7"],
+        &["exec", "web", "/no/such/program"],
+        &["exec", "--user", "nobody-here", "web", "true"],
+        &["logs", "web"],
+        &["top", "web", "args"],
+        &["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "web"],
+        &["start", "web"],
+        &["restart", "--time", "0", "web"],
+        &["pause", "web"],
+        &["ps", "--format", "{{.Status}}"],
+        &["exec", "web", "true"],
+        &["container", "checkpoint", "web"],
+        &["unpause", "web"],
+        &["unpause", "web"],
+        &["kill", "--signal", "FROBNICATE", "web"],
+        &["kill", "--signal", "USR1", "nobody"],
+        &["rm", "web"],
+        &["container", "restore", "web"],
+        &["container", "restore", "--import", "/no/such/archive"],
+        &["container", "checkpoint", "--export", "/no/such/place/web.tar", "nobody"],
+        &["stop", "--time", "0", "web"],
+        &["wait", "web"],
+        &["container", "checkpoint", "web"],
+        &["start", "web"],
+        &["kill", "web"],
+        &["wait", "web"],
+        &["rm", "web"],
+        &["rm", "web"],
+        &["run", "--rm", "--network", "none", "--pids-limit=0", IMAGE, "/no/such/program"],
+        &["run", "--rm", "--network", "none", "--pids-limit=0", IMAGE, "sh", "-c", "exit 9"],
+    ];
+    if limits {
+        calls.insert(8, &["update", "--memory", "64m", "--cpu-shares", "512", "web"]);
+        calls.insert(9, &["exec", "web", "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]);
+    }
+    let mut answers = Vec::new();
+    for call in calls {
+        let (status, output, errors) = podman.outcome(call);
+        answers.push((call.join(" "), status, plain(&output), plain(&errors)));
+    }
+    answers
+}
+
+with_podman!(ordinary_commands_are_the_real_runtimes, |machine| {
+    // In the second view there is no controller that could limit anything.
+    let limits = !machine.variant().has_cgroup2();
+    let bare = life(&Podman::new(machine, Shim::Bare), limits);
+    let shimmed = life(&Podman::new(machine, Shim::Ocicle), limits);
+    assert_eq!(bare.len(), shimmed.len());
+    for (bare, shimmed) in bare.iter().zip(&shimmed) {
+        assert_eq!(bare, shimmed);
+    }
+    let status = |call: &str| bare.iter().find(|answer| answer.0.starts_with(call)).unwrap().1;
+    assert_eq!(status("exec web sh -c"), 7);
+    assert_eq!((status("rm web"), status("stop")), (2, 0));
+});
+
+/// Has a lock held and both ends of a TCP connection, and writes to a log.
+const HOLDER: &str = "exec 3>/log; flock /lock tail -f /dev/null & \
+    nc -l -p 7777 -e tail -f /dev/null & \
+    while ! nc 127.0.0.1 7777 -e tail -f /dev/null; do :; done & \
+    while ! grep -q ':1E61 01 ' /proc/net/tcp || flock -n /lock true; do :; done; \
+    i=0; while :; do i=$((i+1)); echo $i >&3; done";
+
+with_podman!(what_needs_an_option_is_refused_without_it, |machine| {
+    support::private_network();
+    let podman = Podman::new(machine, Shim::Ocicle);
+    // busybox has no flock; the libraries that this one needs are in the image.
+    let flock = ["--network", "host", "--volume", "/usr/bin/flock:/bin/flock:ro"];
+    podman.start("web", &[&flock[..], &[IMAGE, "sh", "-c", HOLDER]].concat());
+    podman.wait_for_lines("web", "/log", 100);
+    let archive = podman.file("web.tar.zst");
+    for (option, cause) in
+        [("--file-locks", "--tcp-established"), ("--tcp-established", "--file-locks")]
+    {
+        let refused =
+            podman.call(&["container", "checkpoint", "-e", &archive, option, "web"]).unwrap_err();
+        assert!(refused.contains(cause), "{refused}");
+        let before = podman.lines("web", "/log");
+        podman.wait_for_lines("web", "/log", before + 1);
+    }
+    let both = ["--file-locks", "--tcp-established"];
+    podman.run(&[&["container", "checkpoint", "-e", &archive], &both[..], &["web"]].concat());
+    podman.remove("web");
+    podman.run(&[&["container", "restore", "-i", &archive], &both[..]].concat());
+    assert!(podman.counts("web", "/log"));
+    assert!(podman.call(&["exec", "web", "flock", "-n", "/lock", "true"]).is_err());
+    let connected = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 [0-9A-F]*:'";
+    assert_eq!(podman.exec("web", &["sh", "-c", connected]), "2\n", "both ends are connected");
+});
+
+with_podman!(every_option_of_an_export, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    let archive = podman.file("web.tar");
+    for (checkpoint, restore) in [
+        (&["--compress", "none"][..], &[][..]),
+        (&["--compress", "gzip"], &[]),
+        (&["--compress", "zstd"], &["--print-stats"]),
+        (&["--ignore-rootfs"], &["--ignore-rootfs"]),
+        (&["--ignore-volumes"], &["--ignore-volumes"]),
+        (&["--print-stats"], &[]),
+    ] {
+        start(
+            &podman,
+            "web",
+            &["--volume", "data:/vol"],
+            &format!("echo changed >/etc/motd; exec 3>/vol/log; {LOG}"),
         );
-        self.run(&["import", tar.to_str().unwrap(), "counter"]);
+        podman.wait_for_lines("web", "/vol/log", 100);
+        let call = [&["container", "checkpoint", "-e", &archive], checkpoint, &["web"]].concat();
+        let said = podman.run(&call);
+        assert!(!checkpoint.contains(&"--print-stats") || said.contains("\"frozen_time\""));
+        podman.remove("web");
+        podman.run(&["volume", "rm", "--force", "data"]);
+        let said = podman.run(&[&["container", "restore", "-i", &archive], restore].concat());
+        assert!(!restore.contains(&"--print-stats") || said.contains("\"restore_time\""));
+        assert_eq!(podman.exec("web", &["cat", "/etc/motd"]), "changed\n", "{checkpoint:?}");
+        assert!(podman.counts("web", "/vol/log"), "{checkpoint:?}");
+        podman.remove("web");
+        podman.run(&["volume", "rm", "--force", "data"]);
     }
+});
 
-    fn call(&self, arguments: &[&str]) -> Result<String, String> {
-        let mut command = Command::new("podman");
-        command.args(["--runtime", self.runtime]).args(arguments);
-        command.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1").stdin(Stdio::null());
-        let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        println!("$ podman {}\n{said}", arguments.join(" "));
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        } else {
-            Err(said)
-        }
+with_podman!(what_is_kept_is_restored_in_place_again_and_again, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &[], &format!("exec 3>/log; {LOG}"));
+    podman.wait_for_lines("web", "/log", 100);
+    podman.run(&["container", "checkpoint", "--keep", "web"]);
+    podman.run(&["container", "restore", "--keep", "web"]);
+    let later = podman.lines("web", "/log") + 10_000;
+    podman.wait_for_lines("web", "/log", later);
+    podman.run(&["stop", "-t", "0", "web"]);
+    podman.run(&["container", "restore", "web"]);
+    assert!(podman.counts("web", "/log"));
+});
+
+with_podman!(a_previous_checkpoint_needs_a_kernel_that_tracks_memory, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &[], &format!("exec 3>/log; {LOG}"));
+    podman.wait_for_lines("web", "/log", 100);
+    let (before, archive) = (podman.file("before.tar"), podman.file("web.tar"));
+    let first = podman.call(&["container", "checkpoint", "--pre-checkpoint", "-e", &before, "web"]);
+    let second =
+        podman.call(&["container", "checkpoint", "--with-previous", "-e", &archive, "web"]);
+    let mut criu = Command::new("criu");
+    if support::outcome(criu.args(["check", "--feature", "mem_dirty_track"])).0 {
+        first.and(second).unwrap();
+        return;
     }
+    // podman's pre-checkpoint is the real runtime's alone.
+    assert!(
+        Regex::new("(?i)criu.*(MemTrack|memory tracking)").unwrap().is_match(&first.unwrap_err())
+    );
+    let refused = second.unwrap_err();
+    assert!(refused.contains("(hint: this kernel cannot tell which memory"), "{refused}");
+    let before = podman.lines("web", "/log");
+    podman.wait_for_lines("web", "/log", before + 1);
+    assert!(podman.counts("web", "/log"));
+});
 
-    #[track_caller]
-    fn run(&self, arguments: &[&str]) -> String {
-        self.call(arguments).unwrap_or_else(|said| panic!("{said}"))
+/// crun takes no notice of `restore --manage-cgroups-mode` (crun 1.28), without which the two views of
+/// control groups that the testbed has do not go together: with crun, no new name is tried here.
+fn one_archive_makes_many_containers(machine: &Machine) {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &[], &format!("echo changed >/etc/motd; exec 3>/log; {LOG}"));
+    podman.wait_for_lines("web", "/log", 100);
+    let archive = podman.file("web.tar.zst");
+    podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
+    for name in ["one", "two", "three"] {
+        podman.run(&["container", "restore", "-i", &archive, "-n", name]);
     }
-
-    fn start(&self) {
-        // Else podman's own group stays, in the roots of the hierarchies.
-        let group = format!("/{}-podman", std::env::var("OCICLE_TESTBED_ID").unwrap());
-        let options = ["--network", "none", "--pids-limit=0", "--cgroup-parent", &group];
-        let command = ["--volume", "data:/vol", "counter", "sh", "-c", COUNT];
-        let run = ["run", "--detach", "--name", "counter"];
-        self.run(&[&run[..], &options, &command].concat());
-        while self.lines("/vol/log") < 100 {}
-    }
-
-    fn exec(&self, arguments: &[&str]) -> String {
-        self.run(&[&["exec", "counter"], arguments].concat())
-    }
-
-    fn lines(&self, log: &str) -> u64 {
-        let count = self.exec(&["awk", "END { print NR }", log]);
-        count.trim().parse().unwrap()
-    }
-
-    /// Whether a log counts up by one, line for line, from its start to its end.
-    fn is_consistent(&self, log: &str) -> bool {
-        let program = "$1 != NR { if (!wrong) print NR \": \" $0; wrong = 1 }";
-        // The last line may just be written.
-        let wrong = self.exec(&["awk", program, log]);
-        wrong.is_empty()
-    }
-
-    fn archive(&self) -> String {
-        self.scratch.join("counter.tar.zst").to_str().unwrap().to_owned()
-    }
-
-    /// Checkpoints the running container to an archive, and removes it and its volume.
-    fn export(&self) {
-        self.start();
-        self.run(&["container", "checkpoint", "--leave-running", "-e", &self.archive(), "counter"]);
-        self.run(&["rm", "-f", "-t", "0", "counter"]);
-        self.run(&["volume", "rm", "data"]);
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        for arguments in [
-            ["rm", "-f", "-t", "0", "-a"].as_slice(),
-            &["volume", "rm", "-a", "-f"],
-            &["rmi", "-f", "-a"],
-        ] {
-            let _ = self.call(arguments);
-        }
-        let _ = fs::remove_dir_all(self.scratch.join("image"));
-        for name in ["image.tar", "counter.tar.zst"] {
-            let _ = fs::remove_file(self.scratch.join(name));
-        }
+    for name in ["one", "two", "three"] {
+        assert_eq!(podman.exec(name, &["cat", "/etc/motd"]), "changed\n");
+        assert!(podman.counts(name, "/log"), "{name}");
+        podman.remove(name);
     }
 }
 
-fn archive_of_a_live_container_is_restored(real: &str) {
-    let podman = Podman::new("ocicle-runtime", real);
-    podman.export();
-    let archive = podman.archive();
-    podman.run(&["container", "restore", "-i", &archive]);
-    assert_eq!(podman.exec(&["cat", "/etc/conf"]), "changed\n", "a file of the image");
-    assert!(podman.is_consistent("/log"), "the log and memory agree");
-    assert!(podman.is_consistent("/vol/log"), "the volume and memory agree");
-    let before = podman.lines("/log");
-    while podman.lines("/log") == before {}
+#[test]
+fn runc_one_archive_makes_many_containers() {
+    support::on_machine(support::Variant::RuncV1, one_archive_makes_many_containers);
+}
 
-    // A second instance would get the first one's volume, which is being written.
-    let second = ["container", "restore", "-i", &archive, "-n", "second", "--ignore-volumes"];
+fn an_image_makes_many_containers(machine: &Machine) {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &[], &format!("echo changed >/etc/motd; exec 3>/log; {LOG}"));
+    podman.wait_for_lines("web", "/log", 100);
+    let create =
+        ["container", "checkpoint", "--leave-running", "--create-image", "localhost/web:1"];
+    podman.run(&[&create[..], &["web"]].concat());
+    for name in ["one", "two"] {
+        podman.run(&["container", "restore", "-n", name, "localhost/web:1"]);
+    }
+    for name in ["one", "two", "web"] {
+        assert_eq!(podman.exec(name, &["cat", "/etc/motd"]), "changed\n");
+        assert!(podman.counts(name, "/log"), "{name}");
+        podman.remove(name);
+    }
+}
+
+#[test]
+fn runc_an_image_makes_many_containers() {
+    support::on_machine(support::Variant::RuncV1, an_image_makes_many_containers);
+}
+
+with_podman!(a_volume_that_is_in_use_is_left_alone, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &["--volume", "data:/vol"], VOLUME);
+    podman.wait_for_lines("web", "/vol/log", 100);
+    let archive = podman.file("web.tar.zst");
+    podman.run(&["container", "checkpoint", "--leave-running", "-e", &archive, "web"]);
+    let second = ["container", "restore", "-i", &archive, "-n", "two", "--ignore-volumes"];
     let refused = podman.call(&second).unwrap_err();
     assert!(refused.contains("/vol is in use"), "{refused}");
-    podman.call(&["rm", "-f", "-t", "0", "second"]).ok();
-    assert!(podman.is_consistent("/vol/log"));
-    podman.run(&["rm", "-f", "-t", "0", "counter"]);
-    podman.run(&second);
-    podman.run(&["rm", "-f", "-t", "0", "second"]);
-}
+    assert!(podman.counts("web", "/vol/log"));
+});
 
 #[test]
-fn runc_archive_of_a_live_container_is_restored() {
-    archive_of_a_live_container_is_restored("runc");
-}
-
-#[test]
-fn the_bare_runtime_does_not_restore_it() {
-    let podman = Podman::new("runc", "runc");
-    podman.export();
-    let restored = podman.call(&["container", "restore", "-i", &podman.archive()]);
-    let consistent = restored.is_ok()
-        && podman.exec(&["cat", "/etc/conf"]) == "changed\n"
-        && podman.is_consistent("/log")
-        && podman.is_consistent("/vol/log");
-    assert!(!consistent, "podman has learnt it: this test and the README can go");
-}
-
-/// Restores in place, and tells whether a file made after the checkpoint is gone.
-fn restores_in_place_without_what_came_since(podman: &Podman) -> bool {
-    podman.start();
-    podman.run(&["container", "checkpoint", "counter"]);
-    let root = podman.run(&["mount", "counter"]);
-    let since = Path::new(root.trim()).join("since");
-    fs::write(&since, "").unwrap();
-    podman.run(&["container", "restore", "counter"]);
-    assert!(podman.is_consistent("/log") && podman.is_consistent("/vol/log"));
-    let gone = !since.exists();
-    podman.run(&["umount", "counter"]);
-    gone
-}
-
-#[test]
-fn runc_restore_in_place_removes_what_came_since() {
-    assert!(restores_in_place_without_what_came_since(&Podman::new("ocicle-runtime", "runc")));
-    assert!(!restores_in_place_without_what_came_since(&Podman::new("runc", "runc")));
-}
-
-#[test]
-fn ordinary_commands_are_the_real_runtimes() {
-    let podman = Podman::new("ocicle-runtime", "runc");
-    podman.start();
-    assert!(podman.run(&["ps", "--format", "{{.Names}} {{.Status}}"]).starts_with("counter Up"));
-    podman.run(&["pause", "counter"]);
-    podman.run(&["unpause", "counter"]);
-    assert!(
-        podman.run(&["inspect", "--format", "{{.State.Status}}", "counter"]).contains("running")
-    );
-    assert!(
-        podman
-            .run(&["stats", "--no-stream", "--format", "{{.Name}}", "counter"])
-            .contains("counter")
-    );
-    podman.run(&["stop", "-t", "0", "counter"]);
-    podman.run(&["start", "counter"]);
-    podman.run(&["logs", "counter"]);
+fn a_port_is_published_elsewhere_runc_v1() {
+    support::on_machine(support::Variant::RuncV1, |machine| {
+        support::private_network();
+        let podman = Podman::new(machine, Shim::Ocicle);
+        let serve = "printf '#!/bin/sh\\nhead -n 1 >/dev/null; cat /etc/motd\\n' >/serve; \
+            chmod +x /serve; echo changed >/etc/motd; touch /done; exec nc -ll -p 80 -e /serve";
+        podman.start("web", &["--publish", "8080:80", IMAGE, "sh", "-c", serve]);
+        while podman.call(&["exec", "web", "ls", "/done"]).is_err() {}
+        let archive = podman.file("web.tar.zst");
+        podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
+        podman.remove("web");
+        let restore = ["container", "restore", "-i", &archive, "-n", "two"];
+        podman.run(&[&restore[..], &["--publish", "9090:80"]].concat());
+        assert_eq!(support::ask("127.0.0.1:9090", "hello"), "changed\n");
+    });
 }
 
 /// A container with a terminal, which answers what is typed there; checkpointed by podman, to an
 /// archive.
-fn checkpoint_one_with_a_terminal(podman: &Podman) {
-    let group = format!("/{}-podman", std::env::var("OCICLE_TESTBED_ID").unwrap());
-    let options = ["--network", "none", "--pids-limit=0", "--cgroup-parent", &group];
+fn checkpoint_one_with_a_terminal(podman: &Podman<'_>, archive: &str) {
     let text = "exec 3>/log; echo $$ >&3; while read -r line; do echo got $line; done";
-    let run = ["run", "--tty", "--detach", "--name", "answers"];
-    podman.run(&[&run[..], &options, &["counter", "sh", "-c", text]].concat());
-    while podman.run(&["exec", "answers", "cat", "/log"]).is_empty() {}
-    podman.run(&["container", "checkpoint", "-e", &podman.archive(), "answers"]);
+    start(podman, "answers", &["--tty"], text);
+    podman.wait_for_lines("answers", "/log", 1);
+    podman.run(&["container", "checkpoint", "-e", archive, "answers"]);
 }
 
 /// What a descriptor of the container's first process is.
-fn descriptor(podman: &Podman, number: u32) -> String {
+fn descriptor(podman: &Podman<'_>, number: u32) -> String {
     let pid = podman.run(&["inspect", "--format", "{{.State.Pid}}", "answers"]);
     let link = fs::read_link(format!("/proc/{}/fd/{number}", pid.trim())).unwrap();
     link.display().to_string()
 }
 
-#[test]
-fn runc_the_callers_terminal_reaches_a_container_through_podman() {
-    let podman = Podman::new("ocicle-runtime", "runc");
-    checkpoint_one_with_a_terminal(&podman);
+fn the_callers_terminal_reaches_a_container(machine: &Machine) {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    checkpoint_one_with_a_terminal(&podman, &podman.file("answers.tar"));
     let ours = nix::pty::openpty(None, None).unwrap();
     let side = || Stdio::from(ours.slave.try_clone().unwrap());
     let mut session = Command::new("setsid");
@@ -251,9 +411,14 @@ fn runc_the_callers_terminal_reaches_a_container_through_podman() {
 }
 
 #[test]
-fn runc_what_is_configured_for_a_name_or_an_image_holds_below_podman() {
-    let podman = Podman::new("ocicle-runtime", "runc");
-    checkpoint_one_with_a_terminal(&podman);
+fn runc_the_callers_terminal_reaches_a_container_through_podman() {
+    support::on_machine(support::Variant::RuncV1, the_callers_terminal_reaches_a_container);
+}
+
+fn what_is_configured_for_a_name_or_an_image_holds(machine: &Machine) {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    let archive = podman.file("answers.tar");
+    checkpoint_one_with_a_terminal(&podman, &archive);
     for (whom, becomes) in [
         ("container = 'answers'", "/dev/null"),
         ("image = 'counter'", "/dev/null"),
@@ -262,25 +427,29 @@ fn runc_what_is_configured_for_a_name_or_an_image_holds_below_podman() {
     ] {
         let text = format!("runtime = 'runc'\n[[substitute]]\n{whom}\nrule = '/log=null'\n");
         fs::write("/etc/ocicle/ocicle.toml", text).unwrap();
-        podman.run(&["rm", "-f", "-t", "0", "answers"]);
-        podman.run(&["container", "restore", "-i", &podman.archive()]);
+        podman.remove("answers");
+        podman.run(&["container", "restore", "-i", &archive]);
         assert_eq!(descriptor(&podman, 3), becomes, "{whom}");
     }
-    podman.run(&["rm", "-f", "-t", "0", "answers"]);
+    podman.remove("answers");
     fs::write("/etc/ocicle/ocicle.toml", "runtime = 'runc'\n").unwrap();
     // A name that podman knows, for a restore that is not below the command.
-    let pipes = ["go", "done"].map(|name| podman.scratch.join(name));
+    let pipes = ["go", "done"].map(|name| podman.file(name));
     for pipe in &pipes {
         assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
     }
-    let [go, done] = pipes.each_ref().map(|pipe| pipe.display());
+    let [go, done] = &pipes;
     let podmans = "podman --runtime ocicle-runtime container restore -i";
-    let text = format!("read _ <{go}; {podmans} {} >/dev/null; echo $? >{done}", podman.archive());
+    let text = format!("read _ <{go}; {podmans} {archive} >/dev/null; echo $? >{done}");
     let mut daemon = Command::new("bash").args(["-c", &text]).spawn().unwrap();
     let mut with = Command::new(env!("CARGO_BIN_EXE_ocicle"));
     with.args(["with", "--container", "answers", "-s", "/log=null", "--", "bash", "-c"]);
     let status = with.arg(format!("echo >{go}; exit $(cat {done})")).status().unwrap();
     assert!(daemon.wait().unwrap().success() && status.success());
     assert_eq!(descriptor(&podman, 3), "/dev/null");
-    pipes.iter().for_each(|pipe| fs::remove_file(pipe).unwrap());
+}
+
+#[test]
+fn runc_what_is_configured_for_a_name_or_an_image_holds_below_podman() {
+    support::on_machine(support::Variant::RuncV1, what_is_configured_for_a_name_or_an_image_holds);
 }

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use regex::Regex;
-use support::{Bundle, Machine, Shim, outcome, run, wait_for_exit};
+use support::{Bundle, Machine, Shim, outcome, run, status_of, wait_for_exit};
 
 /// What a call of a runtime came to.
 #[derive(Debug, PartialEq)]
 struct Answer {
     call: String,
-    success: bool,
+    status: i32,
     output: String,
     errors: String,
     log: String,
@@ -35,11 +35,11 @@ impl<'a> Life<'a> {
         let _ = fs::remove_file(&log);
         let mut command = self.machine.runtime(self.shim, &log);
         command.args(arguments).current_dir(self.bundle.dir());
-        let (success, output, errors) = outcome(&mut command);
+        let (status, output, errors) = status_of(&mut command);
         let log = fs::read_to_string(&log).unwrap_or_default();
         self.answers.push(Answer {
             call: self.plain(&arguments.join(" ")),
-            success,
+            status,
             output: self.plain(&output),
             errors: self.plain(&errors),
             log: self.plain(&log),
@@ -127,8 +127,10 @@ on_each_runtime!(a_life_call_by_call, |machine| {
         assert_eq!(bare, shimmed);
     }
     let find = |call: &str| bare.iter().find(|answer| answer.call == call).unwrap();
-    assert!(find("checkpoint --help").success && find("exec ID echo inside").output == "inside\n");
-    assert!(!find("restore --lsm-mount-context").success && !find("frobnicate").success);
+    assert!(
+        find("checkpoint --help").status == 0 && find("exec ID echo inside").output == "inside\n"
+    );
+    assert!(find("restore --lsm-mount-context").status != 0 && find("frobnicate").status != 0);
 });
 
 /// A runtime that says how it was called, and becomes the real one if there is one to become.

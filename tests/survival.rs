@@ -154,3 +154,44 @@ on_each_runtime!(killed_while_it_stops_a_container, |machine| {
         delete(machine, bundle.id());
     }
 });
+
+on_each_runtime!(a_vfork_is_waited_for, |machine| {
+    let bundle = machine.bundle("spawn").args(["workload", "spawn", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let parent = container.pid();
+    let waits = || fs::read_to_string(format!("/proc/{parent}/wchan")).unwrap();
+    let begin = Instant::now();
+    // The kernel raises no event for it.
+    while !waits().contains("clone") && !waits().contains("vfork") {
+        assert!(begin.elapsed() < DEADLINE, "it waits in {}", waits());
+    }
+    let config = machine.state_root().join("ocicle.toml");
+    fs::write(&config, "freeze-timeout = 0.5\n").unwrap();
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let refused = try_run(command.env("OCICLE_CONFIG", &config)).unwrap_err();
+    fs::remove_file(config).unwrap();
+    assert!(refused.contains("waits for a program that it starts by vfork"), "{refused}");
+    assert!(refused.contains("hint: let the container run for a moment"), "{refused}");
+    assert!(!container.is_frozen() && listed(machine).is_empty());
+
+    // Somebody who froze it is not thawed behind his back.
+    container.freeze();
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let refused = try_run(&mut command).unwrap_err();
+    assert!(refused.contains("by vfork"), "{refused}");
+    assert!(container.is_frozen());
+    container.thaw();
+
+    // Its end comes while ocicle waits for it.
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id(), "--leave-running"]);
+    command.args(machine.variant().criu_flags()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut checkpoint = command.spawn().unwrap();
+    File::options().write(true).open(bundle.path("/data/fifo")).unwrap();
+    assert!(checkpoint.wait().unwrap().success());
+    container.wait_for("/data/spawned");
+    assert_eq!(listed(machine).len(), 1);
+});

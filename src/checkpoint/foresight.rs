@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::aside::{Aside, Cover};
 use super::{Request, connections};
-use crate::container::Container;
+use crate::container::{Container, Identity};
 use crate::files::unreachable;
 use crate::freezer::Frozen;
 use crate::store::manifest::External;
@@ -80,10 +80,23 @@ const MANY: usize = 200;
 /// CRIU reads every setting of every group, for which it mounts the hierarchies, and that takes
 /// longer than all else that it does with a small container. At a restore it goes by that only for
 /// groups that it makes itself (`--manage-cgroups=soft` in criu(8)); and the container's own are
-/// made by the runtime, which starts CRIU in them.
+/// made by the runtime, which starts CRIU in them. But without them in the images, CRIU looks for
+/// the groups at their old paths (`move_in_cgroup`, `prepare_cgns`), whatever new root the runtime
+/// names (`rewrite_cgroup_roots`): so an engine's container, which may come back under another
+/// name, has them read.
 pub(super) fn has_plain_cgroups(request: &Request, container: &Container) -> bool {
     let knows_the_mode = ["runc", "crun"].contains(&request.runtime.name().as_str());
-    knows_the_mode && !request.has_flag(MODE) && are_plain(container)
+    knows_the_mode
+        && !request.has_flag(MODE)
+        && !belongs_to_an_engine(container)
+        && are_plain(container)
+}
+
+/// Whether it is a container of podman's, docker's, containerd's or CRI-O's.
+fn belongs_to_an_engine(container: &Container) -> bool {
+    let directory = &container.bundle.directory;
+    directory.iter().any(|name| name == "io.containerd.runtime.v2.task")
+        || !Identity::of(&container.id, &container.bundle).names.is_empty()
 }
 
 /// What cannot be read is not plain.

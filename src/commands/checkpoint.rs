@@ -123,7 +123,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         id: id.clone(),
         images: entry.directory.clone(),
         work: Some(entry.work()?),
-        flags,
+        flags: machine.config.criu.complete(flags),
         leave_running: options.leave_running,
         freeze_limit: machine.config.freeze_limit(),
         ghost_limit: machine.config.criu.ghost_limit.clone(),

@@ -73,7 +73,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         images: entry.directory.clone(),
         work: if options.dry_run { None } else { Some(entry.work()?) },
         bundle,
-        flags: flags(options),
+        flags: machine.config.criu.complete(flags(options)),
         rules: rules(options),
         configured: machine.config.substitute.clone(),
         allow: machine.config.allow.clone(),

@@ -97,7 +97,10 @@ pub fn explain(
             if words.to_lowercase().contains("no space left on device") {
                 return error.hint(FULL);
             }
-            error
+            match log::hint(&words) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
         }
     }
 }

@@ -193,6 +193,16 @@ const HINTS: &[(&[&str], &str)] = &[
         "a process in the container does not stop: is it waiting for a device or a network file \
          system?",
     ),
+    (
+        &["Tracking memory is not available"],
+        "this kernel cannot tell which memory was written (CONFIG_MEM_SOFT_DIRTY): make the \
+         checkpoint without a previous one",
+    ),
+    (
+        &["memory tracking not supported"],
+        "this kernel cannot tell which memory was written (CONFIG_MEM_SOFT_DIRTY): make the \
+         checkpoint without a previous one",
+    ),
     (&["Locking network failed"], "CRIU found no working iptables: try --network-lock nftables"),
     (
         &["Can't dump file", "of that type"],
@@ -205,7 +215,7 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
 ];
 
-fn hint(message: &str) -> Option<&'static str> {
+pub(super) fn hint(message: &str) -> Option<&'static str> {
     let fits = |words: &&[&str]| words.iter().all(|words| message.contains(words));
     HINTS.iter().find(|(words, _)| fits(words)).map(|(_, hint)| *hint)
 }

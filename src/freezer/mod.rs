@@ -7,6 +7,7 @@
 //! What somebody else had frozen before is accepted, and left frozen.
 
 mod stuck;
+mod vfork;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,12 +96,30 @@ impl Freezer {
         }
     }
 
-    /// Stops every process, and returns when the kernel says that all are stopped.
+    /// Stops every process, and returns when the kernel says that all are stopped, and none in the
+    /// middle of a `vfork`.
     ///
     /// # Errors
     /// When that has not happened before `limit` has passed, the group is thawed again and the
     /// error names the processes that did not stop.
     pub fn freeze(&self, limit: Duration) -> Result<Frozen<'_>> {
+        let deadline = Instant::now() + limit;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let frozen = self.freeze_now(limit)?;
+            let Some(process) = vfork::waiting(self)? else { return Ok(frozen) };
+            if frozen.by == FrozenBy::Caller || Instant::now() >= deadline {
+                return Err(anyhow!("{process} waits for a program that it starts by vfork")
+                    .hint("let the container run for a moment, and try again"));
+            }
+            frozen.thaw()?;
+            // The kernel raises no event for the end of a vfork.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    fn freeze_now(&self, limit: Duration) -> Result<Frozen<'_>> {
         let requested = Instant::now();
         let by = match self.state()? {
             None => bail!("its control group {} is gone", self.directory.display()),

@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Uid;
 
 use super::bundle::BundleBuilder;
+use super::wait::wait_for_exit;
 
 /// A runtime and the cgroups that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +167,18 @@ impl Machine {
         entries(top).map(|hierarchy| hierarchy.join(cgroup)).filter(|path| path.exists()).collect()
     }
 
+    /// Removes a cgroup with those below it, once what is in them has ended.
+    pub fn remove_cgroups(&self, cgroup: &str) {
+        for directory in self.cgroups(cgroup) {
+            for below in entries(&directory).filter(|path| path.is_dir()).chain([directory.clone()])
+            {
+                let processes = fs::read_to_string(below.join("cgroup.procs")).unwrap_or_default();
+                processes.lines().filter_map(|pid| pid.parse().ok()).for_each(wait_for_exit);
+                let _ = fs::remove_dir(below);
+            }
+        }
+    }
+
     /// Everything of this test that is still there: containers, cgroups, mounts, files.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -209,6 +222,12 @@ fn private_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("making a private mount namespace");
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+}
+
+/// Gives the calling thread, and what it starts, a network of its own, with lo up.
+pub fn private_network() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("making a private network namespace");
+    run(Command::new("ip").args(["link", "set", "lo", "up"]));
 }
 
 /// What ocicle keeps while it runs is this test's alone, so that its leftovers are too.

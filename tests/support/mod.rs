@@ -18,8 +18,10 @@
 
 mod bundle;
 mod container;
+mod daemon;
 mod image;
 mod machine;
+mod podman;
 mod rules;
 mod told;
 mod tree;
@@ -29,14 +31,17 @@ mod wait;
 pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
-    machine::{Machine, Shim, Variant, on_machine, run, try_run},
+    daemon::{Containerd, Docker},
+    machine::{Machine, Shim, Variant, on_machine, private_network, run, try_run},
+    podman::{IMAGE, Podman},
     rules::{by_shell, holds, restore, table},
-    told::{Told, outcome},
+    told::{Told, outcome, status_of},
     tree::{Tree, tree_of},
-    wait::{DEADLINE, wait_for_exit, wait_for_file},
+    wait::{DEADLINE, ask, wait_for_exit, wait_for_file},
 };
 
 /// Makes one `#[test]` of a body `|machine: &Machine| { … }` for each runtime and cgroup version.
+#[allow(unused_macros, reason = "each test program uses its share of this library")]
 macro_rules! on_each_runtime {
     ($name:ident, $body:expr) => {
         mod $name {

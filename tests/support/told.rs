@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use regex::Regex;
@@ -80,13 +81,20 @@ impl<'m> Told<'m> {
 }
 
 /// Runs a command to its end: whether it succeeded, its standard output and its standard error.
-/// Both are files, as a container may inherit them: a pipe would stay open.
 pub fn outcome(command: &mut Command) -> (bool, String, String) {
+    let (status, output, errors) = status_of(command);
+    (status == 0, output, errors)
+}
+
+/// Runs a command to its end: its exit status, or 128 and the signal; its standard output and its
+/// standard error. Both are files, as a container may inherit them: a pipe would stay open.
+pub fn status_of(command: &mut Command) -> (i32, String, String) {
     let (mut output, mut errors) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     command.stdin(Stdio::null());
     command.stdout(output.try_clone().unwrap()).stderr(errors.try_clone().unwrap());
     let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    (status.success(), content(&mut output), content(&mut errors))
+    let status = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    (status, content(&mut output), content(&mut errors))
 }
 
 fn content(file: &mut File) -> String {

@@ -1,5 +1,7 @@
 //! Waiting for events, each with a deadline.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -26,6 +28,17 @@ pub fn wait_for_file(path: &Path, maker: i32) {
         assert!(!gone || path.exists(), "{}: its maker ended without it", path.display());
         let _ = watch.read_events();
     }
+}
+
+/// Sends a line to a port, and returns all that is answered until the other side closes.
+#[track_caller]
+pub fn ask(address: &str, line: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("connecting to the container");
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer of the container");
+    answer
 }
 
 /// Waits until a process is gone, whoever its parent is.

@@ -16,6 +16,7 @@ mod lend;
 mod memory;
 mod odd;
 mod probe;
+mod spawn;
 mod ticker;
 
 #[derive(Parser)]
@@ -49,6 +50,8 @@ enum Workload {
     Probe { dir: PathBuf },
     /// Holds COUNT open files of KIND, shared with another process, and answers as the probe does.
     Kinds { dir: PathBuf, kind: String, count: usize },
+    /// Starts a program by vfork, which does not begin before somebody writes to DIR/fifo.
+    Spawn { dir: PathBuf },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
     Lend { file: PathBuf },
     /// Ask a workload on its control socket, and print the answer.
@@ -69,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Probe { dir } => recorded(&dir, probe::run(&dir)),
         Workload::Odd { dir, kinds } => recorded(&dir, odd::run(&dir, &kinds)),
         Workload::Kinds { dir, kind, count } => recorded(&dir, kinds::run(&dir, &kind, count)),
+        Workload::Spawn { dir } => recorded(&dir, spawn::run(&dir)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }

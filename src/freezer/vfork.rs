@@ -1,0 +1,51 @@
+//! Finding a process that was frozen while it waits for what it started by `vfork`.
+//!
+//! Such a thread counts as frozen (`wait_for_vfork_done` in the kernel's kernel/fork.c), and yet
+//! cannot be stopped by a tracer before its child has called `exec`. Which that one never does, as
+//! CRIU has stopped it: so CRIU would wait for the parent for ever. `posix_spawn`, Python's
+//! `subprocess`, Go and busybox start programs this way, and are done within a millisecond.
+
+use std::fs;
+
+use super::Freezer;
+use crate::bytes::ByteString;
+
+/// The function that the kernel names; which, depends on what its compiler has inlined.
+const PLACES: [&str; 3] = ["kernel_clone", "wait_for_vfork_done", "_do_fork"];
+
+/// The first process of a group that waits so, in words.
+pub(super) fn waiting(freezer: &Freezer) -> anyhow::Result<Option<String>> {
+    Ok(freezer.processes()?.into_iter().find_map(|pid| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let mut waits = tasks.flatten().filter(|task| {
+            let place = fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
+            PLACES.contains(&place.trim())
+        });
+        let name = fs::read(waits.next()?.path().join("comm")).unwrap_or_default();
+        Some(format!("process {pid} ({})", ByteString::from(name.trim_ascii_end())))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::freezer::Version;
+    use std::process::{Command, Stdio};
+
+    /// A group of one process, as a directory that looks like one.
+    fn group_of(directory: &std::path::Path, pid: u32) -> Freezer {
+        fs::write(directory.join("cgroup.procs"), format!("{pid}\n")).unwrap();
+        Freezer::new(Version::V2, directory.to_owned())
+    }
+
+    #[test]
+    fn who_waits_for_something_else_is_not_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let freezer = group_of(directory.path(), child.id());
+        assert_eq!(waiting(&freezer).unwrap(), None);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(waiting(&freezer).unwrap(), None, "it has ended");
+    }
+}

@@ -1,0 +1,115 @@
+//! Below containerd: ctr, unchanged, with the bare runtime and with ocicle.
+
+#[macro_use]
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use support::{Containerd, Machine, Shim};
+
+/// Counts in memory and in a log.
+const COUNT: &str = "echo changed >/etc/motd; exec 3>/log; i=0; \
+    while :; do i=$((i+1)); echo $i >&3; done";
+
+fn lines(containerd: &Containerd<'_>) -> u64 {
+    let program = "[ -e /log ] && wc -l </log || echo 0";
+    containerd.exec("web", &["sh", "-c", program]).unwrap().trim().parse().unwrap()
+}
+
+fn start_counting(containerd: &Containerd<'_>) {
+    containerd.start("web", &["sh", "-c", COUNT]);
+    while lines(containerd) < 100 {}
+}
+
+fn goes_on(containerd: &Containerd<'_>) {
+    let before = lines(containerd);
+    while lines(containerd) == before {}
+}
+
+/// Whether a restored container goes on, and its files are of the instant of its memory.
+fn is_whole(containerd: &Containerd<'_>) -> bool {
+    goes_on(containerd);
+    let program = "$1 != NR { if (!wrong) print NR; wrong = 1 }";
+    containerd.exec("web", &["awk", program, "/log"]).unwrap().is_empty()
+        && containerd.exec("web", &["cat", "/etc/motd"]).unwrap() == "changed\n"
+}
+
+/// Makes an image of a container, removes the container, and makes it again of the image.
+fn comes_back(containerd: &Containerd<'_>, rw: &[&str]) -> bool {
+    start_counting(containerd);
+    let image = ["web", "localhost/web:1"];
+    let checkpoint = ["container", "checkpoint", "--task", "--image"];
+    containerd.run(&[&checkpoint[..], rw, &image].concat());
+    assert_eq!(containerd.task("web").unwrap().1, "RUNNING");
+    goes_on(containerd);
+    containerd.remove("web");
+    let restore = ["container", "restore", "--live"];
+    containerd.call(&[&restore[..], rw, &image].concat()).is_ok() && is_whole(containerd)
+}
+
+fn a_container_comes_back(machine: &Machine) {
+    assert!(comes_back(&Containerd::new(machine, Shim::Ocicle), &["--rw"]));
+    assert!(
+        comes_back(&Containerd::new(machine, Shim::Ocicle), &[]),
+        "without containerd's own diff"
+    );
+    assert!(!comes_back(&Containerd::new(machine, Shim::Bare), &[]), "containerd has learnt it");
+}
+
+#[test]
+fn a_container_comes_back_runc_v1() {
+    support::on_machine(support::Variant::RuncV1, a_container_comes_back);
+}
+
+fn a_task_is_frozen_by_containerd(machine: &Machine) {
+    let containerd = Containerd::new(machine, Shim::Ocicle);
+    start_counting(&containerd);
+    for (flags, status) in [(&[][..], "RUNNING"), (&["--exit"], "STOPPED")] {
+        let directory = machine.state_root().join("images");
+        let images = ["--image-path", directory.to_str().unwrap()];
+        let ended = containerd.task("web").unwrap().0;
+        containerd.run(&[&["task", "checkpoint"], &images[..], flags, &["web"]].concat());
+        if status == "STOPPED" {
+            support::wait_for_exit(ended);
+        } else {
+            goes_on(&containerd);
+        }
+        let manifest = fs::read(directory.join("ocicle-manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["freeze"]["by"], "caller");
+        assert_eq!(manifest["state"], "complete");
+        assert_eq!(containerd.task("web").unwrap().1, status);
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
+
+#[test]
+fn a_task_is_frozen_by_containerd_runc_v1() {
+    support::on_machine(support::Variant::RuncV1, a_task_is_frozen_by_containerd);
+}
+
+/// containerd reads the drop-in with its own parser, from where its documentation puts it.
+#[test]
+fn containerd_reads_the_drop_in() {
+    support::on_machine(support::Variant::RuncV1, |machine| {
+        let directory = machine.state_root().join("conf.d");
+        fs::create_dir(&directory).unwrap();
+        fs::copy("config/containerd/ocicle.toml", directory.join("ocicle.toml")).unwrap();
+        let config = directory.join("config");
+        fs::write(
+            &config,
+            format!("version = 3\nimports = [\"{}/*.toml\"]\n", directory.display()),
+        )
+        .unwrap();
+        let mut dump = Command::new("containerd");
+        let dump = support::run(dump.arg("--config").arg(&config).args(["config", "dump"]));
+        let config: toml::Table = toml::from_str(&dump).unwrap();
+        let plugin = &config["plugins"]["io.containerd.cri.v1.runtime"]["containerd"];
+        let ocicle = &plugin["runtimes"]["ocicle"];
+        assert_eq!(ocicle["runtime_type"].as_str(), Some("io.containerd.runc.v2"));
+        assert_eq!(ocicle["options"]["BinaryName"].as_str(), Some("ocicle-runtime"));
+        fs::remove_dir_all(directory).unwrap();
+    });
+}

@@ -1,0 +1,200 @@
+//! Below docker: dockerd and its command, unchanged, with the bare runtime and with ocicle.
+
+#[macro_use]
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use regex::Regex;
+use support::{DEADLINE, Docker, IMAGE, Machine, Shim};
+
+/// Counts in memory, in a log of the image's file system and in one of a volume.
+const COUNT: &str = "echo changed >/etc/motd; exec 3>/log 4>/vol/log; i=0; \
+    while :; do i=$((i+1)); echo $i >&3; echo $i >&4; done";
+
+/// docker's own network needs more of the machine than tests may take.
+const HOST: [&str; 2] = ["--network", "host"];
+
+fn on_docker(body: impl FnOnce(&Machine) + Send + 'static) {
+    support::on_machine(support::Variant::RuncV1, |machine| {
+        support::private_network();
+        body(machine);
+    });
+}
+
+fn lines(docker: &Docker<'_>, name: &str, file: &str) -> u64 {
+    let program = format!("[ -e {file} ] && wc -l <{file} || echo 0");
+    docker.run(&["exec", name, "sh", "-c", &program]).trim().parse().unwrap()
+}
+
+fn counts(docker: &Docker<'_>, name: &str, file: &str) -> bool {
+    let program = "$1 != NR { if (!wrong) print NR; wrong = 1 }";
+    docker.run(&["exec", name, "awk", program, file]).is_empty()
+}
+
+fn start_counting(docker: &Docker<'_>, network: &[&str]) {
+    docker.start("web", &[network, &["--volume", "data:/vol", IMAGE, "sh", "-c", COUNT]].concat());
+    while lines(docker, "web", "/vol/log") < 100 {}
+}
+
+/// Makes a file in a stopped container's own layer.
+fn make_since(docker: &Docker<'_>) -> std::path::PathBuf {
+    let upper = docker.run(&["inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", "web"]);
+    let since = Path::new(upper.trim()).join("since");
+    fs::write(&since, "").unwrap();
+    since
+}
+
+/// Restores a container in place. What its checkpoint left in containerd's store may still be there,
+/// and docker then fails to put the same there (moby #42900); its cleaning up has it swept away.
+fn restore(docker: &Docker<'_>, checkpoint: &str) -> Result<String, String> {
+    let begin = Instant::now();
+    loop {
+        match docker.call(&["start", "--checkpoint", checkpoint, "web"]) {
+            Err(said) if said.contains("already exists") && begin.elapsed() < DEADLINE => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether memory and files are of one instant after a restore in place, again and again.
+fn goes_back(docker: &Docker<'_>) -> bool {
+    start_counting(docker, &HOST);
+    docker.run(&["checkpoint", "create", "--leave-running", "web", "live"]);
+    let before = lines(docker, "web", "/log");
+    while lines(docker, "web", "/log") == before {}
+    docker.run(&["kill", "web"]);
+    for _ in 0..2 {
+        let since = make_since(docker);
+        if restore(docker, "live").is_err() || since.exists() {
+            return false;
+        }
+        let motd = docker.run(&["exec", "web", "cat", "/etc/motd"]);
+        let right = motd == "changed\n"
+            && counts(docker, "web", "/log")
+            && counts(docker, "web", "/vol/log");
+        docker.run(&["kill", "web"]);
+        if !right {
+            return false;
+        }
+    }
+    true
+}
+
+#[test]
+fn a_live_checkpoint_is_restored_with_its_files() {
+    on_docker(|machine| {
+        assert!(goes_back(&Docker::new(machine, Shim::Ocicle)));
+        assert!(!goes_back(&Docker::new(machine, Shim::Bare)), "docker has learnt it");
+    });
+}
+
+/// Restores a container that its checkpoint has stopped; tells whether what came since is gone.
+fn forgets(docker: &Docker<'_>) -> bool {
+    start_counting(docker, &HOST);
+    docker.run(&["checkpoint", "create", "web", "stopped"]);
+    assert_eq!(docker.run(&["inspect", "--format", "{{.State.Running}}", "web"]), "false\n");
+    assert!(docker.run(&["checkpoint", "ls", "web"]).contains("stopped"));
+    let since = make_since(docker);
+    restore(docker, "stopped").unwrap();
+    assert!(counts(docker, "web", "/log") && counts(docker, "web", "/vol/log"));
+    !since.exists()
+}
+
+#[test]
+fn what_came_since_is_gone() {
+    on_docker(|machine| {
+        assert!(forgets(&Docker::new(machine, Shim::Ocicle)));
+        assert!(!forgets(&Docker::new(machine, Shim::Bare)), "docker has learnt it");
+    });
+}
+
+#[test]
+fn what_docker_itself_breaks() {
+    on_docker(|machine| {
+        let docker = Docker::new(machine, Shim::Ocicle);
+        docker.start("net", &["--network", "none", IMAGE, "tail", "-f", "/dev/null"]);
+        for (network, restored) in [("none", false), ("container:net", true)] {
+            start_counting(&docker, &["--network", network]);
+            docker.run(&["checkpoint", "create", "web", "one"]);
+            let outcome = restore(&docker, "one");
+            assert_eq!(outcome.is_ok(), restored, "{network}: {outcome:?}");
+            if let Err(said) = outcome {
+                assert!(said.contains("bind-mount /proc/0/ns/net"), "{said}");
+            } else {
+                assert!(counts(&docker, "web", "/log"));
+            }
+            docker.run(&["rm", "--force", "web"]);
+        }
+        start_counting(&docker, &HOST);
+        let elsewhere = docker.directory().join("elsewhere");
+        let elsewhere = ["--checkpoint-dir", elsewhere.to_str().unwrap()];
+        let create = ["checkpoint", "create", "--leave-running"];
+        docker.run(&[&create[..], &elsewhere, &["web", "one"]].concat());
+        docker.run(&["kill", "web"]);
+        let refused = docker
+            .call(&[&["start", "--checkpoint", "one"], &elsewhere[..], &["web"]].concat())
+            .unwrap_err();
+        assert!(refused.contains("custom checkpointdir is not supported"), "{refused}");
+    });
+}
+
+#[test]
+fn a_refused_checkpoint_leaves_the_container_running() {
+    on_docker(|machine| {
+        let docker = Docker::new(machine, Shim::Ocicle);
+        start_counting(&docker, &HOST);
+        // docker pauses the container before it asks for the checkpoint, and resumes it afterwards.
+        fs::write("/etc/ocicle/ocicle.toml", "runtime = 'runc'\nfrobnicate = 1\n").unwrap();
+        let refused = docker.call(&["checkpoint", "create", "web", "one"]).unwrap_err();
+        fs::write("/etc/ocicle/ocicle.toml", "runtime = 'runc'\n").unwrap();
+        assert!(!refused.is_empty());
+        let before = lines(&docker, "web", "/log");
+        while lines(&docker, "web", "/log") == before {}
+        assert!(counts(&docker, "web", "/log"));
+    });
+}
+
+/// Without identifiers and the name of the runtime.
+fn plain(text: &str) -> String {
+    let text = text.replace("ocicle-runtime", "runc");
+    Regex::new("[0-9a-f]{64}").unwrap().replace_all(&text, "ID").into_owned()
+}
+
+#[test]
+fn ordinary_commands_are_the_real_runtimes() {
+    on_docker(|machine| {
+        let life = |docker: &Docker<'_>| -> Vec<Result<String, String>> {
+            let program = "echo hello; exec tail -f /dev/null";
+            docker.start("web", &[&HOST[..], &[IMAGE, "sh", "-c", program]].concat());
+            [
+                &["exec", "web", "echo", "inside"][..],
+                &["exec", "web", "sh", "-c", "exit 7"],
+                &["exec", "web", "/no/such/program"],
+                &["logs", "web"],
+                &["update", "--memory", "64m", "--memory-swap", "64m", "web"],
+                &["exec", "web", "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
+                &["pause", "web"],
+                &["inspect", "--format", "{{.State.Status}}", "web"],
+                &["unpause", "web"],
+                &["unpause", "web"],
+                &["restart", "--time", "0", "web"],
+                &["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "web"],
+                &["stop", "--time", "0", "web"],
+                &["wait", "web"],
+                &["checkpoint", "create", "web", "none"],
+                &["start", "web"],
+                &["kill", "web"],
+                &["rm", "web"],
+                &["rm", "web"],
+            ]
+            .map(|call| docker.call(call).map_err(|said| plain(&said)))
+            .to_vec()
+        };
+        let bare = life(&Docker::new(machine, Shim::Bare));
+        assert_eq!(bare, life(&Docker::new(machine, Shim::Ocicle)));
+        assert!(bare[0].is_ok() && bare[2].is_err() && bare[16].is_ok());
+    });
+}
