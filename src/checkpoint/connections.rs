@@ -32,6 +32,9 @@ fn namespace(pid: i32) -> io::Result<PathBuf> {
 }
 
 fn has_connections(pid: i32) -> io::Result<bool> {
+    if !has_sockets(pid) {
+        return Ok(false);
+    }
     for table in ["tcp", "tcp6"] {
         match File::open(format!("/proc/{pid}/net/{table}")) {
             Ok(file) if any_connected(&file)? => return Ok(true),
@@ -42,6 +45,29 @@ fn has_connections(pid: i32) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Whether there is a TCP socket that listens or is connected. The kernel counts them, while for the
+/// tables below it walks all connections of the machine, which takes milliseconds of the pause.
+fn has_sockets(pid: i32) -> bool {
+    ["sockstat", "sockstat6"].iter().any(|counts| {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{counts}"));
+        // A kernel without IPv6.
+        let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match text {
+            Err(error) if *counts == "sockstat6" && missing(&error) => false,
+            text => text.ok().and_then(|text| sockets_in_use(&text)) != Some(0),
+        }
+    })
+}
+
+/// The number in a line `TCP: inuse 5 …` or `TCP6: inuse 5` (net/ipv4/proc.c, net/ipv6/proc.c).
+fn sockets_in_use(counts: &str) -> Option<u64> {
+    let mut lines = counts.lines().filter_map(|line| line.split_once(": "));
+    let (_, tcp) = lines.find(|(name, _)| *name == "TCP" || *name == "TCP6")?;
+    let mut words = tcp.split_ascii_whitespace();
+    words.find(|word| *word == "inuse")?;
+    words.next()?.parse().ok()
 }
 
 /// Whether a table of proc_pid_net(5) has a socket that is connected, becomes so or ends being so.
@@ -88,6 +114,19 @@ mod tests {
         }
         assert!(!any_connected(HEAD.as_bytes()).unwrap());
         assert!(any_connected(format!("{HEAD}cut\n").as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn the_kernel_counts_sockets() {
+        let counts =
+            "sockets: used 47\nTCP: inuse 5 orphan 0 tw 2 alloc 9 mem 0\nUDP: inuse 0 mem 0\n";
+        assert_eq!(sockets_in_use(counts), Some(5));
+        assert_eq!(sockets_in_use("TCP6: inuse 0\nUDP6: inuse 1\n"), Some(0));
+        for other in ["", "UDP: inuse 0\n", "TCP: used 1\n", "TCP: inuse x\n"] {
+            assert_eq!(sockets_in_use(other), None, "{other}");
+        }
+        let _listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(has_sockets(std::process::id() as i32));
     }
 
     #[test]
