@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{Identity, Volumes};
 use crate::hint::WithHint;
+use crate::policy::{Grown, Missing, Policy, Shrunk};
 use crate::runtime::arguments::value_of;
 use crate::store::policy::{Filesystem, Keep};
 use crate::substitute::{Origin, parse_list};
@@ -45,6 +46,8 @@ pub struct Config {
     pub on_unsupported: OnUnsupported,
     /// What takes the place of open files at a restore.
     pub substitute: Vec<Substitution>,
+    /// What becomes of files that are not as they were, and that nothing replaces.
+    pub policy: Vec<FilePolicy>,
     /// What rules from a container's annotations may use.
     pub allow: Allow,
 }
@@ -58,6 +61,46 @@ pub enum OnUnsupported {
     Error,
     /// They are left out, and have to be replaced at a restore
     Substitute,
+}
+
+/// A policy for some files of some containers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilePolicy {
+    /// The form of their names, or of what their runtime calls them; any if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The form of a name of their image; any if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The paths, as the container sees them, with `*` and `**`.
+    pub path: String,
+    /// If such a file is missing.
+    #[serde(default)]
+    pub missing: Option<Missing>,
+    /// If it has grown.
+    #[serde(default)]
+    pub grown: Option<Grown>,
+    /// If it has shrunk.
+    #[serde(default)]
+    pub shrunk: Option<Shrunk>,
+}
+
+impl FilePolicy {
+    /// Whether it is for this container.
+    pub fn is_for(&self, identity: &Identity) -> bool {
+        is_meant(identity, self.container.as_deref(), self.image.as_deref())
+    }
+
+    /// What it says.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            pattern: self.path.clone(),
+            missing: self.missing,
+            grown: self.grown,
+            shrunk: self.shrunk,
+        }
+    }
 }
 
 /// Rules of substitution for some containers.
@@ -77,8 +120,7 @@ pub struct Substitution {
 impl Substitution {
     /// Whether the rules are for this container.
     pub fn is_for(&self, identity: &Identity) -> bool {
-        self.container.as_ref().is_none_or(|pattern| identity.has_name_like(pattern))
-            && self.image.as_ref().is_none_or(|pattern| identity.has_image_like(pattern))
+        is_meant(identity, self.container.as_deref(), self.image.as_deref())
     }
 
     /// For which containers they are, in words.
@@ -90,6 +132,12 @@ impl Substitution {
             (None, None) => "no container".to_owned(),
         }
     }
+}
+
+/// Whether a table for containers and images of these forms is for this one.
+fn is_meant(identity: &Identity, container: Option<&str>, image: Option<&str>) -> bool {
+    container.is_none_or(|pattern| identity.has_name_like(pattern))
+        && image.is_none_or(|pattern| identity.has_image_like(pattern))
 }
 
 /// Settings of CRIU.
@@ -170,6 +218,7 @@ impl Default for Config {
             criu: Criu::default(),
             on_unsupported: OnUnsupported::default(),
             substitute: Vec::new(),
+            policy: Vec::new(),
             allow: Allow::default(),
         }
     }
@@ -224,6 +273,9 @@ impl Config {
             parse_list(&rules.rule, &origin)
                 .with_context(|| format!("reading the rule for {}", rules.whom()))?;
         }
+        for policy in &config.policy {
+            policy.policy().ensure_pattern().context("reading a policy")?;
+        }
         Ok(config)
     }
 
@@ -241,7 +293,7 @@ mod tests {
     fn what_is_not_said_has_its_default() {
         let config =
             Config::parse("runtime = '/usr/sbin/runc'\n[criu]\nghost-limit = '8M'\n").unwrap();
-        assert_eq!(config.runtime.unwrap().to_str(), Some("/usr/sbin/runc"));
+        assert_eq!(config.runtime.as_deref(), Some(Path::new("/usr/sbin/runc")));
         assert_eq!(config.store.to_str(), Some(STORE));
         assert_eq!(config.criu.ghost_limit, "8M");
     }
@@ -267,6 +319,15 @@ mod tests {
         let said = flags("--manage-cgroups-mode=soft --detach");
         assert_eq!(ignore.complete(said.clone()), said);
         assert_eq!(criu("").complete(flags("--detach")), flags("--detach"));
+    }
+
+    #[test]
+    fn policies_for_some_containers() {
+        let text = "[[policy]]\ncontainer = 'web-*'\npath = '/log/*'\ngrown = 'truncate'\n";
+        let config = Config::parse(text).unwrap();
+        let named = |name: &str| Identity { id: name.to_owned(), ..Identity::default() };
+        assert!(config.policy[0].is_for(&named("web-1")) && !config.policy[0].is_for(&named("db")));
+        assert_eq!(config.policy[0].policy().to_string(), "grown=truncate:/log/*");
     }
 
     const EXAMPLE: &str = include_str!("../config/ocicle.toml");
@@ -310,6 +371,8 @@ mod tests {
             ("[allow]\nfile = []", "file"),
             ("[[substitute]]\ncontainer = 'a'\nrule = 'tty'", "SELECTOR=SOURCE"),
             ("[[substitute]]\nrule = 'tty=null'", "container"),
+            ("[[policy]]\ncontainer = 'a'\npath = 'log'", "log"),
+            ("[[policy]]\ncontainer = 'a'\npath = '/x'\ngrown = 'recreate'", "grown"),
         ] {
             let message = format!("{:#}", Config::parse(text).unwrap_err());
             assert!(message.contains(named), "{message}");

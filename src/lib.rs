@@ -58,8 +58,9 @@
 //!   is on disk, and by which [policy](store::policy). [`guardian`]: what makes good when we are killed.
 //! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.
 //! - [`substitute`]: rules, what they mean, what they open, the view of the images.
+//! - [`policy`]: what becomes of files that are not as they were, and that nothing replaces.
 //! - [`checkpoint`], and [`restore`], which finishes a checkpoint that was interrupted: the order
-//!   of things.
+//!   of things. [`check`]: whether a checkpoint would work.
 //! - [`output`]: tables, JSON, errors, progress. [`commands`], one for each of `ocicle`'s.
 //! - [`cli`], [`shim`], [`applets`]: the command lines.
 //!
@@ -68,6 +69,7 @@
 
 pub mod applets;
 pub mod bytes;
+pub mod check;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -82,6 +84,7 @@ pub mod guardian;
 pub mod hint;
 pub mod lend;
 pub mod output;
+pub mod policy;
 pub mod restore;
 pub mod runtime;
 pub mod shim;

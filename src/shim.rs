@@ -113,6 +113,8 @@ fn serve_restore(
             .complete(directories.iter().fold(call.flags, |flags, flag| without(&flags, flag))),
         rules: call.substitute,
         configured: config.substitute,
+        policies: call.policies,
+        configured_policies: config.policy,
         allow: config.allow,
         inherited,
         trust: Trust::Unwritten,

@@ -16,12 +16,14 @@ use anyhow::{Result, anyhow};
 use super::Request;
 use crate::config::OnUnsupported;
 use crate::container::{Container, Identity};
+use crate::criu::config::standing_options;
 use crate::criu::plugin::SetAside;
 use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
 use crate::files::facts::Facts;
 use crate::files::{OpenFile, Process};
 use crate::hint::WithHint;
 use crate::restore::{parse_each, standing_rules};
+use crate::runtime::Runtime;
 use crate::store::manifest::Unsupported;
 use crate::substitute::{Origin, Rule, Term};
 
@@ -51,7 +53,7 @@ impl Cover {
         let mut cover = Self {
             rules: rules(request, container)?,
             rest: request.on_unsupported,
-            settings: settings(request),
+            settings: with_standing(&settings(request), &request.runtime)?,
             is_needed: false,
         };
         let failing = cover.failing(&container.dumped_processes()?)?;
@@ -181,9 +183,13 @@ fn rules(request: &Request, container: &Container) -> Result<Vec<Rule>> {
     let identity = Identity::of(&request.id, &container.bundle);
     let mut rules = standing_rules(&identity, &request.configured, &container.bundle)?;
     rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
+    Ok(without_numbers(rules))
+}
+
+fn without_numbers(mut rules: Vec<Rule>) -> Vec<Rule> {
     let is_number = |term: &Term| matches!(term, Term::Id(_));
     rules.retain(|rule| !rule.selector.terms.iter().any(is_number));
-    Ok(rules)
+    rules
 }
 
 /// What CRIU is told, as far as it decides over open files.
@@ -200,8 +206,36 @@ fn settings(request: &Request) -> Settings {
     }
 }
 
+/// What the administrator's files for CRIU allow as well.
+pub fn with_standing(settings: &Settings, runtime: &Runtime) -> Result<Settings> {
+    let mut settings = settings.clone();
+    for option in standing_options(&runtime.name())? {
+        match option.as_str() {
+            "tcp-established" | "tcp-close" => settings.tcp_established = true,
+            "skip-in-flight" | "tcp-skip-in-flight" => settings.tcp_skip_in_flight = true,
+            "file-locks" => settings.file_locks = true,
+            "ext-unix-sk" => settings.ext_unix_sk = true,
+            "shell-job" => settings.shell_job = true,
+            "link-remap" => settings.link_remap = true,
+            _ => {}
+        }
+    }
+    Ok(settings)
+}
+
+/// The open files that CRIU would be kept from, of a container that runs.
+pub fn set_aside(
+    container: &Container,
+    rules: Vec<Rule>,
+    rest: OnUnsupported,
+    settings: Settings,
+) -> Result<Vec<OpenFile>> {
+    let cover = Cover { rules: without_numbers(rules), rest, settings, is_needed: true };
+    Ok(cover.choose(container)?.records.into_iter().map(|record| record.file).collect())
+}
+
 /// A size as CRIU writes it.
-fn bytes_of(text: &str) -> u64 {
+pub fn bytes_of(text: &str) -> u64 {
     let digits = text.trim_end_matches(['K', 'M', 'G']);
     let shift = match text.as_bytes().last() {
         Some(b'K') => 10,

@@ -1,5 +1,6 @@
 //! The dump: from the start of the runtime's `checkpoint` to the thaw.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,15 +14,16 @@ use super::foresight::{self, Foreseen};
 use super::parts::{self, Copied};
 use super::timeline::Timeline;
 use super::{ImageDirectory, Request, volatile};
+use crate::bytes::ByteString;
 use crate::container::Container;
 use crate::criu::config::Configuration;
 use crate::criu::door::{Action, Criu, Door, Visitor, Work};
 use crate::criu::{action, failure, phases};
 use crate::fault;
-use crate::files::held::HeldFile;
+use crate::files::{Owned, held::HeldFile};
 use crate::freezer::{Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Manifest, Owner};
 use crate::sys::process::wait_readable;
 
 /// A dump under way.
@@ -81,6 +83,7 @@ impl<'a> Dump<'a> {
         manifest.external = told.external;
         manifest.unsupported = told.aside.records;
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
+        manifest.owners = owners_outside(self.container, told.owned, &manifest);
         let dumping = Instant::now();
         if let Some(hook) = hook {
             hook.answer(&Ok(()))?;
@@ -125,6 +128,7 @@ impl<'a> Dump<'a> {
         let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
         if told.covers(&now) {
             told.aside = now.aside;
+            told.owned = now.owned;
             return Ok(Some(Ready { frozen, criu: process, hook: Some(hook), told }));
         }
         tracing::debug!(
@@ -362,6 +366,18 @@ struct Taken {
     held: Vec<HeldFile>,
     begin: Instant,
     end: Instant,
+}
+
+/// Of files that are mounted from outside, and not part of the snapshot.
+fn owners_outside(container: &Container, owned: Vec<Owned>, manifest: &Manifest) -> Vec<Owner> {
+    let binds = container.bundle.binds();
+    let is_outside = |mount: &ByteString| {
+        binds.iter().any(|bind| bind.destination == mount.as_path())
+            && !manifest.parts.iter().any(|part| part.destination == *mount)
+    };
+    let outside = owned.into_iter().filter(|file| is_outside(&file.mount));
+    let owners = outside.map(|file| Owner { path: file.path, uid: file.uid, gid: file.gid });
+    owners.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn take(container: &Container, frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {

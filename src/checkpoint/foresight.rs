@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::aside::{Aside, Cover};
 use super::{Request, connections};
 use crate::container::{Container, Identity};
-use crate::files::unreachable;
+use crate::files::{Owned, by_path};
 use crate::freezer::Frozen;
 use crate::store::manifest::External;
 use crate::sys::mountinfo::{Mount, mounts_of};
@@ -23,6 +23,8 @@ pub(super) struct Foreseen {
     pub external: Vec<External>,
     /// The open files that CRIU is kept from, and what they are.
     pub aside: Aside,
+    /// Whose the other open files are.
+    pub owned: Vec<Owned>,
     /// Whether there are connections that the network lock must keep in order.
     pub needs_lock: bool,
     /// Whether CRIU shall look at no control group.
@@ -37,8 +39,10 @@ impl Foreseen {
         frozen: Option<&Frozen<'_>>,
         plain_cgroups: bool,
     ) -> Result<Self> {
+        let (external, owned) = files(container, frozen.is_some())?;
         Ok(Self {
-            external: external_files(container, frozen.is_some())?,
+            external,
+            owned,
             aside: cover.choose(container)?,
             needs_lock: connections::need_lock(&container.freezer.processes()?),
             plain_cgroups: plain_cgroups && are_plain(container),
@@ -55,8 +59,8 @@ impl Foreseen {
     }
 }
 
-fn external_files(container: &Container, frozen: bool) -> Result<Vec<External>> {
-    let unreachable = unreachable(&container.dumped_processes()?, frozen)
+fn files(container: &Container, frozen: bool) -> Result<(Vec<External>, Vec<Owned>)> {
+    let (unreachable, owned) = by_path(&container.dumped_processes()?, frozen)
         .context("looking for files out of CRIU's reach")?;
     let mut external: Vec<External> = unreachable
         .into_iter()
@@ -64,7 +68,7 @@ fn external_files(container: &Container, frozen: bool) -> Result<Vec<External>> 
         .collect();
     external.sort_by(|one, other| one.key.cmp(&other.key));
     external.dedup_by(|one, other| one.key == other.key);
-    Ok(external)
+    Ok((external, owned))
 }
 
 /// The flag by which a caller says how CRIU shall treat control groups.
@@ -145,7 +149,8 @@ mod tests {
     fn foreseen(keys: &[&str], needs_lock: bool, plain_cgroups: bool) -> Foreseen {
         let file = |key: &&str| External { key: (*key).to_owned(), path: "/x".into() };
         let external = keys.iter().map(file).collect();
-        Foreseen { external, aside: Aside::default(), needs_lock, plain_cgroups }
+        let (aside, owned) = (Aside::default(), Vec::new());
+        Foreseen { external, owned, aside, needs_lock, plain_cgroups }
     }
 
     #[test]

@@ -40,11 +40,12 @@ use crate::store::manifest::Manifest;
 use crate::store::policy::{self, Filesystem};
 
 use aside::Cover;
+pub use aside::{bytes_of, set_aside, with_standing};
 pub use directory::ImageDirectory;
 use dump::Dump;
 pub use finish::complete;
 use parts::Copied;
-
+pub use parts::volumes_of;
 use timeline::Timeline;
 
 /// What is asked for.

@@ -59,7 +59,8 @@ pub(super) fn plan(container: &Container, root: Root, request: &Request) -> Resu
         let part = Part::new(ROOT, Path::new("/"), &bundle.rootfs);
         planned.push(Planned { part, root });
     }
-    for (destination, source) in volumes(bundle, request)? {
+    let chosen = volumes_of(bundle, request.volumes.as_ref(), &request.default_volumes)?;
+    for (destination, source) in chosen {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
         for user in shared::writers_of(&source, Some(container.init))? {
             let destination = destination.display();
@@ -74,14 +75,17 @@ pub(super) fn plan(container: &Container, root: Root, request: &Request) -> Resu
 
 /// The volumes that belong to the checkpoint, by where they are mounted: those that the command
 /// names, or else the container's annotation, or else the configuration.
-fn volumes(bundle: &Bundle, request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
+pub fn volumes_of(
+    bundle: &Bundle,
+    asked: Option<&Volumes>,
+    default: &Volumes,
+) -> Result<Vec<(PathBuf, PathBuf)>> {
     let annotated = bundle.annotations(ANNOTATION).into_iter().next();
     let annotated = annotated
         .map(|(_, value)| value.parse::<Volumes>())
         .transpose()
         .with_context(|| format!("reading the annotation {ANNOTATION}"))?;
-    let chosen =
-        request.volumes.as_ref().or(annotated.as_ref()).unwrap_or(&request.default_volumes);
+    let chosen = asked.or(annotated.as_ref()).unwrap_or(default);
     let mut volumes = Vec::new();
     for bind in bundle.binds().into_iter().filter(|bind| chosen.include(bind)) {
         let source = bind

@@ -61,6 +61,7 @@ impl Manifest {
             seen: BTreeMap::new(),
             external: Vec::new(),
             unsupported: Vec::new(),
+            owners: Vec::new(),
             must_substitute: Vec::new(),
         })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{checkpoint, diff, files, list, restore, thaw, with};
+use crate::commands::{check, checkpoint, diff, files, list, restore, thaw, with};
 
 /// Checkpoint and restore containers of runc and crun: memory and files of one instant.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Say whether a checkpoint would work, and what would become of every open file
+    Check(check::Options),
     /// Keep a container's memory and files as its next version
     Checkpoint(checkpoint::Options),
     /// Put a container's files back and let it go on from a checkpoint

@@ -52,6 +52,7 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
         })
     };
     match arguments.command {
+        Command::Check(options) => return commands::check::run(&machine()?, &options),
         Command::With(options) => return commands::with::run(&options, &inherited),
         Command::Diff(options) => return commands::diff::run(&store, &options),
         Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),

@@ -8,6 +8,7 @@ use super::Machine;
 use crate::checkpoint::{self, checkpoint};
 use crate::config::OnUnsupported;
 use crate::container::{Container, Volumes, ensure_name};
+use crate::files::dumpable::Settings;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
 use crate::store::lock::Lock;
@@ -82,6 +83,19 @@ pub struct CriuOptions {
 }
 
 impl CriuOptions {
+    /// What decides over a dump.
+    pub(super) fn settings(&self, ghost_limit: u64) -> Settings {
+        Settings {
+            tcp_established: self.tcp_established,
+            tcp_skip_in_flight: false,
+            file_locks: self.file_locks,
+            ext_unix_sk: self.ext_unix_sk,
+            shell_job: self.shell_job,
+            link_remap: false,
+            ghost_limit,
+        }
+    }
+
     /// The flags as the runtime takes them.
     pub(super) fn flags(&self) -> Vec<OsString> {
         let switches = [

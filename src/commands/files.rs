@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::container::Container;
+use crate::files::tree::{self, Branch, Held};
 use crate::files::{OpenFile, Table, write_user_info};
 use crate::hint::WithHint;
-use crate::output;
+use crate::output::{self, tree::Node};
 use crate::store::manifest::Manifest;
 use crate::store::versions::{Reference, Store};
 
@@ -19,6 +20,9 @@ pub struct Options {
     /// How to print them
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Draw the processes with what they have open, and what they share
+    #[arg(long, conflicts_with = "format")]
+    tree: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -39,11 +43,14 @@ pub fn run(
     machine: impl FnOnce() -> Result<Machine>,
 ) -> Result<()> {
     let reference = &options.reference;
+    if options.tree {
+        return draw(reference, store, machine)
+            .with_context(|| format!("drawing the open files of {}", reference.id));
+    }
     let table = if reference.version.is_some() {
         of_checkpoint(store, reference)
     } else {
-        of_container(&machine()?, &reference.id)
-            .hint(format!("for a checkpoint, name its version: ocicle files {}@v1", reference.id))
+        of_container(&machine()?, &reference.id).hint(naming_a_version(reference))
     };
     let table = table.with_context(|| format!("listing the open files of {}", reference.id))?;
     match options.format {
@@ -61,6 +68,46 @@ pub fn run(
         }
     }
     Ok(())
+}
+
+fn draw(
+    reference: &Reference,
+    store: &Store,
+    machine: impl FnOnce() -> Result<Machine>,
+) -> Result<()> {
+    let (tasks, table) = if reference.version.is_some() {
+        let tasks = tree::tasks_of_images(&store.find(reference)?.directory)?;
+        (tasks, of_checkpoint(store, reference)?)
+    } else {
+        let container = Container::discover(&machine()?.runtime, &reference.id)
+            .hint(naming_a_version(reference))?;
+        let processes = container.dumped_processes()?;
+        (tree::tasks_of(&processes), Table::from_processes(&processes, false)?)
+    };
+    tree::arrange(&tasks, &table).into_iter().for_each(|branch| node(branch).print());
+    Ok(())
+}
+
+/// A process, its descriptors with their open files, and its children.
+fn node(branch: Branch) -> Node {
+    let files = branch.files.iter().map(|held| Node::leaf(leaf(held)));
+    let below = files.chain(branch.children.into_iter().map(node)).collect();
+    Node { text: format!("{} {}", branch.task.pid, branch.task.name), below }
+}
+
+/// `3 → [7] reg /data/log O_WRONLY, shared with 6:3`.
+fn leaf(held: &Held) -> String {
+    let list = |all: Vec<String>| all.join(",");
+    let fds = list(held.fds.iter().map(ToString::to_string).collect());
+    let id = format!("[{}]", held.file);
+    let id = if held.is_shared() { output::strong(&id) } else { id };
+    let others = list(held.others.iter().map(ToString::to_string).collect());
+    let shared = if others.is_empty() { others } else { format!(", shared with {others}") };
+    format!("{fds} → {id} {}{shared}", held.text)
+}
+
+fn naming_a_version(reference: &Reference) -> String {
+    format!("for a checkpoint, name its version: ocicle files {}@v1", reference.id)
 }
 
 fn of_container(machine: &Machine, id: &str) -> Result<Table> {

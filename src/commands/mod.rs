@@ -1,5 +1,6 @@
 //! The commands of `ocicle`, one module each: options, work, what is printed.
 
+pub mod check;
 pub mod checkpoint;
 pub mod diff;
 pub mod files;

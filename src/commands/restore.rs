@@ -27,6 +27,10 @@ pub struct Options {
     /// /var/log/x=file:/tmp/x,append, remote:*:5432=reset (docs/substitution.md has all forms)
     #[arg(short, long, value_name = "RULE")]
     substitute: Vec<String>,
+    /// What to do about files that are missing, have grown or have shrunk, where the snapshot does
+    /// not put them back: missing=recreate,grown=truncate,shrunk=accept:/var/log/** (docs/policies.md)
+    #[arg(long, value_name = "POLICY[:PATH]")]
+    policy: Vec<String>,
     /// Give the container this terminal in place of each of its own
     #[arg(short, long)]
     terminal: bool,
@@ -76,6 +80,8 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         flags: machine.config.criu.complete(flags(options)),
         rules: rules(options),
         configured: machine.config.substitute.clone(),
+        policies: options.policy.clone(),
+        configured_policies: machine.config.policy.clone(),
         allow: machine.config.allow.clone(),
         inherited,
         trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },

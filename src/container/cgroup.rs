@@ -77,6 +77,13 @@ impl Hierarchy {
     }
 }
 
+/// The name of a process's group in the hierarchy that freezes; `None` for the root group.
+pub fn group_name(pid: i32, version: Version) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let name = Path::new(parse_membership(&text, version).ok()?).file_name()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
 fn parse_membership(text: &str, version: Version) -> Result<&str> {
     let wanted = |controllers: &str| match version {
         Version::V1 => controllers.split(',').any(|controller| controller == "freezer"),

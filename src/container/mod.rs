@@ -18,6 +18,7 @@ use crate::hint::WithHint;
 use crate::runtime::Runtime;
 use crate::sys::process::{descends_from, namespaced_pids};
 
+pub use cgroup::group_name;
 pub use identity::Identity;
 pub use volumes::{Bind, Volumes};
 

@@ -38,7 +38,7 @@ pub fn writers_of(directory: &Path, except: Option<i32>) -> Result<Vec<User>> {
 }
 
 /// The device of the file system that holds a directory, and the directory's path in it.
-fn place_of(directory: &Path) -> Result<((u32, u32), PathBuf)> {
+pub(crate) fn place_of(directory: &Path) -> Result<((u32, u32), PathBuf)> {
     let mounts = mounts_of("thread-self")?;
     let directory =
         directory.canonicalize().with_context(|| format!("opening {}", directory.display()))?;

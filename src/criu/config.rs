@@ -68,10 +68,37 @@ fn callers() -> Result<String> {
     Ok(text)
 }
 
+/// The options that stand in the files that CRIU reads by itself: its own, the runtime's and the
+/// caller's (criu(8), *CONFIGURATION FILES*). Their values are left out.
+pub fn standing_options(runtime: &str) -> Result<Vec<String>> {
+    let mut text = callers()?;
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".criu/default.conf"));
+    let files = ["/etc/criu/default.conf".into(), format!("/etc/criu/{runtime}.conf").into()];
+    for path in files.into_iter().chain(home) {
+        text.push_str(&fs::read_to_string(path).unwrap_or_default());
+        text.push('\n');
+    }
+    Ok(text.lines().filter_map(option_of).collect())
+}
+
+/// The option of a line, which may have a comment.
+fn option_of(line: &str) -> Option<String> {
+    let word = line.split('#').next()?.split_ascii_whitespace().next()?;
+    Some(word.split('=').next()?.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn options_of_lines() {
+        assert_eq!(option_of(" tcp-established # why"), Some("tcp-established".to_owned()));
+        assert_eq!(option_of("ghost-limit=8M"), Some("ghost-limit".to_owned()));
+        assert_eq!(option_of("# tcp-close"), None);
+        assert_eq!(option_of(""), None);
+    }
 
     #[test]
     fn a_line_for_each_option() {

@@ -63,7 +63,7 @@ impl Facts {
         let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{own}")).ok()?;
         let mount = live::parse_fdinfo(&info).mount;
         let system = rustix::fs::fstatfs(&file).ok()?.f_type;
-        let place = place(&self.reach, &path, &stat, mount, system as i64);
+        let place = place(&self.reach, &path, &stat, mount, system);
         Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
     }
 }

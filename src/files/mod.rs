@@ -8,6 +8,7 @@ mod name;
 mod preflight;
 mod sockets;
 mod table;
+pub mod tree;
 mod unreachable;
 mod user_info;
 
@@ -16,7 +17,7 @@ pub mod held;
 pub use live::Process;
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, Table};
-pub use unreachable::{Unreachable, unreachable};
+pub use unreachable::{Owned, Unreachable, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 
 impl Table {

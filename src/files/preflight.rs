@@ -131,12 +131,31 @@ impl Problem {
             Some(User { pid, role: Role::Fd(fd) })
                 if self.users.iter().all(|user| matches!(user.role, Role::Fd(_))) =>
             {
-                format!("put it back, or let something take its place: -s {pid}:{fd}=SOURCE")
+                let replaced = format!("let something take its place: -s {pid}:{fd}=SOURCE");
+                match self.policy() {
+                    Some(policy) => {
+                        format!("put it back, allow it with --policy {policy}, or {replaced}")
+                    }
+                    None => format!("put it back, or {replaced}"),
+                }
             }
             _ => "put it back as it was: what is mapped, a program or a directory that a process \
                   stands in cannot be replaced"
                 .to_owned(),
         }
+    }
+}
+
+impl Problem {
+    /// The policy that would help.
+    fn policy(&self) -> Option<String> {
+        let said = match self.wrong {
+            Wrong::Missing => "missing=recreate",
+            Wrong::Size { found, expected } if found > expected => "grown=truncate",
+            Wrong::Size { .. } => "shrunk=accept",
+            Wrong::NotADirectory(_) | Wrong::Type { .. } | Wrong::Mode { .. } => return None,
+        };
+        Some(format!("{said}:{}", self.path))
     }
 }
 
@@ -307,7 +326,8 @@ mod tests {
             problem.to_string(),
             "fd 3 of pid 7 (/var/log/x) and 1 more: it has 30 bytes, it had 27 at the checkpoint"
         );
-        let hint = "put it back, or let something take its place: -s 7:3=SOURCE";
+        let hint = "put it back, allow it with --policy grown=truncate:/var/log/x, or let something \
+                    take its place: -s 7:3=SOURCE";
         assert_eq!(problem.hint(), hint);
         problem.users.push(User { pid: 8, role: Role::Mapping });
         assert!(problem.hint().contains("cannot be replaced"));

@@ -36,12 +36,25 @@ impl Unreachable {
     }
 }
 
-/// Lists the file descriptors whose files CRIU could not find.
+/// An open file or directory at a path, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// Where the file system is mounted that it is on.
+    pub mount: ByteString,
+    /// Its path.
+    pub path: ByteString,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// Lists the file descriptors whose files CRIU could not find, and the owners of the others.
 ///
 /// Those that CRIU saves by their path (`dump_one_file` in criu/files.c): regular files,
 /// directories, links, named pipes and memory devices. Terminals, sockets and anonymous files
 /// have ways of their own. With `frozen`, whatever vanishes while this reads is an error.
-pub fn unreachable(processes: &[Process], frozen: bool) -> Result<Vec<Unreachable>> {
+pub fn by_path(processes: &[Process], frozen: bool) -> Result<(Vec<Unreachable>, Vec<Owned>)> {
     let reach = Reach::of(processes, frozen)?;
     let fds = live::observe(processes, frozen)?;
     let found = fds.iter().filter_map(|fd| {
@@ -49,7 +62,8 @@ pub fn unreachable(processes: &[Process], frozen: bool) -> Result<Vec<Unreachabl
         let path = fd.link.as_slice().into();
         Some(Unreachable { pid: fd.process.inner, fd: fd.fd, kind: fd.kind(), file, path })
     });
-    Ok(found.collect())
+    let owned = fds.iter().filter_map(|fd| reach.owned(fd));
+    Ok((found.collect(), owned.collect()))
 }
 
 /// The mounts that CRIU will know of: those of every mount namespace of the container.
@@ -106,6 +120,18 @@ impl Reach {
         self.mounts.values()
     }
 
+    /// Whose the file is, if it is one that has a path.
+    fn owned(&self, fd: &Observed) -> Option<Owned> {
+        let reached = self.find(fd.info.mount)?;
+        let has_path = matches!(fd.kind(), FileKind::Reg | FileKind::Dir);
+        (has_path && fd.stat.st_nlink > 0).then(|| Owned {
+            mount: reached.mount.point.clone(),
+            path: fd.link.as_slice().into(),
+            uid: fd.stat.st_uid,
+            gid: fd.stat.st_gid,
+        })
+    }
+
     /// How CRIU names the file, if it could not find it.
     pub(super) fn unreachable(&self, fd: &Observed) -> Option<ExternalFile> {
         if !is_saved_by_path(fd) || self.mounts.contains_key(&fd.info.mount) {
@@ -139,7 +165,7 @@ mod tests {
         child.stdin(std::process::Stdio::piped()).stdout(std::fs::File::open("/dev/null").unwrap());
         let mut child = child.stderr(std::process::Stdio::null()).spawn().unwrap();
         let host = child.id() as i32;
-        let found = unreachable(&[Process { host, inner: 1 }], true).unwrap();
+        let (found, _) = by_path(&[Process { host, inner: 1 }], true).unwrap();
         assert!(found.iter().all(|file| file.fd > 2), "{found:?}");
         drop(child.stdin.take());
         child.wait().unwrap();

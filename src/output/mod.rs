@@ -1,6 +1,7 @@
 //! Everything that is printed: lines, tables, JSON, errors, progress.
 
 pub mod progress;
+pub mod tree;
 
 use std::io::Write;
 
@@ -27,6 +28,11 @@ pub fn start_log(debug: bool) {
 /// Prints a line. Whoever closed the pipe does not want it.
 pub fn line(text: &str) {
     let _ = writeln!(anstream::stdout(), "{text}");
+}
+
+/// Makes a text stand out on a terminal.
+pub fn strong(text: &str) -> String {
+    format!("{HEADING}{text}{HEADING:#}")
 }
 
 /// Prints text that has its own line ends.

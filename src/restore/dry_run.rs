@@ -7,7 +7,8 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 use super::{
-    Examined, Request, check_substitutions, examine, held, preflight, reconcile::Part, substituted,
+    Examined, Request, check_substitutions, examine, held, policies::Remedy, preflight,
+    reconcile::Part,
 };
 use crate::bytes::ByteString;
 use crate::container::Bundle;
@@ -27,6 +28,9 @@ pub struct Forecast {
     pub container: String,
     /// Every open file, by its identifier.
     pub files: Vec<Fate>,
+    /// What policies do about files that are not as they were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<Remedy>,
     /// Every file system that is put back.
     pub parts: Vec<Changes>,
 }
@@ -98,13 +102,14 @@ pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
     let Examined { resolved, parts, .. } = &examined;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(parts, &plans, &bundle)?;
-    preflight::check(&images, &files, &substituted(resolved))?;
+    let policies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
     held::ensure_same(&manifest, &bundle, resolved)?;
     check_substitutions(request, &examined, &files, &images)?;
     Ok(Forecast {
         schema: 1,
         container: request.id.clone(),
         files: fates(Table::read(&images)?, resolved),
+        policies,
         parts: parts.iter().zip(&plans).map(|(part, plan)| changes(part, plan)).collect(),
     })
 }
@@ -168,15 +173,16 @@ impl Forecast {
         })
     }
 
-    /// A line for each file system.
+    /// A line for each policy that is obeyed, and for each file system.
     pub fn lines(&self) -> impl Iterator<Item = String> + '_ {
-        self.parts.iter().map(|part| {
+        let policies = self.policies.iter().map(Remedy::line);
+        policies.chain(self.parts.iter().map(|part| {
             let counts: Vec<_> =
                 part.paths.iter().map(|(verb, count)| format!("{verb} {count}")).collect();
             let counts =
                 if counts.is_empty() { "nothing to change".to_owned() } else { counts.join(", ") };
             let notes: String = part.notes.iter().map(|note| format!("\n  {note}")).collect();
             format!("{}: {counts}{notes}", part.destination)
-        })
+        }))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! manifest and digests → rules and their files → root file system's identity and plan
-//!   → preflight of every file CRIU will open   (up to here nothing is changed)
+//!   → preflight of every file CRIU will open, and policies   (up to here nothing is changed)
 //!   → reconcile the root file system → a view of the images → the runtime's restore,
 //!     whose CRIU gets the replacements at the door
 //! ```
@@ -11,6 +11,7 @@ pub mod compare;
 mod console;
 mod dry_run;
 mod held;
+mod policies;
 mod preflight;
 mod reconcile;
 mod rules;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use crate::checkpoint::{complete, preflight as machine};
-use crate::config::{Allow, Substitution};
+use crate::config::{Allow, FilePolicy, Substitution};
 use crate::container::{Bundle, Identity};
 use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, Table};
@@ -38,9 +39,10 @@ use crate::substitute::{self, Around, Callers, Prepared, Resolved};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
-pub use rules::{parse_each, standing as standing_rules};
+pub use rules::{ensure_allowed, parse_each, standing as standing_rules};
 
 use console::Console;
+use policies::Remedy;
 use reconcile::Part;
 use run::View;
 
@@ -63,6 +65,10 @@ pub struct Request {
     pub rules: Vec<String>,
     /// Rules of the configuration.
     pub configured: Vec<Substitution>,
+    /// Policies of the command line.
+    pub policies: Vec<String>,
+    /// Policies of the configuration.
+    pub configured_policies: Vec<FilePolicy>,
     /// What rules of annotations may use.
     pub allow: Allow,
     /// The descriptors that this process was started with.
@@ -109,10 +115,11 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let Examined { resolved, callers, parts } = examine(request, &manifest, &bundle, &images)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(&parts, &plans, &bundle)?;
-    preflight::check(&images, &files, &substituted(&resolved))?;
+    let remedies = preflight::check(request, &manifest, &bundle, &images, &files, &resolved)?;
     held::ensure_same(&manifest, &bundle, &resolved)?;
     let mut prepared = prepare(request, &resolved, &callers, &files)?;
-    let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
+    let relaxed = remedies.iter().filter_map(Remedy::treatment);
+    let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).chain(relaxed).collect();
     let door = Door::open()?;
     let view = View::make(&door, &images, &treatments)?;
     let replacements = substitute::open(&mut prepared).hint(FITTING)?;
@@ -124,6 +131,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
         plan.execute(progress)
             .with_context(|| format!("putting {} back", part.destination.display()))?;
     }
+    policies::carry_out(&remedies).context("obeying the policies")?;
     substitute::settle(&prepared).context("changing files of the container")?;
     let console = if gives_up_terminal(&bundle, &resolved) {
         Some(Console::between(&request.flags, door.directory())?)

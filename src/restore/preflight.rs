@@ -6,7 +6,9 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::policies::{self, Remedy};
 use super::reconcile::Part;
+use super::{Request, substituted};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -15,19 +17,32 @@ use rustix::io::Errno;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::criu::images::Images;
-use crate::files::{FileId, Found, preflight};
+use crate::files::{Found, preflight};
 use crate::hint::WithHint;
 use crate::snapshot::{Kind, Lookup, Part as Packed, Plan, Verb};
-use crate::substitute::Site;
+use crate::store::manifest::Manifest;
+use crate::substitute::{Resolved, Site};
 
-/// Makes sure that CRIU will find every file as it was.
-pub(super) fn check(images: &Path, view: &View<'_>, substituted: &[FileId]) -> Result<()> {
+/// Makes sure that CRIU will find every file as it was, or that a policy knows better.
+pub(super) fn check(
+    request: &Request,
+    manifest: &Manifest,
+    bundle: &Bundle,
+    images: &Path,
+    view: &View<'_>,
+    resolved: &[Resolved],
+) -> Result<Vec<Remedy>> {
+    let policies = policies::gather(request, bundle)?;
     let images = Images::load(images).context("reading CRIU's images")?;
-    let problems = preflight(&images, substituted, &|path| view.look(path));
-    let Some(first) = problems.first() else { return Ok(()) };
+    let problems = preflight(&images, &substituted(resolved), &|path| view.look(path));
+    let plan = policies::plan(problems, &policies, &images, manifest, view);
+    let Some(first) = plan.left.first() else { return Ok(plan.remedies) };
     let mut text = String::from("some files are not as CRIU needs them:");
-    for problem in &problems {
+    for problem in &plan.left {
         let _ = write!(text, "\n  {problem}");
+    }
+    for refused in &plan.refused {
+        let _ = write!(text, "\n  a policy cannot help {refused}");
     }
     Err(anyhow!(text).hint(first.hint()))
 }

@@ -67,7 +67,7 @@ pub fn parse_each(texts: &[String], origin: &Origin) -> Result<Vec<Rule>> {
 }
 
 /// Refuses what an annotation may not use: whoever wrote it need not be the administrator.
-pub(super) fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
+pub fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
     for Resolved { rule, .. } in resolved.iter().filter(|one| one.rule.origin.is_annotation()) {
         let Some(need) = Need::of(&rule.source, allow) else { continue };
         if !need.is_allowed() {

@@ -20,7 +20,7 @@ const GLOBAL_VALUES: [&str; 9] = [
 ];
 
 /// Flags of `checkpoint` and `restore` that are followed by their value, in either runtime.
-const COMMAND_VALUES: [&str; 18] = [
+const COMMAND_VALUES: [&str; 19] = [
     "--filesystem",
     "--image-path",
     "--work-path",
@@ -38,6 +38,7 @@ const COMMAND_VALUES: [&str; 18] = [
     "--lsm-mount-context",
     "--substitute",
     "-s",
+    "--policy",
     "--preserve-fds",
 ];
 
@@ -81,6 +82,8 @@ pub struct Call {
     pub flags: Vec<OsString>,
     /// The values of ocicle's own `--substitute`.
     pub substitute: Vec<String>,
+    /// The values of ocicle's own `--policy`.
+    pub policies: Vec<String>,
 }
 
 impl Call {
@@ -92,8 +95,9 @@ impl Call {
         if is_flag(id) || asks_help || !are_whole(flags) {
             return None;
         }
-        let (flags, substitute) = take_substitutions(flags)?;
-        Some(Self { id: id.to_str()?.to_owned(), flags, substitute })
+        let (flags, substitute) = take_values(flags, &["--substitute", "-s"])?;
+        let (flags, policies) = take_values(&flags, &["--policy"])?;
+        Some(Self { id: id.to_str()?.to_owned(), flags, substitute, policies })
     }
 
     /// Whether a flag without a value is there.
@@ -178,14 +182,16 @@ fn inline_value<'a>(argument: &'a OsStr, flag: &str) -> Option<&'a OsStr> {
     Some(OsStr::from_bytes(value))
 }
 
-fn take_substitutions(flags: &[OsString]) -> Option<(Vec<OsString>, Vec<String>)> {
-    let (mut kept, mut rules) = (Vec::new(), Vec::new());
+/// Takes a flag of several names out, and its values.
+fn take_values(flags: &[OsString], names: &[&str]) -> Option<(Vec<OsString>, Vec<String>)> {
+    let (mut kept, mut values) = (Vec::new(), Vec::new());
     let mut rest = flags.iter();
     while let Some(argument) = rest.next() {
-        if argument == "-s" || argument == "--substitute" {
-            rules.push(rest.next()?.to_str()?.to_owned());
-        } else if let Some(rule) = inline_value(argument, "--substitute") {
-            rules.push(rule.to_str()?.to_owned());
+        let inline = names.iter().find_map(|name| inline_value(argument, name));
+        if names.iter().any(|name| argument == name) {
+            values.push(rest.next()?.to_str()?.to_owned());
+        } else if let Some(value) = inline {
+            values.push(value.to_str()?.to_owned());
         } else {
             kept.push(argument.clone());
             if takes_next(Some(argument)) {
@@ -193,7 +199,7 @@ fn take_substitutions(flags: &[OsString]) -> Option<(Vec<OsString>, Vec<String>)
             }
         }
     }
-    Some((kept, rules))
+    Some((kept, values))
 }
 
 #[cfg(test)]
@@ -257,7 +263,9 @@ mod tests {
     #[test]
     fn substitutions_are_ours() {
         let call =
-            Call::parse(&words("-s 3,0 --detach --substitute=7:1=null --bundle -s web")).unwrap();
+            Call::parse(&words("-s 3,0 --detach --substitute=7:1=null --policy x --bundle -s web"))
+                .unwrap();
+        assert_eq!(call.policies, ["x"]);
         assert_eq!(call.substitute, ["3,0", "7:1=null"]);
         assert_eq!(call.flags, words("--detach --bundle -s"));
     }

@@ -86,9 +86,24 @@ pub struct Manifest {
     /// Open files that CRIU could not dump, of which the images say only who holds them.
     #[serde(default)]
     pub unsupported: Vec<Unsupported>,
-    /// Open files that a restore must replace: those of both lists above.
+    /// Whose the open files were that are mounted from outside and not in the snapshot: a policy
+    /// may make them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<Owner>,
+    /// Open files that a restore must replace: the external and the unsupported ones.
     #[serde(default)]
     pub must_substitute: Vec<MustSubstitute>,
+}
+
+/// Whose a file was.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its path in the container.
+    pub path: ByteString,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
 }
 
 /// What a reader has to know to use a manifest.

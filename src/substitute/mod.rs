@@ -31,7 +31,7 @@ pub use callers::Callers;
 pub use grammar::{ParseError, parse_list, parse_rule};
 pub use open::{Around, Prepared, Refusal, Refusals, Replacement, Site, open, prepare, settle};
 pub use pattern::{AddressPattern, PathPattern};
-pub use resolve::{Mismatch, Mismatches, Resolved, resolve};
+pub use resolve::{Mismatch, Mismatches, Resolved, judge, resolve};
 pub use rewrite::{How, InheritKey, Treatment, check, rewrite};
 pub use rule::{Origin, Rule};
 pub use selector::{Selector, Term};

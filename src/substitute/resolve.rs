@@ -149,6 +149,12 @@ impl fmt::Display for Mismatch {
 ///
 /// A rule of the configuration is written for many containers, so it may mean nothing here.
 pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatches> {
+    let (resolved, wrong) = judge(rules, table);
+    if wrong.is_empty() { Ok(resolved) } else { Err(Mismatches(wrong)) }
+}
+
+/// As [`resolve`], with what matches beside what does not.
+pub fn judge(rules: &[Rule], table: &Table) -> (Vec<Resolved>, Vec<Mismatch>) {
     let mut wrong: Vec<_> = rules.iter().filter_map(|rule| mismatch(rule, table)).collect();
     let mut resolved = Vec::new();
     for file in &table.files {
@@ -159,7 +165,7 @@ pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatche
             Err(twice) => wrong.push(*twice),
         }
     }
-    if wrong.is_empty() { Ok(resolved) } else { Err(Mismatches(wrong)) }
+    (resolved, wrong)
 }
 
 /// What is wrong with the number of open files that a rule means.

@@ -70,6 +70,11 @@ pub enum How {
     },
     /// Its file descriptors are closed.
     Close,
+    /// It stays itself, and CRIU does not look at its size.
+    Relax {
+        /// Where in it to go on, if not where it was.
+        position: Option<u64>,
+    },
 }
 
 /// Makes `out_dir`, which must be empty or not be there, a view of `images_dir` in which open
@@ -111,6 +116,8 @@ const TOGETHER: &str = "`ocicle files` lists the open files of the checkpoint; r
 /// What is to be done to the images.
 struct Plan<'a> {
     treatments: BTreeMap<u32, &'a How>,
+    /// Files that stay themselves, of any size, and where in them to go on.
+    relaxed: BTreeMap<u32, Option<u64>>,
     /// The names of inherited files, with the slash.
     names: BTreeMap<u32, String>,
     /// The mount of the container's root.
@@ -128,8 +135,13 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn of(images: &Images, treatments: &'a [Treatment]) -> Result<Self> {
-        let by_id: BTreeMap<u32, &How> =
-            treatments.iter().map(|one| (one.id.0, &one.how)).collect();
+        let (mut by_id, mut relaxed) = (BTreeMap::new(), BTreeMap::new());
+        for Treatment { id, how, .. } in treatments {
+            match how {
+                How::Relax { position } => drop(relaxed.insert(id.0, *position)),
+                how => drop(by_id.insert(id.0, how)),
+            }
+        }
         let chosen: BTreeSet<u32> = by_id.keys().copied().collect();
         let is_forgotten = |one: &&Treatment| one.drop || one.how == How::Close;
         let forgotten: BTreeSet<u32> =
@@ -151,6 +163,7 @@ impl<'a> Plan<'a> {
             split: split(images, &by_id),
             rest: Rest::of(images, &chosen),
             treatments: by_id,
+            relaxed,
         })
     }
 
@@ -278,7 +291,7 @@ fn changed_images(
     plan: &Plan<'_>,
 ) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut changed = BTreeMap::new();
-    if plan.treatments.is_empty() {
+    if plan.treatments.is_empty() && plan.relaxed.is_empty() {
         return Ok(changed);
     }
     let mut change = |kind, name: String, rewrite: &dyn Fn(&Message<'_>) -> Rewritten| {
@@ -319,6 +332,11 @@ type Rewritten = Result<Change, BadMessage>;
 
 fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let file = FileEntry::read(message)?;
+    if let Some(position) = plan.relaxed.get(&file.id)
+        && file.kind == FdType::Reg
+    {
+        return Ok(Change::Replace(of_any_size(message, *position)?));
+    }
     let is_split = plan.split.contains_key(&file.id);
     let id = plan.seen_as(file.id);
     let entry = match plan.treatments.get(&file.id) {
@@ -341,7 +359,7 @@ fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewr
         // refer to: a remap, say (`collect_one_remap` in criu/files-reg.c).
         Some(How::Close) if file.kind != FdType::Reg && !is_split => return Ok(Change::Remove),
         None => return rewrite_other(plan, &file, message),
-        Some(How::Close) => return Ok(Change::Keep),
+        Some(How::Close | How::Relax { .. }) => return Ok(Change::Keep),
     };
     let entry = entry.encode();
     Ok(if is_split { Change::Follow(entry) } else { Change::Replace(entry) })
@@ -387,6 +405,24 @@ impl RegEntry<'_> {
         entry.push_bytes(3, &reg.encode());
         entry.encode()
     }
+}
+
+/// The entry of a file that CRIU reopens whatever its size and content: without what
+/// `validate_file` of criu/files-reg.c compares.
+fn of_any_size(message: &Message<'_>, position: Option<u64>) -> Result<Vec<u8>, BadMessage> {
+    /// The body's field in `file_entry`, and in it those of the position, the size, the build ID
+    /// and the checksum.
+    const BODY: u32 = 3;
+    const POSITION: u32 = 3;
+    const COMPARED: [u32; 6] = [8, 11, 12, 13, 14, 15];
+    let body = message.need_message(BODY, "reg")?;
+    let mut body = COMPARED.iter().fold(body, |body, field| body.without(*field));
+    if let Some(position) = position {
+        body.set_number(POSITION, position);
+    }
+    let mut entry = message.without(BODY);
+    entry.push_bytes(BODY, &body.encode());
+    Ok(entry.encode())
 }
 
 /// The entry of an epoll instance that watches a file descriptor no more, as the kernel takes one

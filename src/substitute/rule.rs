@@ -39,7 +39,7 @@ impl Origin {
     }
 
     /// Of two rules that mean one open file, that of the higher rank wins.
-    pub(super) fn rank(&self) -> u8 {
+    pub fn rank(&self) -> u8 {
         match self {
             Self::Annotation(_) => 0,
             Self::Configuration(_) => 1,

@@ -18,6 +18,7 @@ mod odd;
 mod probe;
 mod spawn;
 mod ticker;
+mod trouble;
 
 #[derive(Parser)]
 enum Workload {
@@ -54,6 +55,8 @@ enum Workload {
     Spawn { dir: PathBuf },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
     Lend { file: PathBuf },
+    /// Gets into one trouble that a checkpoint may have, and waits.
+    Trouble { kind: String, dir: PathBuf },
     /// Ask a workload on its control socket, and print the answer.
     Ask {
         socket: PathBuf,
@@ -74,6 +77,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Kinds { dir, kind, count } => recorded(&dir, kinds::run(&dir, &kind, count)),
         Workload::Spawn { dir } => recorded(&dir, spawn::run(&dir)),
         Workload::Lend { file } => lend::run(&file),
+        Workload::Trouble { kind, dir } => recorded(&dir, trouble::run(&kind, &dir)),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }
 }

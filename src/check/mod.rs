@@ -1,0 +1,317 @@
+//! Whether a checkpoint would work, found out on a running container without making one.
+//!
+//! Nothing is frozen and nothing is changed: what is said holds for the moment at which it was
+//! looked at. [`files`](crate::files::dumpable) judges each open file, [`processes`] what the
+//! processes use beside, [`mounts`] what is mounted; [`others`] says who is no part of the
+//! checkpoint and may write what is. All of it is in a [`Report`].
+
+mod held;
+mod mounts;
+mod others;
+mod processes;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::checkpoint::{self, preflight};
+use crate::config::{Allow, OnUnsupported, Substitution};
+use crate::container::{Container, Identity, Volumes};
+use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
+use crate::files::facts::{Facts, Known};
+use crate::files::{FileId, Holder, OpenFile};
+use crate::freezer::State;
+use crate::hint::hint_of;
+use crate::restore::{ensure_allowed, parse_each, standing_rules};
+use crate::runtime::Runtime;
+use crate::substitute::{Mismatch, Origin, Resolved, judge};
+
+pub use held::Held;
+
+/// What is asked.
+#[derive(Debug)]
+pub struct Request {
+    /// The real runtime, with the global flags of the call.
+    pub runtime: Runtime,
+    /// The container.
+    pub id: String,
+    /// What the runtime would be told.
+    pub settings: Settings,
+    /// Which volumes would belong to the checkpoint, whatever else says so.
+    pub volumes: Option<Volumes>,
+    /// Which would when neither that nor the container's annotation says so.
+    pub default_volumes: Volumes,
+    /// Rules of the command line.
+    pub rules: Vec<String>,
+    /// What would become of open files that CRIU cannot dump and that no rule covers.
+    pub on_unsupported: OnUnsupported,
+    /// Rules of the configuration.
+    pub configured: Vec<Substitution>,
+    /// What rules of annotations may use.
+    pub allow: Allow,
+}
+
+/// What would come of a checkpoint.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The version of this form: 1.
+    pub schema: u32,
+    /// The container.
+    pub container: String,
+    /// Whether a checkpoint would work.
+    pub works: bool,
+    /// Every open file.
+    pub files: Vec<Fate>,
+    /// Why it would fail, beside what is said of the open files.
+    pub problems: Vec<Finding>,
+    /// What does not make it fail, and should be known.
+    pub remarks: Vec<Finding>,
+}
+
+/// What would become of an open file.
+#[derive(Debug, Serialize)]
+pub struct Fate {
+    /// The open file, with an identifier of this report alone.
+    #[serde(flatten)]
+    pub file: OpenFile,
+    /// Whether it can be dumped.
+    pub dump: Dump,
+    /// Where its content would be kept.
+    pub held: Held,
+    /// The rule that would replace it at a restore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Rule>,
+    /// Why it cannot be dumped.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Finding>,
+}
+
+/// Whether an open file can be dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dump {
+    /// It can.
+    Yes,
+    /// It is left out: something has to take its place at a restore.
+    LeftOut,
+    /// A checkpoint fails over it.
+    No,
+}
+
+/// A rule that stands in the configuration or in an annotation.
+#[derive(Debug, Serialize)]
+pub struct Rule {
+    /// The rule, as the grammar writes it.
+    pub rule: String,
+    /// Where it stands.
+    pub from: String,
+}
+
+/// Something that was found, and what would help.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// What it is.
+    pub what: String,
+    /// What would help, if anything does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    /// The option of `ocicle checkpoint` with which it would be none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub option: Option<&'static str>,
+}
+
+impl Finding {
+    fn new(what: String) -> Self {
+        Self { what, help: None, option: None }
+    }
+
+    fn with_help(what: String, help: &str) -> Self {
+        Self { help: Some(help.to_owned()), ..Self::new(what) }
+    }
+
+    fn of(obstacle: &Obstacle, subject: &str) -> Self {
+        Self {
+            what: format!("{subject}: {obstacle}"),
+            help: Some(obstacle.help()),
+            option: obstacle.option(),
+        }
+    }
+
+    /// Of an open file, which may be left out if it is not so for the moment only.
+    fn of_open_file(obstacle: &Obstacle, subject: &str) -> Self {
+        let mut finding = Self::of(obstacle, subject);
+        if obstacle.is_lasting() && obstacle.can_be_set_aside() {
+            let help = finding.help.get_or_insert_default();
+            help.push_str("; or a rule, or --on-unsupported substitute");
+        }
+        finding
+    }
+}
+
+/// Looks at a container.
+pub fn check(request: &Request) -> Result<Report> {
+    preflight::ensure_capable()?;
+    preflight::ensure_criu()?;
+    let container = Container::discover(&request.runtime, &request.id)?;
+    let settings = checkpoint::with_standing(&request.settings, &request.runtime)?;
+    let dumped = container.dumped_processes()?;
+    let facts = Facts::of(&dumped).context("listing the open files")?;
+    let parts = held::Parts::of(&container, request)?;
+
+    let identity = Identity::of(&request.id, &container.bundle);
+    let mut rules = standing_rules(&identity, &request.configured, &container.bundle)?;
+    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
+    let (resolved, mismatches) = judge(&rules, &facts.table());
+    let aside = checkpoint::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
+    let aside: Vec<_> =
+        aside.into_iter().filter_map(|file| file.holders.first().copied()).collect();
+    let judge = |known| (known, verdict_with(known, &settings, &aside));
+    let files: Vec<_> = facts
+        .files
+        .iter()
+        .map(judge)
+        .map(|(known, verdict)| fate(known, &verdict, &parts, &resolved))
+        .collect();
+    let mut problems =
+        processes::problems(&container, &dumped, &facts, &settings, &request.runtime.name())?;
+    problems.extend(mounts::problems(&container, &dumped)?);
+    let mut remarks = remarks(&files, &mismatches);
+    problems.extend(frozen_from_above(&container)?);
+    remarks.extend(frozen(&container)?);
+    remarks.extend(refused(&resolved, &request.allow));
+    remarks.extend(processes::remarks(&dumped));
+    remarks.extend(others::remarks(&container, &dumped, &parts)?);
+    let works = problems.is_empty() && files.iter().all(|fate| fate.dump != Dump::No);
+    let container = request.id.clone();
+    Ok(Report { schema: 1, container, works, files, problems, remarks })
+}
+
+/// What CRIU will do about an open file: it is kept from those that are set aside.
+fn verdict_with(known: &Known, settings: &Settings, aside: &[Holder]) -> Foretold {
+    let is_aside = known.file.holders.first().is_some_and(|holder| aside.contains(holder));
+    match verdict(&known.described, settings) {
+        Verdict::Dumps => Foretold::Dumped,
+        Verdict::LeftOut(_) => Foretold::LeftOut,
+        Verdict::Fails(_) if is_aside => Foretold::LeftOut,
+        Verdict::Fails(obstacles) => Foretold::Fails(obstacles),
+    }
+}
+
+/// What will become of an open file.
+enum Foretold {
+    Dumped,
+    LeftOut,
+    Fails(Vec<Obstacle>),
+}
+
+fn fate(known: &Known, foretold: &Foretold, parts: &held::Parts, resolved: &[Resolved]) -> Fate {
+    let subject = subject(&known.file);
+    let finding = |obstacle: &Obstacle| Finding::of_open_file(obstacle, &subject);
+    let (dump, problems) = match foretold {
+        Foretold::Dumped => (Dump::Yes, Vec::new()),
+        Foretold::LeftOut => (Dump::LeftOut, Vec::new()),
+        Foretold::Fails(obstacles) => (Dump::No, obstacles.iter().map(finding).collect()),
+    };
+    Fate {
+        held: parts.holder_of(known, dump),
+        rule: rule_for(known.file.id, resolved),
+        file: known.file.clone(),
+        dump,
+        problems,
+    }
+}
+
+fn rule_for(file: FileId, resolved: &[Resolved]) -> Option<Rule> {
+    let winner = resolved.iter().find(|resolved| resolved.file.id == file)?;
+    let from = winner.rule.origin.to_string();
+    Some(Rule { rule: winner.rule.to_string(), from })
+}
+
+/// The open file as a problem names it: one of its descriptors, and its name.
+fn subject(file: &OpenFile) -> String {
+    let name = &file.name;
+    match file.holders.first() {
+        Some(holder) => format!("fd {} of pid {} ({name})", holder.fd, holder.pid),
+        None => name.to_string(),
+    }
+}
+
+fn remarks(files: &[Fate], mismatches: &[Mismatch]) -> Vec<Finding> {
+    let left_out = files.iter().filter(|fate| fate.dump == Dump::LeftOut && fate.rule.is_none());
+    let needed = left_out.map(|fate| {
+        let what = format!(
+            "{}: it is left out, and a restore needs something in its place",
+            subject(&fate.file)
+        );
+        let help = fate.file.holders.first().map(|holder| format!("-s {holder}=SOURCE"));
+        Finding { help, ..Finding::new(what) }
+    });
+    let rules = mismatches.iter().filter(|one| !matches!(one, Mismatch::Needed { .. }));
+    needed.chain(rules.map(|rule| Finding::new(format!("rule {rule}")))).collect()
+}
+
+/// A rule of an annotation that a restore would refuse.
+fn refused(resolved: &[Resolved], allow: &Allow) -> Option<Finding> {
+    let error = ensure_allowed(resolved, allow).err()?;
+    let help = hint_of(&error).map(str::to_owned);
+    Some(Finding { help, ..Finding::new(format!("a restore would be refused: {error:#}")) })
+}
+
+fn frozen_from_above(container: &Container) -> Result<Option<Finding>> {
+    let state = container.freezer.state()?;
+    Ok((state == Some(State::FrozenFromAbove)).then(|| {
+        let what = "it is frozen by a control group above its own".to_owned();
+        Finding::with_help(what, "thaw that one")
+    }))
+}
+
+fn frozen(container: &Container) -> Result<Option<Finding>> {
+    Ok(match container.freezer.state()? {
+        Some(State::Frozen) => Some(Finding::new("it is frozen, and would stay so".to_owned())),
+        Some(State::Freezing) => Some(Finding::with_help(
+            "it is being frozen by somebody, and a process has not stopped yet".to_owned(),
+            &format!("ocicle thaw {}", container.id),
+        )),
+        _ => None,
+    })
+}
+
+impl Report {
+    /// Everything over which it would fail.
+    pub fn all_problems(&self) -> impl Iterator<Item = &Finding> {
+        self.files.iter().flat_map(|fate| &fate.problems).chain(&self.problems)
+    }
+
+    /// The options with which it would work; `None` if there are none such.
+    pub fn remedy(&self) -> Option<Vec<&'static str>> {
+        let mut options: Vec<_> =
+            self.all_problems().map(|problem| problem.option).collect::<Option<_>>()?;
+        options.sort_unstable();
+        options.dedup();
+        Some(options)
+    }
+
+    /// The headings of [`Report::rows`].
+    pub const HEADINGS: [&'static str; 7] =
+        ["ID", "TYPE", "HOLDERS", "NAME", "DUMP", "HELD BY", "RULE"];
+
+    /// A row for each open file.
+    pub fn rows(&self) -> impl Iterator<Item = [String; 7]> + '_ {
+        self.files.iter().map(|fate| {
+            let [id, kind, _, _, holders, name] = fate.file.row();
+            let dump = match fate.dump {
+                Dump::Yes => "yes",
+                Dump::LeftOut => "left out",
+                Dump::No => "no",
+            };
+            let rule = fate.rule.as_ref();
+            let rule =
+                rule.map_or_else(String::new, |said| format!("{} ({})", said.rule, said.from));
+            [id, kind, holders, name, dump.to_owned(), fate.held.to_string(), rule]
+        })
+    }
+}
+
+/// The volumes of a checkpoint with these choices.
+fn volumes(container: &Container, request: &Request) -> Result<Vec<held::Volume>> {
+    checkpoint::volumes_of(&container.bundle, request.volumes.as_ref(), &request.default_volumes)
+}

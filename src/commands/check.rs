@@ -1,0 +1,89 @@
+//! `ocicle check`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::checkpoint::CriuOptions;
+use super::{Format, Machine};
+use crate::check::{self, Finding, Report};
+use crate::checkpoint::bytes_of;
+use crate::config::OnUnsupported;
+use crate::container::{Volumes, ensure_name};
+use crate::output;
+
+/// What can be asked of a check.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    id: String,
+    /// Which volumes would belong to the checkpoint, as for `ocicle checkpoint`
+    #[arg(long, value_name = "WHICH")]
+    volumes: Option<Volumes>,
+    /// A rule that the checkpoint would be given, as for `ocicle checkpoint`
+    #[arg(short, long, value_name = "RULE")]
+    substitute: Vec<String>,
+    /// What would become of other open files that CRIU cannot dump
+    #[arg(long, value_name = "WHAT")]
+    on_unsupported: Option<OnUnsupported>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    #[command(flatten)]
+    criu: CriuOptions,
+}
+
+/// The exit status when a checkpoint would fail.
+const WOULD_FAIL: u8 = 3;
+
+/// Prints whether a checkpoint would work, and of every open file what would become of it.
+pub fn run(machine: &Machine, options: &Options) -> Result<ExitCode> {
+    let id = &options.id;
+    ensure_name(id)?;
+    let request = check::Request {
+        runtime: machine.runtime.clone(),
+        id: id.clone(),
+        settings: options.criu.settings(bytes_of(&machine.config.criu.ghost_limit)),
+        rules: options.substitute.clone(),
+        on_unsupported: options.on_unsupported.unwrap_or(machine.config.on_unsupported),
+        volumes: options.volumes.clone(),
+        default_volumes: machine.config.volumes.clone(),
+        configured: machine.config.substitute.clone(),
+        allow: machine.config.allow.clone(),
+    };
+    let report = check::check(&request).with_context(|| format!("checking {id}"))?;
+    match options.format {
+        Format::Json => output::json(&serde_json::to_value(&report)?)?,
+        Format::Table => print(&report),
+    }
+    Ok(if report.works { ExitCode::SUCCESS } else { ExitCode::from(WOULD_FAIL) })
+}
+
+fn print(report: &Report) {
+    let mut table = output::Table::new(&Report::HEADINGS);
+    report.rows().for_each(|row| table.row(row.to_vec()));
+    table.print();
+    section("would fail", report.all_problems());
+    section("note", report.remarks.iter());
+    output::line("");
+    output::line(&conclusion(report));
+}
+
+fn section<'a>(heading: &str, findings: impl Iterator<Item = &'a Finding>) {
+    for finding in findings {
+        output::line(&format!("\n{heading}: {}", finding.what));
+        if let Some(help) = &finding.help {
+            output::line(&format!("  helps: {help}"));
+        }
+    }
+}
+
+fn conclusion(report: &Report) -> String {
+    let id = &report.container;
+    match report.remedy() {
+        _ if report.works => format!("a checkpoint of {id} would work"),
+        Some(options) => format!("a checkpoint of {id} would work with {}", options.join(" ")),
+        None => format!("a checkpoint of {id} would fail"),
+    }
+}

@@ -1,0 +1,152 @@
+//! Processes, their file descriptors and the open files that these share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::live::Process;
+use super::table::{FileId, Holder, OpenFile, Table};
+use crate::bytes::ByteString;
+use crate::criu::images::Images;
+use crate::sys::process::Status;
+
+/// A process of a container, by the numbers that the container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its number.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Its name.
+    pub name: ByteString,
+}
+
+/// The processes of a running container. One that ends meanwhile is left out.
+pub fn tasks_of(processes: &[Process]) -> Vec<Task> {
+    let inner: BTreeMap<i32, i32> = processes.iter().map(|one| (one.host, one.inner)).collect();
+    let task = |process: &Process| {
+        let status = Status::of(process.host).ok()?;
+        let parent = inner.get(&status.parent).copied().unwrap_or_default();
+        Some(Task { pid: process.inner, parent, name: status.name.as_str().into() })
+    };
+    processes.iter().filter_map(task).collect()
+}
+
+/// The processes of a checkpoint.
+pub fn tasks_of_images(images: &Path) -> Result<Vec<Task>> {
+    let tasks = Images::load(images)?.tasks.into_iter();
+    let task = |task: crate::criu::images::Task| Task {
+        pid: task.tree.pid,
+        parent: task.tree.ppid,
+        name: task.name,
+    };
+    Ok(tasks.map(task).collect())
+}
+
+/// A process in a tree of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// The process.
+    pub task: Task,
+    /// Its open files, by the first of its file descriptors for each.
+    pub files: Vec<Held>,
+    /// Its children.
+    pub children: Vec<Branch>,
+}
+
+/// An open file as one process has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The file descriptors of this process.
+    pub fds: Vec<i32>,
+    /// The open file.
+    pub file: FileId,
+    /// What it is, in words.
+    pub text: String,
+    /// The file descriptors of other processes that share it.
+    pub others: Vec<Holder>,
+}
+
+impl Held {
+    fn of(pid: i32, file: &OpenFile) -> Self {
+        let (own, others): (Vec<_>, Vec<_>) =
+            file.holders.iter().copied().partition(|holder| holder.pid == pid);
+        let [_, kind, flags, _, _, name] = file.row();
+        Self {
+            fds: own.iter().map(|holder| holder.fd).collect(),
+            file: file.id,
+            text: format!("{kind} {name} {flags}"),
+            others,
+        }
+    }
+
+    /// Whether several file descriptors refer to the open file.
+    pub fn is_shared(&self) -> bool {
+        self.fds.len() + self.others.len() > 1
+    }
+}
+
+/// Arranges processes below their parents, each with its open files.
+pub fn arrange(tasks: &[Task], table: &Table) -> Vec<Branch> {
+    let known: BTreeSet<i32> = tasks.iter().map(|task| task.pid).collect();
+    let is_first = |task: &&Task| !known.contains(&task.parent) || task.parent == task.pid;
+    let mut left = tasks.iter().filter(|task| !is_first(task)).collect();
+    let first = tasks.iter().filter(is_first);
+    first.map(|task| branch(task, &mut left, table)).collect()
+}
+
+/// Takes the descendants of a process out of those that are left: whatever the images say, each
+/// process is in one place.
+fn branch(task: &Task, left: &mut Vec<&Task>, table: &Table) -> Branch {
+    let is_child = |other: &&Task| other.parent == task.pid;
+    let children: Vec<&Task> = left.extract_if(.., |other| is_child(&*other)).collect();
+    let mut files: Vec<_> = table
+        .files
+        .iter()
+        .filter(|file| file.holders.iter().any(|holder| holder.pid == task.pid))
+        .map(|file| Held::of(task.pid, file))
+        .collect();
+    files.sort_by_key(|held| held.fds.first().copied());
+    let children = children.into_iter().map(|child| branch(child, left, table)).collect();
+    Branch { task: task.clone(), files, children }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let json = r#"{"schema":1,"files":[
+            {"id":1,"type":"reg","name":"/log","flags":1025,"holders":[{"pid":1,"fd":3},{"pid":6,"fd":3}]},
+            {"id":2,"type":"device","name":"/dev/null","flags":0,"holders":[{"pid":1,"fd":0},{"pid":1,"fd":1}]},
+            {"id":3,"type":"eventfd","name":"eventfd","flags":2,"holders":[{"pid":7,"fd":5}]}]}"#;
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn task(pid: i32, parent: i32) -> Task {
+        Task { pid, parent, name: "x".into() }
+    }
+
+    #[test]
+    fn processes_below_their_parents() {
+        let tree = arrange(&[task(1, 0), task(6, 1), task(7, 6), task(9, 8)], &table());
+        assert_eq!(tree.len(), 2, "one whose parent is not here stands at the top");
+        let first = &tree[0];
+        let fds: Vec<_> = first.files.iter().map(|held| (held.fds.clone(), held.file.0)).collect();
+        assert_eq!(fds, [(vec![0, 1], 2), (vec![3], 1)]);
+        assert_eq!(first.files[1].others, [Holder { pid: 6, fd: 3 }]);
+        assert!(first.files.iter().all(Held::is_shared));
+        let inner = &first.children[0].children[0];
+        assert_eq!(inner.task.pid, 7);
+        assert_eq!(inner.files[0].text, "eventfd eventfd O_RDWR");
+        assert!(!inner.files[0].is_shared());
+    }
+
+    #[test]
+    fn images_may_lie_about_parents() {
+        let count = |branches: &[Branch]| branches.len();
+        assert_eq!(count(&arrange(&[task(1, 1)], &table())), 1);
+        assert_eq!(count(&arrange(&[task(1, 2), task(2, 1)], &table())), 0);
+    }
+}
