@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,6 +12,13 @@ use super::machine::{Machine, Shim, run};
 use super::podman::{IMAGE, Podman, install};
 use super::told::status_of;
 use super::wait::{wait_for_exit, wait_for_file};
+
+/// Their sockets have one place each: where tests share a process, one has them at a time.
+static SOCKETS: Mutex<()> = Mutex::new(());
+
+fn sockets() -> MutexGuard<'static, ()> {
+    SOCKETS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A daemon, ended in the end.
 struct Daemon {
@@ -48,10 +56,12 @@ pub struct Containerd<'m> {
     binary: PathBuf,
     directory: PathBuf,
     daemon: Option<Daemon>,
+    _sockets: MutexGuard<'static, ()>,
 }
 
 impl<'m> Containerd<'m> {
     pub fn new(machine: &'m Machine, shim: Shim) -> Self {
+        let sockets = sockets();
         let directory = machine.state_root().join("containerd");
         fs::create_dir(&directory).unwrap();
         let archive = directory.join("image.tar");
@@ -66,7 +76,8 @@ impl<'m> Containerd<'m> {
         let find = format!("command -v {}", runtime.display());
         let binary = PathBuf::from(run(Command::new("sh").args(["-c", &find])).trim());
         let daemon = start_containerd(&directory);
-        let containerd = Self { machine, binary, directory, daemon: Some(daemon) };
+        let containerd =
+            Self { machine, binary, directory, daemon: Some(daemon), _sockets: sockets };
         containerd.run(&["image", "import", archive.to_str().unwrap()]);
         containerd
     }
@@ -135,11 +146,13 @@ pub struct Docker<'m> {
     directory: PathBuf,
     /// Ended in their order.
     daemons: Vec<Daemon>,
+    _sockets: MutexGuard<'static, ()>,
 }
 
 impl<'m> Docker<'m> {
     /// Needs a network namespace of the test's own.
     pub fn new(machine: &'m Machine, shim: Shim) -> Self {
+        let sockets = sockets();
         install(machine);
         let directory = machine.state_root().join("docker");
         fs::create_dir(&directory).unwrap();
@@ -151,7 +164,13 @@ impl<'m> Docker<'m> {
             Shim::Bare => "runc",
             Shim::Ocicle => "ocicle",
         };
-        let docker = Self { machine, runtime, directory, daemons: vec![docker, containerd] };
+        let docker = Self {
+            machine,
+            runtime,
+            directory,
+            daemons: vec![docker, containerd],
+            _sockets: sockets,
+        };
         docker.run(&["import", tar.to_str().unwrap(), IMAGE]);
         docker
     }
