@@ -3,7 +3,15 @@
 enter := $(CURDIR)/tests/testbed/enter
 test_features := fault-points
 
-.PHONY: build demo examples test check bench testbed
+# Where `make install` puts things; DESTDIR goes before all of it.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+# The programs that are installed.
+BIN ?= target/release
+share := $(DESTDIR)$(PREFIX)/share
+doc := $(share)/doc/ocicle
+
+.PHONY: build demo examples test check bench testbed install uninstall deb
 
 build:
 	cargo build --release --locked
@@ -29,6 +37,41 @@ test: check testbed
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features $(test_features) --locked -- -D warnings
+
+# What the package holds too. A configuration that is there stays.
+install:
+	@test -x $(BIN)/ocicle || $(MAKE) build
+	install -d $(DESTDIR)$(PREFIX)/bin $(doc)/examples
+	install $(BIN)/ocicle $(BIN)/ocicle-runtime $(DESTDIR)$(PREFIX)/bin/
+	$(BIN)/ocicle generate man $(share)/man/man8
+	$(BIN)/ocicle generate completions $(share)
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/*.md $(doc)/
+	cp -r config/. $(doc)/examples/
+	install -d $(DESTDIR)$(PREFIX)/libexec/ocicle
+	ln -sf ../../bin/ocicle $(DESTDIR)$(PREFIX)/libexec/ocicle/criu-action
+	ln -sf ../../bin/ocicle $(DESTDIR)$(PREFIX)/libexec/ocicle/ocicle-hook
+	cp -r hooks $(doc)/examples/
+	sed -i 's,/usr/libexec,$(PREFIX)/libexec,' $(doc)/examples/hooks/*/*
+	install -d $(DESTDIR)$(SYSCONFDIR)/ocicle $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d
+	test -e $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml || \
+	    install -m 644 config/ocicle.toml $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml
+	install -m 644 config/podman/ocicle.conf \
+	    $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d/ocicle.conf
+
+# Leaves the configuration, and the checkpoints.
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/ocicle $(DESTDIR)$(PREFIX)/bin/ocicle-runtime
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/ocicle
+	rm -f $(share)/man/man8/ocicle.8 $(share)/man/man8/ocicle-*.8
+	rm -f $(share)/bash-completion/completions/ocicle $(share)/zsh/vendor-completions/_ocicle \
+	    $(share)/fish/vendor_completions.d/ocicle.fish
+	rm -f $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d/ocicle.conf
+	rm -rf $(doc)
+
+# A Debian package of them in target/, by dpkg-deb alone.
+deb:
+	@test -x $(BIN)/ocicle || $(MAKE) build
+	packaging/deb $(BIN) target
 
 bench: build workloads testbed
 	$(enter) tests/bench/run

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::criu::{action, interposer};
 use crate::guardian;
+use crate::hooks;
 
 /// The program that this process was started as, if it is not to be ocicle itself.
 pub fn named() -> Option<fn() -> ExitCode> {
@@ -12,7 +13,8 @@ pub fn named() -> Option<fn() -> ExitCode> {
     match Path::new(&name).file_name()?.to_str()? {
         guardian::NAME => Some(guardian::main),
         interposer::NAME => Some(interposer::main),
-        action::NAME => Some(action::main),
+        action::NAME => Some(hooks::action::main),
+        hooks::oci::NAME => Some(hooks::oci::main),
         _ => None,
     }
 }

@@ -55,14 +55,17 @@
 //!   log, and the plugin that keeps it from files it cannot dump (`plugin/`). [`files`]: the table
 //!   of open files, of processes and of images, and their preflight.
 //!   [`snapshot`]: stage, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
-//!   is on disk, and by which [policy](store::policy). [`guardian`]: what makes good when we are killed.
+//!   is on disk, and by which [policy](store::policy). [`inspect`]: what is in a checkpoint, be it an
+//!   archive or an image. [`guardian`]: what makes good when we are killed.
 //! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.
 //! - [`substitute`]: rules, what they mean, what they open, the view of the images.
 //! - [`policy`]: what becomes of files that are not as they were, and that nothing replaces.
 //! - [`checkpoint`], and [`restore`], which finishes a checkpoint that was interrupted: the order
 //!   of things. [`check`]: whether a checkpoint would work.
-//! - [`output`]: tables, JSON, errors, progress. [`commands`], one for each of `ocicle`'s.
-//! - [`cli`], [`shim`], [`applets`]: the command lines.
+//! - [`output`]: tables, JSON, errors, progress. [`engines`]: the containers of all of them.
+//!   [`doctor`]: what the machine has and lacks. [`commands`], one for each of `ocicle`'s.
+//! - [`hooks`]: what stock runtimes and engines call. [`cli`], [`shim`], [`applets`]: the command
+//!   lines.
 //!
 //! Only [`output`] writes to the terminal, but for the errors of programs that have no other word:
 //! the shim, which speaks as runc does, the guardian, and what CRIU starts.
@@ -76,12 +79,16 @@ pub mod commands;
 pub mod config;
 pub mod container;
 pub mod criu;
+pub mod doctor;
+pub mod engines;
 pub mod fault;
 pub mod files;
 pub mod freezer;
 pub mod glob;
 pub mod guardian;
 pub mod hint;
+pub mod hooks;
+pub mod inspect;
 pub mod lend;
 pub mod output;
 pub mod policy;

@@ -347,7 +347,7 @@ impl<'a> Dump<'a> {
 }
 
 /// Freezes the container.
-fn freeze<'a>(
+pub(super) fn freeze<'a>(
     request: &Request,
     container: &'a Container,
     guardian: &Guardian,
@@ -361,11 +361,11 @@ fn freeze<'a>(
 }
 
 /// What was taken under the freeze, and when.
-struct Taken {
-    parts: Vec<parts::Staged>,
-    held: Vec<HeldFile>,
-    begin: Instant,
-    end: Instant,
+pub(super) struct Taken {
+    pub parts: Vec<parts::Staged>,
+    pub held: Vec<HeldFile>,
+    pub begin: Instant,
+    pub end: Instant,
 }
 
 /// Of files that are mounted from outside, and not part of the snapshot.
@@ -380,7 +380,7 @@ fn owners_outside(container: &Container, owned: Vec<Owned>, manifest: &Manifest)
     owners.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn take(container: &Container, frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
+pub(super) fn take(container: &Container, frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
     let begin = Instant::now();
     let Copied { parts, mut volatile, digests } = staged;
     volatile.extend(volatile::files_of(&frozen.processes()?));

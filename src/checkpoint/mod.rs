@@ -20,6 +20,7 @@ mod parts;
 pub mod preflight;
 mod record;
 mod timeline;
+mod under_dump;
 mod volatile;
 
 use std::ffi::OsString;
@@ -34,7 +35,7 @@ use crate::fault;
 use crate::guardian::Guardian;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
-use crate::snapshot::{self, Progress};
+use crate::snapshot::{self, Progress, Root};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
 use crate::store::policy::{self, Filesystem};
@@ -47,6 +48,7 @@ pub use finish::complete;
 use parts::Copied;
 pub use parts::volumes_of;
 use timeline::Timeline;
+pub use under_dump::under_dump;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -117,19 +119,8 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
 
     let guardian = Guardian::start()?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
-    let staged = timeline.time("pre-copy", || {
-        let volatile = volatile::files_of(&container.freezer.processes()?);
-        let planned = match filesystem {
-            Filesystem::Snapshot => parts::plan(&container, root, request)?,
-            Filesystem::Verify | Filesystem::None => Vec::new(),
-        };
-        let parts = parts::stage(planned, request.base.as_deref(), &directory)?;
-        let digests = match filesystem {
-            Filesystem::Verify => Some(parts::digest_held(&container)?),
-            Filesystem::Snapshot | Filesystem::None => None,
-        };
-        anyhow::Ok(Copied { parts, volatile, digests })
-    })?;
+    let staged = timeline
+        .time("pre-copy", || copy_first(&container, root, request, filesystem, &directory))?;
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
@@ -139,4 +130,26 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;
     Ok(manifest)
+}
+
+/// Copies what belongs to the checkpoint for the first time; what changes after that is found by
+/// looking again.
+fn copy_first(
+    container: &Container,
+    root: Root,
+    request: &Request,
+    filesystem: Filesystem,
+    directory: &ImageDirectory,
+) -> Result<Copied> {
+    let volatile = volatile::files_of(&container.freezer.processes()?);
+    let planned = match filesystem {
+        Filesystem::Snapshot => parts::plan(container, root, request)?,
+        Filesystem::Verify | Filesystem::None => Vec::new(),
+    };
+    let parts = parts::stage(planned, request.base.as_deref(), directory)?;
+    let digests = match filesystem {
+        Filesystem::Verify => Some(parts::digest_held(container)?),
+        Filesystem::Snapshot | Filesystem::None => None,
+    };
+    Ok(Copied { parts, volatile, digests })
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, checkpoint, diff, files, list, restore, thaw, with};
+use crate::commands::{
+    check, checkpoint, diff, doctor, files, generate, inspect, list, ps, restore, thaw, with,
+};
 
 /// Checkpoint and restore containers of runc and crun: memory and files of one instant.
 #[derive(Debug, Parser)]
@@ -44,11 +46,20 @@ pub(super) enum Command {
     Files(files::Options),
     /// List what was added, changed and removed since a checkpoint, or between two
     Diff(diff::Options),
+    /// Show what is in a checkpoint, an archive of one, or an image of one
+    Inspect(inspect::Options),
+    /// List the containers of every engine on this machine
+    Ps(ps::Options),
     /// List checkpoints
     #[command(visible_alias = "ls")]
     List(list::Options),
     /// Let a frozen container run
     Thaw(thaw::Options),
+    /// Tell whether this machine has what ocicle needs
+    Doctor(doctor::Options),
+    /// Write man pages or completions
+    #[command(hide = true)]
+    Generate(generate::Options),
 }
 
 #[cfg(test)]

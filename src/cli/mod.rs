@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::commands::{self, Machine};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::output;
 use crate::runtime::Runtime;
 use crate::store::versions::Store;
@@ -30,7 +30,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
-    let config = Config::load()?;
+    let config = Config::load();
+    if let Command::Doctor(options) = &arguments.command {
+        let store = config.as_ref().map_or(config::STORE.as_ref(), |config| config.store.as_path());
+        let store = arguments.store.as_deref().unwrap_or(store);
+        return commands::doctor::run(&config, store, options);
+    }
+    let config = config?;
     let store = arguments.store.as_deref().unwrap_or(&config.store);
     // The runtime changes its directory, and CRIU does.
     let store = Store::at(&std::path::absolute(store).context("finding the store")?);
@@ -58,8 +64,12 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
         Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),
         Command::Restore(options) => commands::restore::run(&machine()?, &options, inherited),
         Command::Files(options) => commands::files::run(&options, &store, machine),
+        Command::Inspect(options) => commands::inspect::run(&store, &options),
+        Command::Ps(options) => commands::ps::run(&store, arguments.root.as_deref(), &options),
         Command::List(options) => commands::list::run(&store, &options),
         Command::Thaw(options) => commands::thaw::run(&machine()?, &options),
+        Command::Generate(options) => commands::generate::run::<Arguments>(&options),
+        Command::Doctor(_) => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Format;
 use crate::output::{self, Table};
-use crate::store::manifest::{Left, Manifest};
+use crate::store::manifest::Manifest;
 use crate::store::versions::{Entry, Store};
 
 /// What can be asked of a list.
@@ -51,7 +51,7 @@ fn row((entry, manifest): &(Entry, Result<Manifest>)) -> Vec<String> {
             output::local_time(manifest.created),
             output::bytes(size_of(manifest)),
             format!("{:.0} ms", manifest.freeze.milliseconds),
-            left(manifest.left).to_owned(),
+            manifest.left.as_str().to_owned(),
             manifest.programs.runtime.clone(),
         ],
         Err(error) => vec![name, format!("damaged: {error:#}")],
@@ -80,12 +80,4 @@ fn to_json((entry, manifest): &(Entry, Result<Manifest>)) -> serde_json::Value {
 
 fn size_of(manifest: &Manifest) -> u64 {
     manifest.all_files().map(|record| record.size).sum()
-}
-
-fn left(left: Left) -> &'static str {
-    match left {
-        Left::Running => "running",
-        Left::Frozen => "frozen",
-        Left::Stopped => "stopped",
-    }
 }

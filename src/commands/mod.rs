@@ -3,8 +3,12 @@
 pub mod check;
 pub mod checkpoint;
 pub mod diff;
+pub mod doctor;
 pub mod files;
+pub mod generate;
+pub mod inspect;
 pub mod list;
+pub mod ps;
 pub mod restore;
 pub mod thaw;
 pub mod with;

@@ -14,22 +14,26 @@ use crate::freezer::{Freezer, Version};
 use crate::runtime::Runtime;
 use crate::sys::mountinfo::{Mount, mounts_of};
 
+/// The version of the hierarchy that can freeze.
+pub fn cgroup_version() -> Result<Version> {
+    Hierarchy::mounted().map(|hierarchy| hierarchy.version)
+}
+
+/// The freezer of the control group that a process is in.
+pub fn freezer_of_process(pid: i32) -> Result<Freezer> {
+    let hierarchy = Hierarchy::mounted()?;
+    Ok(Freezer::new(hierarchy.version, hierarchy.group_of(&pid.to_string())?))
+}
+
 pub(super) fn freezer_of(runtime: &Runtime, id: &str, init: i32) -> Result<Freezer> {
     let hierarchy = Hierarchy::mounted()?;
-    let membership = |pid: &str| -> Result<PathBuf> {
-        let path = format!("/proc/{pid}/cgroup");
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let group = parse_membership(&text, hierarchy.version)
-            .with_context(|| format!("reading {path}"))?;
-        hierarchy.locate(Path::new(group))
-    };
-    let group_of_init = membership(&init.to_string())?;
+    let group_of_init = hierarchy.group_of(&init.to_string())?;
     let directory = recorded(runtime, id, &hierarchy)
         .filter(|recorded| group_of_init.starts_with(recorded))
         .unwrap_or(group_of_init);
     ensure!(directory != hierarchy.mount_point(), "it is the root group");
     ensure!(
-        !membership("self")?.starts_with(&directory),
+        !hierarchy.group_of("self")?.starts_with(&directory),
         "{} holds this very process, which would freeze itself",
         directory.display()
     );
@@ -58,6 +62,15 @@ impl Hierarchy {
         let v2 =
             mounts.iter().rfind(|mount| mount.kind == "cgroup2").map(|mount| (Version::V2, mount));
         v1.or(v2).map(|(version, mount)| Self { version, mount: mount.clone() })
+    }
+
+    /// The group of a process.
+    fn group_of(&self, pid: &str) -> Result<PathBuf> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let group =
+            parse_membership(&text, self.version).with_context(|| format!("reading {path}"))?;
+        self.locate(Path::new(group))
     }
 
     fn mount_point(&self) -> &Path {

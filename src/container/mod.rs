@@ -1,6 +1,7 @@
 //! A container, as its runtime, its bundle and the kernel describe it.
 
 mod cgroup;
+mod engine;
 mod identity;
 pub mod shared;
 mod volumes;
@@ -18,7 +19,8 @@ use crate::hint::WithHint;
 use crate::runtime::Runtime;
 use crate::sys::process::{descends_from, namespaced_pids};
 
-pub use cgroup::group_name;
+pub use cgroup::{cgroup_version, freezer_of_process, group_name};
+pub use engine::Engine;
 pub use identity::Identity;
 pub use volumes::{Bind, Volumes};
 

@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -213,6 +214,26 @@ impl Action {
         };
         self.channel.send(&answer, &[])
     }
+}
+
+/// Removes the doors behind which nobody is: those of an ocicle and a guardian that were killed.
+pub fn remove_dead() -> Result<()> {
+    let entries = match fs::read_dir(RUN) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("reading {RUN}"))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let is_door = entry.file_name().as_encoded_bytes().starts_with(b"door-");
+        let socket = entry.path().join("door");
+        // One that is being made has no socket yet.
+        let is_dead = || matches!(Channel::connect_at_once(&socket), Err(Errno::CONNREFUSED));
+        if is_door && is_dead() {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The first CRIU on `PATH`.

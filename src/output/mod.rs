@@ -13,6 +13,36 @@ use crate::hint::hint_of;
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default();
 const HEADING: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+const GOOD: Style = AnsiColor::Green.on_default();
+const WARNING: Style = AnsiColor::Yellow.on_default();
+
+/// How a piece of text stands out on a terminal that has colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// A heading.
+    Heading,
+    /// What is of less interest.
+    Faint,
+    /// As it should be.
+    Good,
+    /// Not quite as it should be.
+    Warning,
+    /// Wrong.
+    Bad,
+}
+
+/// Text in a tone; [`line`] and [`Table`] leave it out where there is no terminal.
+pub fn toned(tone: Tone, text: &str) -> String {
+    let style = match tone {
+        Tone::Heading => HEADING,
+        Tone::Faint => FAINT,
+        Tone::Good => GOOD,
+        Tone::Warning => WARNING,
+        Tone::Bad => ERROR,
+    };
+    format!("{style}{text}{style:#}")
+}
 
 /// Sends what the program says of its work to standard error: warnings, or everything.
 pub fn start_log(debug: bool) {

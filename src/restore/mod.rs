@@ -31,7 +31,7 @@ use crate::files::{FileId, FileKind, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
-use crate::snapshot::Progress;
+use crate::snapshot::{Plan, Progress};
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State, Trust};
@@ -127,10 +127,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     if request.replace_stopped {
         make_room(&request.runtime, &request.id)?;
     }
-    for (plan, part) in plans.into_iter().zip(&parts) {
-        plan.execute(progress)
-            .with_context(|| format!("putting {} back", part.destination.display()))?;
-    }
+    execute(plans, &parts, progress)?;
     policies::carry_out(&remedies).context("obeying the policies")?;
     substitute::settle(&prepared).context("changing files of the container")?;
     let console = if gives_up_terminal(&bundle, &resolved) {
@@ -139,6 +136,31 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
         None
     };
     run::run(request, &manifest, &door, &view, &replacements, console.as_ref())
+}
+
+/// Puts the files of a checkpoint back for a runtime that restores the processes by itself. Rules
+/// of substitution have no place there: its CRIU has begun.
+///
+/// # Errors
+/// As of [`restore()`]: until the files are put back nothing has been changed.
+pub fn put_back(images: &Path, bundle: &Path, trust: Trust, _held: &Lock) -> Result<()> {
+    machine::ensure_capable()?;
+    let manifest = read(images, trust, &())
+        .with_context(|| format!("reading the checkpoint {}", images.display()))?;
+    let bundle = Bundle::read(bundle)?;
+    let parts = reconcile::open_parts(&manifest, images, &bundle)?;
+    let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    preflight::check_plainly(images, &preflight::View::of(&parts, &plans, &bundle)?)?;
+    held::ensure_same(&manifest, &bundle, &[])?;
+    execute(plans, &parts, &())
+}
+
+fn execute(plans: Vec<Plan<'_>>, parts: &[Part], progress: &dyn Progress) -> Result<()> {
+    for (plan, part) in plans.into_iter().zip(parts) {
+        plan.execute(progress)
+            .with_context(|| format!("putting {} back", part.destination.display()))?;
+    }
+    Ok(())
 }
 
 /// What was found out before anything is opened for a rule.

@@ -47,6 +47,19 @@ pub(super) fn check(
     Err(anyhow!(text).hint(first.hint()))
 }
 
+/// The same where no rule and no policy can help: CRIU has begun with the images as they are.
+pub(super) fn check_plainly(images: &Path, view: &View<'_>) -> Result<()> {
+    let images = Images::load(images).context("reading CRIU's images")?;
+    let problems = preflight(&images, &[], &|path| view.look(path));
+    let Some(first) = problems.first() else { return Ok(()) };
+    let hint = first.hint();
+    let mut text = String::from("some files are not as CRIU needs them:");
+    for problem in &problems {
+        let _ = write!(text, "\n  {problem}");
+    }
+    Err(anyhow!(text).hint(hint))
+}
+
 /// The file systems of the container to be, as far as they can be seen from here, in the order of
 /// mounting: the root file system is the first.
 pub(super) struct View<'a> {

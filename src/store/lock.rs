@@ -23,6 +23,14 @@ impl Lock {
     /// # Errors
     /// At once, when another process holds it.
     pub fn take(id: &str) -> Result<Self> {
+        Self::take_if_free(id)?.ok_or_else(|| {
+            anyhow!("another checkpoint or restore of it is under way")
+                .hint("wait for its end, then try again")
+        })
+    }
+
+    /// Takes the lock of a container, unless another process holds it.
+    pub fn take_if_free(id: &str) -> Result<Option<Self>> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -35,11 +43,8 @@ impl Lock {
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { _file: file }),
-            Err((_, Errno::EWOULDBLOCK)) => {
-                Err(anyhow!("another checkpoint or restore of it is under way")
-                    .hint("wait for its end, then try again"))
-            }
+            Ok(file) => Ok(Some(Self { _file: file })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, error)) => Err(error).with_context(|| format!("locking {}", path.display())),
         }
     }

@@ -159,6 +159,17 @@ pub enum Left {
     Stopped,
 }
 
+impl Left {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Frozen => "frozen",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// How the container was frozen.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Freeze {
@@ -289,11 +300,14 @@ impl Manifest {
     pub fn read(directory: &Path) -> Result<Self> {
         let text = read_limited(&directory.join(NAME))?;
         let sum = read_limited(&directory.join(DIGEST))?;
-        if !sum.split_inclusive(|byte| *byte == b'\n').any(|line| line == sum_of(&text).as_bytes())
-        {
-            return Err(anyhow!("{NAME} was altered: its digest is another").hint(DAMAGED));
-        }
+        ensure_unaltered(&text, &sum)?;
         Self::parse(&text).with_context(|| format!("reading {}", directory.join(NAME).display()))
+    }
+
+    /// Reads and checks a manifest and the file with its digest.
+    pub fn checked(text: &[u8], sum: &[u8]) -> Result<Self> {
+        ensure_unaltered(text, sum)?;
+        Self::parse(text)
     }
 
     fn parse(text: &[u8]) -> Result<Self> {
@@ -393,6 +407,13 @@ pub fn withdraw(directory: &Path) -> Result<()> {
         }
     }
     sync_directory(directory)
+}
+
+fn ensure_unaltered(text: &[u8], sum: &[u8]) -> Result<()> {
+    if sum.split_inclusive(|byte| *byte == b'\n').any(|line| line == sum_of(text).as_bytes()) {
+        return Ok(());
+    }
+    Err(anyhow!("{NAME} was altered: its digest is another").hint(DAMAGED))
 }
 
 fn sum_of(text: &[u8]) -> String {

@@ -119,7 +119,7 @@ impl Store {
     }
 
     /// Makes the directory of the next version. What an interrupted one left is removed.
-    pub fn claim(&self, id: &str, _held: &Lock) -> Result<Entry> {
+    pub fn claim(&self, id: &str, held: &Lock) -> Result<Entry> {
         ensure_name(id)?;
         let container = self.root.join(id);
         DirBuilder::new()
@@ -127,19 +127,8 @@ impl Store {
             .mode(0o700)
             .create(&container)
             .with_context(|| format!("making {}", container.display()))?;
-        let mut last = 0;
-        for entry in self.entries(id)? {
-            if manifest::is_there(&entry.directory) {
-                last = last.max(entry.version.0);
-            } else {
-                fs::remove_dir_all(&entry.directory).with_context(|| {
-                    format!(
-                        "removing what an interrupted checkpoint left at {}",
-                        entry.directory.display()
-                    )
-                })?;
-            }
-        }
+        self.sweep(id, held)?;
+        let last = self.entries(id)?.last().map_or(0, |entry| entry.version.0);
         let version = Version(last.checked_add(1).context("there are too many versions")?);
         let directory = container.join(version.to_string());
         DirBuilder::new()
@@ -147,6 +136,20 @@ impl Store {
             .create(&directory)
             .with_context(|| format!("making {}", directory.display()))?;
         Ok(Entry { id: id.to_owned(), version, directory })
+    }
+
+    /// Removes what interrupted checkpoints of a container left.
+    pub fn sweep(&self, id: &str, _held: &Lock) -> Result<()> {
+        let half_made = |entry: &Entry| !manifest::is_there(&entry.directory);
+        for entry in self.entries(id)?.into_iter().filter(half_made) {
+            fs::remove_dir_all(&entry.directory).with_context(|| {
+                format!(
+                    "removing what an interrupted checkpoint left at {}",
+                    entry.directory.display()
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// Finds a version, the newest where none is named.

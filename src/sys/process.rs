@@ -66,6 +66,19 @@ pub fn descriptor_of(pid: i32, fd: RawFd) -> Result<OwnedFd> {
         .with_context(|| format!("copying fd {fd} of process {pid}"))
 }
 
+/// When a process was started, in ticks since the machine was; `None` when it has ended.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_start_time(&String::from_utf8_lossy(&text))
+}
+
+fn parse_start_time(stat: &str) -> Option<u64> {
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    // One that has ended and waits for its parent is a process no more.
+    let state = fields.next()?;
+    if ["Z", "X"].contains(&state) { None } else { fields.nth(18)?.parse().ok() }
+}
+
 /// What proc_pid_stat(5) says of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -177,6 +190,15 @@ pub fn is_program(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_ended_has_no_start_time() {
+        let rest = "3 7 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 4711 5 6";
+        assert_eq!(parse_start_time(&format!("7 (a) b) S {rest}")), Some(4711));
+        assert_eq!(parse_start_time(&format!("7 (a) Z {rest}")), None);
+        assert_eq!(parse_start_time("7 (a) S 1"), None);
+        assert!(start_time(std::process::id().cast_signed()).is_some());
+    }
 
     #[test]
     fn a_name_may_hold_parentheses_and_spaces() {

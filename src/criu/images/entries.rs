@@ -3,6 +3,7 @@
 //! Field numbers are those of CRIU's `images/*.proto` (4.2); texts are bytes, since paths need
 //! not be UTF-8.
 
+use super::image::{BadImage, Image};
 use super::wire::{BadMessage, Message};
 use crate::bytes::ByteString;
 
@@ -97,6 +98,8 @@ fn pid(message: &Message<'_>, number: u32, name: &'static str) -> Result<i32> {
 pub struct Core {
     /// The task's name.
     pub name: ByteString,
+    /// Its user.
+    pub uid: Option<u32>,
     /// What it shares; CRIU keeps it here or in `ids-<pid>.img`.
     pub ids: Option<Ids>,
 }
@@ -107,7 +110,10 @@ impl Core {
         let task = message.message(3)?;
         let name = task.as_ref().and_then(|task| task.bytes(6)).unwrap_or_default();
         let ids = message.message(4)?;
-        Ok(Self { name: name.into(), ids: ids.as_ref().map(Ids::read).transpose()? })
+        let thread = message.message(5)?;
+        let creds = thread.as_ref().map(|thread| thread.message(10)).transpose()?.flatten();
+        let uid = creds.map(|creds| creds.need_u32(1, "uid")).transpose()?;
+        Ok(Self { name: name.into(), uid, ids: ids.as_ref().map(Ids::read).transpose()? })
     }
 }
 
@@ -504,6 +510,8 @@ pub struct Mm {
     pub exe: u32,
     /// The entries of mapped files, each once, sorted.
     pub mapped: Vec<u32>,
+    /// Where its arguments begin and end.
+    pub arguments: (u64, u64),
 }
 
 impl Mm {
@@ -524,7 +532,61 @@ impl Mm {
         }
         mapped.sort_unstable();
         mapped.dedup();
-        Ok(Self { exe: message.need_u32(12, "exe_file_id")?, mapped })
+        let arguments = (message.need_u64(8, "mm_arg_start")?, message.need_u64(9, "mm_arg_end")?);
+        Ok(Self { exe: message.need_u32(12, "exe_file_id")?, mapped, arguments })
+    }
+}
+
+/// What `pagemap-<pid>.img` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pagemap {
+    /// The number of the `pages-<id>.img` that has the pages.
+    pub pages: u32,
+    /// Stretches of memory, in the order of that file.
+    pub stretches: Vec<Stretch>,
+}
+
+/// A stretch of a process' memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its address.
+    pub address: u64,
+    /// How many pages it has.
+    pub pages: u64,
+    /// Whether they are in this checkpoint, and not in the one before or still in a process.
+    pub present: bool,
+}
+
+impl Pagemap {
+    /// Reads the image: a head, and an entry for each stretch.
+    pub fn read(image: &Image) -> std::result::Result<Self, BadImage> {
+        let mut head = None;
+        let stretches = image.read(|message| {
+            if head.is_none() {
+                head = Some(message.need_u32(1, "pages_id")?);
+                return Ok(None);
+            }
+            Stretch::read(message).map(Some)
+        })?;
+        let pages = head.ok_or(BadImage::NotOne(0))?;
+        Ok(Self { pages, stretches: stretches.into_iter().flatten().collect() })
+    }
+}
+
+impl Stretch {
+    /// `PE_PRESENT` of criu/include/pagemap.h. Images of old have a mark on the others instead.
+    const PRESENT: u32 = 1 << 2;
+
+    fn read(message: &Message<'_>) -> Result<Self> {
+        let pages = message
+            .number(5)
+            .map_or_else(|| message.need_u32(2, "compat_nr_pages").map(u64::from), Ok)?;
+        let flags = message.u32(4, "flags")?;
+        Ok(Self {
+            address: message.need_u64(1, "vaddr")?,
+            pages,
+            present: flags.map_or(!message.flag(3), |flags| flags & Self::PRESENT != 0),
+        })
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Kind {
     MemfdInode,
     /// `mm-<pid>.img`: a memory map.
     Mm,
+    /// `pagemap-<pid>.img`: which pages of a process are in `pages-<id>.img`.
+    Pagemap,
     /// `fs-<pid>.img`: working directory and root.
     Fs,
     /// `remap-fpath.img`: files whose name was gone.
@@ -63,6 +65,7 @@ impl Kind {
             Self::Files => 0x5630_3138,
             Self::MemfdInode => 0x4845_3499,
             Self::Mm => 0x5749_2820,
+            Self::Pagemap => 0x5608_4025,
             Self::Fs => 0x5140_3912,
             Self::RemapPath => 0x5913_3954,
             Self::TtyInfo => 0x5945_3036,

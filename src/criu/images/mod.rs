@@ -21,18 +21,24 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use entries::{
-    Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet, Remap,
+    Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet, Pagemap, Remap,
     TreeEntry, TtyInfo,
 };
 use image::{Image, Kind, MAX_IMAGE};
 
 pub use entries::DumpStats;
 
-/// An image directory.
+/// An image directory, or what was read of one inside an archive.
 #[derive(Debug)]
 pub struct ImageDir {
-    dir: OwnedFd,
+    place: Place,
     path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Place {
+    Directory(OwnedFd),
+    Memory(BTreeMap<String, Vec<u8>>),
 }
 
 impl ImageDir {
@@ -41,7 +47,12 @@ impl ImageDir {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())
             .with_context(|| format!("opening the image directory {}", path.display()))?;
-        Ok(Self { dir, path: path.to_owned() })
+        Ok(Self { place: Place::Directory(dir), path: path.to_owned() })
+    }
+
+    /// Images that have been read already, by their names.
+    pub fn of_memory(path: &Path, images: BTreeMap<String, Vec<u8>>) -> Self {
+        Self { place: Place::Memory(images), path: path.to_owned() }
     }
 
     /// The directory's path.
@@ -66,21 +77,11 @@ impl ImageDir {
         format!("reading {}", self.path.join(name).display())
     }
 
-    /// The bytes of a regular file, of which no more than the limit is read.
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(Errno::LOOP) => anyhow::bail!("it is a symbolic link"),
-            Err(error) => return Err(error.into()),
-        };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-        ensure!(kind == FileType::RegularFile, "it is no regular file");
-        let mut bytes = Vec::new();
-        File::from(file).take(MAX_IMAGE + 1).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() as u64 <= MAX_IMAGE, "it is larger than {MAX_IMAGE} bytes");
-        Ok(Some(bytes))
+        match &self.place {
+            Place::Directory(dir) => read_regular(dir, name),
+            Place::Memory(images) => Ok(images.get(name).cloned()),
+        }
     }
 
     /// Every entry of an image; none if there is no such image, as CRIU has it.
@@ -105,10 +106,34 @@ impl ImageDir {
         image.read_one(read).map(Some).with_context(|| self.reading(name))
     }
 
+    /// The memory of a process that the images have.
+    pub fn pagemap(&self, pid: i32) -> Result<Option<Pagemap>> {
+        let name = format!("pagemap-{pid}.img");
+        let Some(image) = self.find(Kind::Pagemap, &name)? else { return Ok(None) };
+        Pagemap::read(&image).map(Some).with_context(|| self.reading(&name))
+    }
+
     /// How long the dump took, if CRIU has written it here.
     pub fn dump_stats(&self) -> Result<Option<DumpStats>> {
         self.one(Kind::Stats, "stats-dump", DumpStats::read)
     }
+}
+
+/// The bytes of a regular file, of which no more than the limit is read.
+fn read_regular(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => anyhow::bail!("it is a symbolic link"),
+        Err(error) => return Err(error.into()),
+    };
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+    ensure!(kind == FileType::RegularFile, "it is no regular file");
+    let mut bytes = Vec::new();
+    File::from(file).take(MAX_IMAGE + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= MAX_IMAGE, "it is larger than {MAX_IMAGE} bytes");
+    Ok(Some(bytes))
 }
 
 /// A process of a checkpoint.
@@ -118,6 +143,8 @@ pub struct Task {
     pub tree: TreeEntry,
     /// Its name.
     pub name: crate::bytes::ByteString,
+    /// Its user, as the container sees it.
+    pub uid: Option<u32>,
     /// What it shares with others; nothing for a process that has ended.
     pub ids: Option<Ids>,
     /// Its program and mapped files.
@@ -208,6 +235,7 @@ fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<Task> {
     let own = dir.one(Kind::Ids, &format!("ids-{pid}.img"), Ids::read)?;
     Ok(Task {
         ids: own.or(core.as_ref().and_then(|core| core.ids)),
+        uid: core.as_ref().and_then(|core| core.uid),
         name: core.map(|core| core.name).unwrap_or_default(),
         mm: dir.one(Kind::Mm, &format!("mm-{pid}.img"), Mm::read)?,
         fs: dir.one(Kind::Fs, &format!("fs-{pid}.img"), Fs::read)?,

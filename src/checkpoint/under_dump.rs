@@ -1,0 +1,44 @@
+//! A checkpoint whose dump a runtime makes without us: CRIU's action script is at `post-dump`.
+
+use anyhow::Result;
+
+use super::dump::{Taken, freeze, take};
+use super::{ImageDirectory, Request, Timeline, copy_first, parts, preflight};
+use crate::container::Container;
+use crate::guardian::Guardian;
+use crate::snapshot;
+use crate::store::lock::Lock;
+use crate::store::manifest::Manifest;
+
+/// Copies the container's files beside the images that CRIU has just written, and commits both. The
+/// next restore packs them.
+///
+/// CRIU holds every process of the dump, and goes on when this returns. The control group is frozen
+/// besides, for whoever is in it and not in the dump, and thawed again.
+///
+/// # Errors
+/// CRIU has to be told: then it lets go of the container, which goes on, and the directory holds
+/// nothing that looks like a checkpoint.
+pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
+    preflight::ensure_capable()?;
+    let container = Container::discover(&request.runtime, &request.id)?;
+    let root = snapshot::probe(&container.bundle.rootfs)?;
+    container.ensure_root_is(root.path())?;
+    let filesystem = request.filesystem_of(&container)?;
+    let mut manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
+    let guardian = Guardian::start()?;
+    let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
+
+    let frozen = freeze(request, &container, &guardian)?;
+    manifest.created = jiff::Timestamp::now();
+    manifest.freeze.by = frozen.by();
+    let copied = copy_first(&container, root, request, filesystem, &directory)?;
+    manifest.parts = parts::records(&copied.parts);
+    let Taken { parts, held: files, begin, end } = take(&container, &frozen, copied)?;
+    manifest.held = files;
+    manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
+    parts::seal(parts)?;
+    directory.commit_staged(&manifest)?;
+    frozen.thaw()?;
+    guardian.dismiss()
+}

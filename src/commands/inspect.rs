@@ -1,0 +1,163 @@
+//! `ocicle inspect`.
+
+mod bars;
+mod tree;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::Format;
+use crate::bytes::ByteString;
+use crate::files::OpenFile;
+use crate::inspect::{Form, Part, Report, inspect};
+use crate::output::{self, Table, Tone, toned};
+use crate::store::versions::{Reference, Store};
+
+/// What can be asked of a look into a checkpoint.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// A checkpoint of the store (web, web@v2), a directory of images, a tar archive as podman
+    /// exports it (plain, gzip or zstd), or an image as an OCI layout, an OCI archive or an archive
+    /// of docker's
+    #[arg(value_name = "CHECKPOINT")]
+    what: PathBuf,
+    /// Draw what happened when, as bars
+    #[arg(long)]
+    timeline: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Prints what is in a checkpoint.
+pub fn run(store: &Store, options: &Options) -> Result<()> {
+    let report = inspect(&place_of(store, &options.what)?)
+        .with_context(|| format!("inspecting {}", options.what.display()))?;
+    if options.format == Format::Json {
+        return output::json(&serde_json::to_value(&report)?);
+    }
+    print_origin(&report);
+    if options.timeline {
+        section("TIMELINE", &bars::lines(&report.timeline));
+        return Ok(());
+    }
+    section("PROCESSES", &tree::lines(&report.processes));
+    print_files(&report);
+    print_parts(&report.parts);
+    print_sizes(&report);
+    let warnings = report.warnings.iter().map(|text| toned(Tone::Warning, text));
+    section("WARNINGS", &warnings.collect::<Vec<_>>());
+    Ok(())
+}
+
+/// A path, or a checkpoint of the store: what has a slash or is there is a path.
+fn place_of(store: &Store, what: &Path) -> Result<PathBuf> {
+    let reference = what.to_str().and_then(|text| text.parse::<Reference>().ok());
+    match reference {
+        Some(reference) if !what.exists() => {
+            let entry = store.find(&reference);
+            Ok(entry.with_context(|| format!("inspecting {}", what.display()))?.directory)
+        }
+        _ => Ok(what.to_owned()),
+    }
+}
+
+fn section(heading: &str, lines: &[String]) {
+    if !lines.is_empty() {
+        output::line("");
+        output::line(&toned(Tone::Heading, heading));
+        lines.iter().for_each(|line| output::line(line));
+    }
+}
+
+fn print_origin(report: &Report) {
+    let origin = &report.origin;
+    let shown = |field: &Option<ByteString>| field.as_ref().map(ToString::to_string);
+    let engine = shown(&origin.engine).map(|engine| match &origin.engine_version {
+        Some(version) => format!("{engine} {version}"),
+        None => engine,
+    });
+    let left = report.ocicle.as_ref().map(|record| {
+        let milliseconds = record.freeze.milliseconds;
+        format!("{}, after {milliseconds:.0} ms frozen", record.left.as_str())
+    });
+    let rows = [
+        ("container", shown(&origin.container)),
+        ("id", shown(&origin.id)),
+        ("pod", shown(&origin.pod)),
+        ("engine", engine),
+        ("image", shown(&origin.image)),
+        ("saved as", shown(&origin.reference)),
+        ("created", shown(&origin.created)),
+        ("left", left),
+        ("ocicle", report.ocicle.as_ref().map(|record| record.version.clone())),
+        ("runtime", shown(&origin.runtime)),
+        ("criu", shown(&origin.criu)),
+        ("kernel", shown(&origin.kernel)),
+        ("form", Some(form_text(report))),
+    ];
+    for (name, value) in rows {
+        if let Some(value) = value {
+            output::line(&format!("{}  {value}", toned(Tone::Heading, &format!("{name:9}"))));
+        }
+    }
+}
+
+fn form_text(report: &Report) -> String {
+    let form = match report.form {
+        Form::Directory => "directory",
+        Form::Archive => "archive",
+        Form::Image => "image",
+    };
+    match report.compression {
+        Some(compression) => format!("{form}, {compression:?}").to_lowercase(),
+        None => form.to_owned(),
+    }
+}
+
+fn print_files(report: &Report) {
+    let (sockets, files): (Vec<&OpenFile>, _) =
+        report.files.iter().partition(|file| file.kind.is_socket());
+    for (heading, files) in [("OPEN FILES", files), ("SOCKETS", sockets)] {
+        if !files.is_empty() {
+            output::line("");
+            output::line(&toned(Tone::Heading, heading));
+            let mut table = Table::new(&OpenFile::HEADINGS);
+            files.iter().for_each(|file| table.row(file.row().to_vec()));
+            table.print();
+        }
+    }
+}
+
+fn print_parts(parts: &[Part]) {
+    if parts.is_empty() {
+        return;
+    }
+    output::line("");
+    output::line(&toned(Tone::Heading, "PARTS"));
+    let mut table = Table::new(&["NAME", "LAYERS", "SIZE", "DESTINATION"]);
+    for part in parts {
+        table.row(vec![
+            ByteString::from(&*part.name).to_string(),
+            part.layers.to_string(),
+            output::bytes(part.bytes),
+            part.destination.to_string(),
+        ]);
+    }
+    table.print();
+}
+
+fn print_sizes(report: &Report) {
+    let what = |name| match name {
+        "memory" => "memory",
+        "images" => "CRIU's other images",
+        "files" => "files, by ocicle",
+        _ => "beside the images, by the engine",
+    };
+    let rows = ["memory", "images", "files", "engine"].into_iter().filter_map(|name| {
+        let size = *report.sizes.get(name).filter(|size| **size > 0)?;
+        Some(format!("{:>12}  {}", output::bytes(size), what(name)))
+    });
+    section("SIZES", &rows.collect::<Vec<_>>());
+}

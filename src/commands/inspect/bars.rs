@@ -1,0 +1,59 @@
+//! The timeline as bars.
+
+use crate::output::{Tone, toned};
+use crate::store::manifest::Phase;
+
+/// How wide the whole of it is.
+const WIDTH: f64 = 50.0;
+
+/// A line for each step: its name, where it lies, how long it took.
+pub(super) fn lines(phases: &[Phase]) -> Vec<String> {
+    let end = phases.iter().map(|phase| phase.end).fold(0.0, f64::max);
+    if !(end.is_finite() && end > 0.0) {
+        return Vec::new();
+    }
+    let names = phases.iter().map(|phase| shown(phase).chars().count()).max().unwrap_or_default();
+    phases.iter().map(|phase| line(phase, end, names)).collect()
+}
+
+/// Its name; that of a step of another one stands in from the left.
+fn shown(phase: &Phase) -> String {
+    let indent = if phase.within.is_some() { "  " } else { "" };
+    format!("{indent}{}", crate::bytes::ByteString::from(&*phase.name))
+}
+
+fn line(phase: &Phase, end: f64, names: usize) -> String {
+    let column = |time: f64| (time / end * WIDTH).clamp(0.0, WIDTH).round() as usize;
+    let first = column(phase.begin).min(WIDTH as usize - 1);
+    let last = column(phase.end).max(first + 1);
+    let bar = toned(Tone::Good, &"█".repeat(last - first));
+    let blank = " ".repeat(WIDTH as usize - last);
+    let took = (phase.end - phase.begin).max(0.0);
+    format!("{:names$}  {}{bar}{blank}  {took:>9.1} ms", shown(phase), " ".repeat(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase(name: &str, begin: f64, end: f64) -> Phase {
+        Phase { name: name.into(), begin, end, within: None }
+    }
+
+    #[test]
+    fn bars_lie_where_the_steps_were() {
+        let phases =
+            [phase("freeze", 0.0, 1.0), phase("dump", 1.0, 51.0), phase("thaw", 99.99, 100.0)];
+        let drawn = lines(&phases).join("\n");
+        insta::assert_snapshot!(anstream::adapter::strip_str(&drawn).to_string());
+    }
+
+    #[test]
+    fn any_numbers_can_be_drawn() {
+        for (begin, end) in
+            [(f64::NAN, 1.0), (5.0, 1.0), (-1.0, f64::MAX), (f64::INFINITY, 3.0), (0.0, 0.0)]
+        {
+            let _ = lines(&[phase("a", begin, end), phase("\x1b[2J", 0.0, 1.0)]);
+        }
+    }
+}

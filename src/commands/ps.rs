@@ -1,0 +1,77 @@
+//! `ocicle ps`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::Format;
+use crate::engines::{self, Listed, Status};
+use crate::output::{self, Table, Tone, toned};
+use crate::store::versions::Store;
+
+/// What can be asked of a list of containers.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Show identifiers whole
+    #[arg(long)]
+    no_trunc: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// How much of an identifier is shown, as podman and docker do.
+const SHORT: usize = 12;
+
+/// Prints the containers of every engine.
+pub fn run(store: &Store, root: Option<&Path>, options: &Options) -> Result<()> {
+    let found = engines::list(store, root).context("listing the containers")?;
+    if options.format == Format::Json {
+        return output::json(&json!({ "schema": 1, "containers": found }));
+    }
+    let headings = ["ENGINE", "ID", "NAME", "STATUS", "FROZEN", "RUNTIME", "CHECKPOINTS"];
+    let mut table = Table::new(&headings);
+    found.iter().for_each(|listed| table.row(row(listed, options.no_trunc)));
+    table.print();
+    Ok(())
+}
+
+fn row(listed: &Listed, whole: bool) -> Vec<String> {
+    let is_digest = listed.id.len() == 64 && listed.id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = if is_digest && !whole { &listed.id[..SHORT] } else { &listed.id };
+    let user = listed.user.map_or(String::new(), |user| format!(" (user {user})"));
+    let checkpoints: Vec<String> = listed
+        .checkpoints
+        .iter()
+        .map(|checkpoint| crate::bytes::ByteString::from(&*checkpoint.name).to_string())
+        .collect();
+    vec![
+        format!("{}{user}", listed.engine.as_str()),
+        id.to_owned(),
+        name_of(listed),
+        status(listed.status),
+        if listed.frozen { toned(Tone::Warning, "frozen") } else { "-".to_owned() },
+        listed.runtime.unwrap_or("-").to_owned(),
+        if checkpoints.is_empty() { "-".to_owned() } else { checkpoints.join(",") },
+    ]
+}
+
+/// The name with what it belongs to: a pod, or a namespace of containerd's.
+fn name_of(listed: &Listed) -> String {
+    let name = listed.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    match (&listed.pod, &listed.namespace) {
+        (Some(pod), _) => format!("{pod}/{name}"),
+        (None, Some(namespace)) if listed.name.is_none() => format!("{namespace}/{}", listed.id),
+        _ => name,
+    }
+}
+
+fn status(status: Status) -> String {
+    match status {
+        Status::Created => toned(Tone::Warning, "created"),
+        Status::Running => toned(Tone::Good, "running"),
+        Status::Paused => toned(Tone::Warning, "paused"),
+        Status::Stopped => toned(Tone::Faint, "stopped"),
+    }
+}

@@ -1,0 +1,237 @@
+//! Whether this machine has what ocicle needs, and where its engines call it.
+
+mod engines;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+
+use crate::checkpoint::preflight::{self, CriuVersion};
+use crate::config::{self, Config};
+use crate::container::cgroup_version;
+use crate::criu::door::real_criu;
+use crate::freezer::Version;
+use crate::hint::hint_of;
+use crate::runtime::Runtime;
+use crate::sys::process::find_program;
+
+/// What was found of one thing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works without; something could be better.
+    Advice,
+    /// Nothing works without.
+    Missing,
+}
+
+/// The oldest kernel with every system call that ocicle makes.
+const KERNEL: (u32, u32) = (5, 8);
+/// A store on a file system with less than this cannot hold much.
+const SPACE: u64 = 1 << 30;
+
+/// Looks at everything.
+pub fn examine(config: &anyhow::Result<Config>, store: &Path) -> Vec<Finding> {
+    let settings = config.as_ref().ok().cloned().unwrap_or_default();
+    let mut findings = vec![configuration(config), capabilities()];
+    findings.extend(kernel());
+    findings.extend(criu());
+    findings.extend(runtimes(&settings));
+    findings.extend(engines::all());
+    findings.push(space(store));
+    findings
+}
+
+impl Finding {
+    fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
+        let (what, found) = (what.into(), found.into());
+        Self { what, verdict: Verdict::Good, found, advice: None }
+    }
+
+    fn advice(
+        what: impl Into<String>,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { verdict: Verdict::Advice, advice: Some(advice.into()), ..Self::good(what, found) }
+    }
+
+    fn missing(
+        what: impl Into<String>,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { verdict: Verdict::Missing, advice: Some(advice.into()), ..Self::good(what, found) }
+    }
+
+    /// An error is something missing, with its own advice.
+    fn wrong(what: &str, error: &anyhow::Error) -> Self {
+        let advice = hint_of(error).map(str::to_owned);
+        Self { verdict: Verdict::Missing, advice, ..Self::good(what, format!("{error:#}")) }
+    }
+
+    fn of<T>(what: &str, outcome: anyhow::Result<T>, found: impl FnOnce(T) -> String) -> Self {
+        match outcome {
+            Ok(value) => Self::good(what, found(value)),
+            Err(error) => Self::wrong(what, &error),
+        }
+    }
+}
+
+fn configuration(config: &anyhow::Result<Config>) -> Finding {
+    let path = config::path();
+    match config {
+        Err(error) => Finding::wrong("configuration", error),
+        Ok(_) if path.exists() => Finding::good("configuration", path.display().to_string()),
+        Ok(_) => Finding::good("configuration", "none: every setting has its default"),
+    }
+}
+
+fn capabilities() -> Finding {
+    Finding::of("capabilities", preflight::ensure_capable(), |()| "all that are needed".into())
+}
+
+fn kernel() -> Vec<Finding> {
+    let release = nix::sys::utsname::uname()
+        .map(|names| names.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let new_enough = version_of(&release).is_some_and(|version| version >= KERNEL);
+    let (major, minor) = KERNEL;
+    let kernel = if new_enough {
+        Finding::good("kernel", release)
+    } else {
+        Finding::missing("kernel", release, format!("Linux {major}.{minor} or newer is needed"))
+    };
+    let cgroup = Finding::of("cgroups", cgroup_version(), |version| match version {
+        Version::V1 => "version 1, with the freezer".into(),
+        Version::V2 => "version 2".into(),
+    });
+    vec![kernel, cgroup, overlay(), kcmp()]
+}
+
+/// The first two numbers of a release.
+fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn overlay() -> Finding {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    match known.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay") {
+        true => Finding::good("overlay", "the kernel has it"),
+        false => Finding::advice(
+            "overlay",
+            "the kernel does not have it now",
+            "a root file system in a plain directory is snapshotted whole: load the module overlay",
+        ),
+    }
+}
+
+/// kcmp(2) tells shared open files apart; it comes with CONFIG_CHECKPOINT_RESTORE or CONFIG_KCMP.
+fn kcmp() -> Finding {
+    let pid = std::process::id().cast_signed();
+    match crate::sys::kcmp::compare_files((pid, 0), (pid, 0)) {
+        Ok(_) => Finding::good("kcmp", "the kernel has it"),
+        Err(error) => Finding::missing(
+            "kcmp",
+            error.to_string(),
+            "a kernel with CONFIG_CHECKPOINT_RESTORE is needed",
+        ),
+    }
+}
+
+fn criu() -> Vec<Finding> {
+    let program = match real_criu() {
+        Ok(program) => program,
+        Err(error) => return vec![Finding::wrong("criu", &error)],
+    };
+    let version = Finding::of("criu", preflight::criu_version(), |version: CriuVersion| {
+        format!("{version}, {}", program.display())
+    });
+    let check = Finding::of("criu check", preflight::ensure_criu(), |()| "looks good".into());
+    vec![version, check, soft_dirty(&program)]
+}
+
+/// Memory that was written since is found by soft-dirty bits, CONFIG_MEM_SOFT_DIRTY.
+fn soft_dirty(criu: &Path) -> Finding {
+    if succeeds(Command::new(criu).args(["check", "--feature", "mem_dirty_track"])) {
+        return Finding::good("soft-dirty", "memory can be dumped before the freeze");
+    }
+    Finding::advice(
+        "soft-dirty",
+        "the kernel does not track written memory",
+        "pre-dumps need a kernel with CONFIG_MEM_SOFT_DIRTY; everything else works without",
+    )
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// The runtimes that are there, and the one that ocicle would call.
+fn runtimes(config: &Config) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = ["runc", "crun"]
+        .into_iter()
+        .filter_map(|name| Some((name, find_program(name, |_| false)?)))
+        .map(|(name, program)| {
+            let version = Runtime::at(program.clone()).version();
+            Finding::of(name, version, |version| format!("{version}, {}", program.display()))
+        })
+        .collect();
+    findings.push(Finding::of("real runtime", Runtime::find(config), |runtime| {
+        runtime.program().display().to_string()
+    }));
+    findings
+}
+
+fn space(store: &Path) -> Finding {
+    // It is made with the first checkpoint: until then, where it will be.
+    let existing = store.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    match rustix::fs::statvfs(existing) {
+        Ok(space) => {
+            let free = space.f_bavail.saturating_mul(space.f_frsize);
+            let found = format!("{}, {} free", store.display(), crate::output::bytes(free));
+            if free < SPACE {
+                Finding::advice("store", found, crate::hint::FULL)
+            } else {
+                Finding::good("store", found)
+            }
+        }
+        Err(error) => Finding::missing(
+            "store",
+            format!("{}: {error}", existing.display()),
+            "name another directory: `store` in the configuration, or --store",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_kernels() {
+        assert_eq!(version_of("6.12.94+deb13-amd64"), Some((6, 12)));
+        assert_eq!(version_of("5.8"), Some((5, 8)));
+        assert_eq!(version_of("x"), None);
+        assert!(version_of("5.10.0").unwrap() > KERNEL);
+    }
+}

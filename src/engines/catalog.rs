@@ -1,0 +1,198 @@
+//! The lists that engines keep of their containers, those that do not run among them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::states::in_place;
+use super::{Checkpoint, Listed, directories_in, read_json, read_small};
+use crate::bytes::ByteString;
+use crate::container::{Engine, ensure_name};
+
+/// A container, as its engine knows it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub id: String,
+    pub user: Option<u32>,
+    engine: Engine,
+    name: Option<ByteString>,
+    pod: Option<ByteString>,
+    image: Option<ByteString>,
+    pub bundle: Option<PathBuf>,
+    checkpoints: Vec<Checkpoint>,
+}
+
+impl Entry {
+    /// Adds what the engine knows.
+    pub(super) fn complete(self, listed: &mut Listed) {
+        listed.engine = self.engine;
+        listed.user = self.user;
+        listed.name = self.name.or(listed.name.take());
+        listed.pod = self.pod.or(listed.pod.take());
+        listed.image = self.image.or(listed.image.take());
+        for checkpoint in self.checkpoints {
+            if !listed.checkpoints.contains(&checkpoint) {
+                listed.checkpoints.push(checkpoint);
+            }
+        }
+    }
+}
+
+/// Every container in an engine's list.
+pub(super) fn read() -> Vec<Entry> {
+    let mut found = storage(&graph_root(), None);
+    for home in directories_in(Path::new("/run/user")) {
+        let Some(user) = home.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
+            continue;
+        };
+        if let Ok(Some(account)) = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user)) {
+            found.extend(storage(&account.dir.join(".local/share/containers/storage"), Some(user)));
+        }
+    }
+    found.extend(docker());
+    found
+}
+
+/// Where containers/storage keeps everything (containers-storage.conf(5)).
+fn graph_root() -> PathBuf {
+    let configured = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"]
+        .iter()
+        .find_map(|path| String::from_utf8(read_small(Path::new(path))?).ok());
+    let table = configured.and_then(|text| text.parse::<toml::Table>().ok());
+    let root =
+        table.and_then(|table| Some(table.get("storage")?.get("graphroot")?.as_str()?.into()));
+    root.unwrap_or_else(|| "/var/lib/containers/storage".into())
+}
+
+/// An entry of `containers.json` of containers/storage, which podman, CRI-O and buildah share.
+#[derive(Deserialize)]
+struct Stored {
+    id: String,
+    #[serde(default)]
+    names: Vec<String>,
+    /// JSON in JSON.
+    #[serde(default)]
+    metadata: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Metadata {
+    name: Option<String>,
+    image_name: Option<String>,
+    /// CRI-O's: the pod, and the container's name in it.
+    pod_name: Option<String>,
+    container_name: Option<String>,
+}
+
+fn storage(root: &Path, user: Option<u32>) -> Vec<Entry> {
+    let mut found = Vec::new();
+    for driver in directories_in(root) {
+        if !driver.as_os_str().as_encoded_bytes().ends_with(b"-containers") {
+            continue;
+        }
+        for list in ["containers.json", "volatile-containers.json"] {
+            let stored: Vec<Stored> = read_json(&driver.join(list)).unwrap_or_default();
+            found.extend(stored.into_iter().filter_map(|one| stored_entry(one, &driver, user)));
+        }
+    }
+    found
+}
+
+fn stored_entry(stored: Stored, driver: &Path, user: Option<u32>) -> Option<Entry> {
+    ensure_name(&stored.id).ok()?;
+    // buildah's working containers have other metadata, and no process of their own.
+    let metadata: Metadata = serde_json::from_str(&stored.metadata).ok()?;
+    metadata.image_name.as_ref()?;
+    let bundle = driver.join(&stored.id).join("userdata");
+    let engine = if metadata.pod_name.is_some() { Engine::CriO } else { Engine::Podman };
+    let name = metadata.container_name.or(metadata.name).or(stored.names.into_iter().next());
+    Some(Entry {
+        id: stored.id,
+        user,
+        engine,
+        name: name.map(ByteString::from),
+        pod: metadata.pod_name.map(ByteString::from),
+        image: metadata.image_name.filter(|name| !name.is_empty()).map(ByteString::from),
+        checkpoints: in_place(&bundle).into_iter().collect(),
+        bundle: Some(bundle),
+    })
+}
+
+/// docker's `config.v2.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerContainer {
+    #[serde(rename = "ID")]
+    id: String,
+    name: Option<String>,
+    #[serde(default)]
+    config: BTreeMap<String, serde_json::Value>,
+}
+
+fn docker() -> Vec<Entry> {
+    let configured: Option<DaemonConfig> = read_json(Path::new("/etc/docker/daemon.json"));
+    let root = configured.and_then(|config| config.data_root);
+    let containers = root.unwrap_or_else(|| "/var/lib/docker".into()).join("containers");
+    directories_in(&containers).iter().filter_map(|directory| docker_entry(directory)).collect()
+}
+
+/// The setting of docker's `daemon.json` that matters here.
+#[derive(Deserialize)]
+struct DaemonConfig {
+    #[serde(rename = "data-root")]
+    data_root: Option<PathBuf>,
+}
+
+fn docker_entry(directory: &Path) -> Option<Entry> {
+    let container: DockerContainer = read_json(&directory.join("config.v2.json"))?;
+    ensure_name(&container.id).ok()?;
+    let checkpoints = directories_in(&directory.join("checkpoints")).into_iter();
+    let image = container.config.get("Image").and_then(|image| image.as_str());
+    Some(Entry {
+        id: container.id,
+        user: None,
+        engine: Engine::Docker,
+        name: container.name.map(|name| name.trim_start_matches('/').into()),
+        pod: None,
+        image: image.map(ByteString::from),
+        bundle: None,
+        checkpoints: checkpoints
+            .filter_map(|path| {
+                let name = path.file_name()?.to_str()?.to_owned();
+                Some(Checkpoint { name, path })
+            })
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn containers_of_podman_and_of_cri_o() {
+        let directory = tempfile::tempdir().unwrap();
+        let driver = directory.path().join("overlay-containers");
+        fs::create_dir_all(driver.join("aa/userdata/checkpoint")).unwrap();
+        fs::write(driver.join("aa/userdata/checkpoint/inventory.img"), "").unwrap();
+        let list = r#"[
+            {"id":"aa","names":["web"],"metadata":"{\"image-name\":\"img\",\"name\":\"web\"}"},
+            {"id":"bb","names":["k8s_x"],
+             "metadata":"{\"image-name\":\"i\",\"pod-name\":\"p\",\"container-name\":\"c\"}"},
+            {"id":"../x","metadata":"{\"image-name\":\"i\"}"},
+            {"id":"cc","names":["work"],"metadata":"{\"type\":\"buildah\"}"}]"#;
+        fs::write(driver.join("containers.json"), list).unwrap();
+        let found = storage(directory.path(), None);
+        let told: Vec<_> = found
+            .iter()
+            .map(|one| (one.engine, one.name.as_ref().unwrap().to_string(), one.checkpoints.len()))
+            .collect();
+        assert_eq!(
+            told,
+            [(Engine::Podman, "web".to_owned(), 1), (Engine::CriO, "c".to_owned(), 0)]
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! The containers of every engine on the machine.
+//!
+//! No engine is asked: what they and their runtimes keep on disk is read. The [states] of the
+//! runtimes say what runs; the engines' [catalogs](catalog) give names, and what does not run.
+
+mod catalog;
+mod states;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::bytes::ByteString;
+use crate::container::Engine;
+use crate::store::versions::Store;
+
+pub use states::Status;
+
+/// A container, as `ocicle ps` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// Who looks after it.
+    pub engine: Engine,
+    /// Its identifier, by which its runtime knows it.
+    pub id: String,
+    /// Its name, where the engine has one.
+    pub name: Option<ByteString>,
+    /// containerd's namespace.
+    pub namespace: Option<ByteString>,
+    /// The pod it belongs to.
+    pub pod: Option<ByteString>,
+    /// The user who runs it; root if unsaid.
+    pub user: Option<u32>,
+    /// The image it was made of.
+    pub image: Option<ByteString>,
+    /// The runtime that keeps its state: `runc` or `crun`.
+    pub runtime: Option<&'static str>,
+    /// Where that state is: the runtime's `--root`.
+    pub root: Option<PathBuf>,
+    /// Its bundle.
+    pub bundle: Option<PathBuf>,
+    /// Whether it runs.
+    pub status: Status,
+    /// Whether its control group is frozen, by whomever.
+    pub frozen: bool,
+    /// Its first process.
+    pub pid: Option<i32>,
+    /// The checkpoints that it has.
+    pub checkpoints: Vec<Checkpoint>,
+}
+
+/// A checkpoint of a container on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Checkpoint {
+    /// Its name: a version of ocicle's store, docker's name of it, or `in place`.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Lists every container: those of the usual state directories, and of `root` if it is named.
+pub fn list(store: &Store, root: Option<&Path>) -> Result<Vec<Listed>> {
+    let mut all: BTreeMap<(Option<u32>, String), Listed> = BTreeMap::new();
+    for listed in states::read(root) {
+        all.insert((listed.user, listed.id.clone()), listed);
+    }
+    for entry in catalog::read() {
+        let key = (entry.user, entry.id.clone());
+        let unknown = || Listed::without_state(entry.id.clone(), entry.bundle.clone());
+        let listed = all.entry(key).or_insert_with(unknown);
+        entry.complete(listed);
+    }
+    let mut found: Vec<Listed> = all.into_values().collect();
+    add_versions(&mut found, store)?;
+    found.sort_by(|one, other| {
+        (one.engine, &one.name, &one.id).cmp(&(other.engine, &other.name, &other.id))
+    });
+    Ok(found)
+}
+
+/// The versions in ocicle's store are kept by identifier. A container that was checkpointed to its
+/// end is forgotten by its runtime, and can be restored all the same.
+fn add_versions(found: &mut Vec<Listed>, store: &Store) -> Result<()> {
+    for (entry, manifest) in store.list()? {
+        if !found.iter().any(|listed| listed.id == entry.id) {
+            let bundle = manifest.ok().map(|manifest| manifest.container.bundle);
+            found.push(Listed::without_state(entry.id.clone(), bundle));
+        }
+        for listed in found.iter_mut().filter(|listed| listed.id == entry.id) {
+            let name = entry.version.to_string();
+            listed.checkpoints.push(Checkpoint { name, path: entry.directory.clone() });
+        }
+    }
+    Ok(())
+}
+
+impl Listed {
+    /// A container that no runtime knows: it does not run.
+    fn without_state(id: String, bundle: Option<PathBuf>) -> Self {
+        Self {
+            engine: bundle.as_deref().map_or(Engine::Runtime, Engine::of_bundle),
+            id,
+            name: None,
+            namespace: bundle.as_deref().and_then(Engine::namespace_of).map(ByteString::from),
+            pod: None,
+            user: None,
+            image: None,
+            runtime: None,
+            root: None,
+            bundle,
+            status: Status::Stopped,
+            frozen: false,
+            pid: None,
+            checkpoints: Vec::new(),
+        }
+    }
+}
+
+/// A text file that somebody else writes, if it is there and of a size that can be.
+fn read_small(path: &Path) -> Option<Vec<u8>> {
+    use std::io::Read;
+    const LIMIT: u64 = 16 << 20;
+    let mut text = Vec::new();
+    let read = std::fs::File::open(path).ok()?.take(LIMIT + 1).read_to_end(&mut text).ok()?;
+    (read as u64 <= LIMIT).then_some(text)
+}
+
+fn read_json<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> Option<T> {
+    let text = read_small(path)?;
+    match serde_json::from_slice(&text) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::warn!("reading {}: {error}", path.display());
+            None
+        }
+    }
+}
+
+/// The directories in a directory; none where it cannot be read.
+fn directories_in(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
+}

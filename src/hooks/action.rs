@@ -1,0 +1,95 @@
+//! CRIU's action script, for a runtime that ocicle started and for one that it did not.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::caller::Caller;
+use crate::checkpoint;
+use crate::config::Config;
+use crate::container::ensure_name;
+use crate::criu::{action, door};
+use crate::hint::hint_of;
+use crate::restore;
+use crate::runtime::arguments::without;
+use crate::store::lock::Lock;
+use crate::store::manifest::Trust;
+
+/// CRIU's name of the point at which nothing of the container has been made yet (cr_restore_tasks
+/// in criu/cr-restore.c).
+const PRE_RESTORE: &str = "pre-restore";
+
+/// The action script's program.
+pub fn main() -> ExitCode {
+    // ocicle waits at its door for the one that it named itself.
+    if std::env::var_os(door::VARIABLE).is_some() {
+        return action::main();
+    }
+    let outcome = match std::env::var("CRTOOLS_SCRIPT_ACTION").as_deref() {
+        Ok(action::POST_DUMP) => commit().context("taking the snapshot"),
+        Ok(PRE_RESTORE) => put_back().context("putting the files back"),
+        _ => Ok(()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let hint = hint_of(&error).map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
+            eprintln!("{}: {error:#}{hint}", action::NAME);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where the images are: CRIU gives a name below `/proc` (run_shell_scripts in
+/// criu/action-scripts.c), of which the runtime's own is worth more in messages.
+fn images() -> Result<PathBuf> {
+    let path = std::env::var_os("CRTOOLS_IMAGE_DIR").context("CRTOOLS_IMAGE_DIR is not set")?;
+    let path = PathBuf::from(path);
+    fs::canonicalize(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// Every process is stopped by CRIU, which fails, and lets go of them, if we do.
+fn commit() -> Result<()> {
+    let images = images()?;
+    let caller = Caller::find("checkpoint")?;
+    ensure_name(&caller.call.id)?;
+    let config = Config::load()?;
+    let held = Lock::take(&caller.call.id)?;
+    let flags = ["--image-path", "--work-path"];
+    let request = checkpoint::Request {
+        id: caller.call.id.clone(),
+        images,
+        work: None,
+        flags: flags.iter().fold(caller.call.flags.clone(), |flags, flag| without(&flags, flag)),
+        leave_running: caller.call.has("--leave-running"),
+        freeze_limit: config.freeze_limit(),
+        ghost_limit: config.criu.ghost_limit.clone(),
+        disposable: false,
+        volumes: None,
+        default_volumes: config.volumes,
+        filesystem: None,
+        default_filesystem: config.filesystem,
+        base: None,
+        // CRIU has decided over every open file.
+        rules: Vec::new(),
+        configured: Vec::new(),
+        on_unsupported: config.on_unsupported,
+        runtime: caller.runtime,
+    };
+    checkpoint::under_dump(&request, &held)
+}
+
+fn put_back() -> Result<()> {
+    let images = images()?;
+    if !restore::is_ours(&images)? {
+        return Ok(());
+    }
+    let caller = Caller::find("restore")?;
+    ensure_name(&caller.call.id)?;
+    let held = Lock::take(&caller.call.id)?;
+    let named = caller.call.path("--bundle").or_else(|| caller.call.path("-b"));
+    let bundle = caller.path(&named.unwrap_or_else(|| ".".into()));
+    restore::put_back(&images, &bundle, Trust::Unwritten, &held)
+}
