@@ -101,6 +101,20 @@ rows() {
     sqlite3 "$1/data/db.sqlite" "select number, writer from lines where number <= $2 order by number"
 }
 
+# The same of the container, from a copy. SQLite would take the container's own index for one that
+# nobody uses, and cut it: a POSIX lock on a file that is mapped too does not survive CRIU, which
+# closes the descriptor of the mapping after it has set the lock (restore_one_alive_task in
+# criu/cr-restore.c, restore_mapping in criu/pie/restorer.c).
+rows_of_container() {
+    local copy
+    copy=$(mktemp -d "$scratch/rows.XXXXXX")
+    mkdir "$copy/data"
+    pause_container
+    cp "$rootfs"/data/db.sqlite{,-wal} "$copy/data"
+    resume_container
+    rows "$copy" "$1"
+}
+
 # Lines of user_info.txt: the log that both processes hold, and the log that one holds.
 shared_log() { logs | grep , ; }
 second_log() { logs | grep -v , ; }
