@@ -46,6 +46,7 @@ install:
 	$(BIN)/ocicle generate man $(share)/man/man8
 	$(BIN)/ocicle generate completions $(share)
 	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/*.md $(doc)/
+	cp -r docs/engines $(doc)/
 	cp -r config/. $(doc)/examples/
 	install -d $(DESTDIR)$(PREFIX)/libexec/ocicle
 	ln -sf ../../bin/ocicle $(DESTDIR)$(PREFIX)/libexec/ocicle/criu-action

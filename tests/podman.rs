@@ -125,7 +125,7 @@ fn plain(text: &str) -> String {
     let text = runtime.replace_all(&text, "RUNTIME");
     let id = Regex::new(r"[0-9a-f]{12,64}").unwrap().replace_all(&text, "ID").into_owned();
     let number = Regex::new(r"[0-9][0-9.,:]*").unwrap().replace_all(&id, "N").into_owned();
-    let unit = Regex::new(r"N *([kMG]i?B|B|m?s|seconds?|%)").unwrap();
+    let unit = Regex::new(r"N *(seconds?|[kMG]i?B|B|m?s|%)").unwrap();
     let text = unit.replace_all(&number, "N").replace("Less than a second", "N");
     Regex::new(r"[ \t-]+").unwrap().replace_all(&text, " ").into_owned()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use anyhow::{Context, Result};
-use rustix::fs::Stat;
+use rustix::fs::{Mode, OFlags, Stat};
 
 use super::images::kind_of_mode;
 use super::name;
@@ -12,6 +12,7 @@ use super::sockets::Sockets;
 use super::table::{FileId, FileKind, Holder, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::bytes::ByteString;
+use crate::sys::fs::proc_path;
 use crate::sys::kcmp;
 
 /// A process of a container.
@@ -156,9 +157,12 @@ fn numbers(host: i32) -> io::Result<Vec<i32>> {
 
 impl Observed {
     fn read(process: Process, fd: i32) -> io::Result<Self> {
+        // A process that runs may put another file there between two looks, as every shell does for
+        // a redirection: name and type are read of one that stays.
         let path = format!("/proc/{}/fd/{fd}", process.host);
-        let link = rustix::fs::readlink(&path, Vec::new())?.into_bytes();
-        let stat = rustix::fs::stat(&path)?;
+        let held = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let link = rustix::fs::readlink(proc_path(&held), Vec::new())?.into_bytes();
+        let stat = rustix::fs::fstat(&held)?;
         let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", process.host))?;
         Ok(Self { process, fd, link, stat, info: parse_fdinfo(&info) })
     }

@@ -142,7 +142,7 @@ pub fn link_target(link: impl AsFd) -> io::Result<Vec<u8>> {
 
 /// `/proc/self/fd/N`: how system calls that want a path reach an `O_PATH` descriptor. The kernel
 /// jumps to the very file, and follows nothing from there.
-fn proc_path(fd: impl AsFd) -> String {
+pub fn proc_path(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
