@@ -5,33 +5,48 @@ import os
 import re
 import shutil
 import statistics
+from contextlib import nullcontext
+from copy import copy
 
-from containers import Bundle, Ticker, milliseconds, output, run
+from containers import Bundle, Ticker, file_system, milliseconds, output, run
 from measure import Result, interleave
+from podman import Podman
 
 MIB = 1 << 20
+EFFORTS = ["quick", "normal", "full"]
 CASES = {}
 
 
-def case(name, *, full=False):
-    """Makes a function the case of that name; `full` ones run only when asked for."""
+def case(name, *, effort="quick"):
+    """Makes a function the case of that name, which runs with that effort and with greater ones."""
 
     def register(function):
-        function.full = full
+        function.effort = effort
         CASES[name] = function
         return function
 
     return register
 
 
+def chosen(effort):
+    """The names of the cases that belong to an effort."""
+    most = EFFORTS.index(effort)
+    return [name for name, case in CASES.items() if EFFORTS.index(case.effort) <= most]
+
+
 class Bench:
     """What the cases share: the machine, and how often they measure."""
 
-    def __init__(self, machine, runs, quick):
-        self.machine, self.quick = machine, quick
-        self.runs = runs or (3 if quick else 10)
+    def __init__(self, machine, runs):
+        self.machine, self.runs = machine, runs
         self.warmup = 1
         self.timelines = {}
+
+    def with_runs(self, runs):
+        """The same, measuring so often; at least once."""
+        other = copy(self)
+        other.runs = max(runs, 1)
+        return other
 
     def compare(self, **contenders):
         return interleave(self.runs, self.warmup, **contenders)
@@ -68,16 +83,12 @@ def pass_through(bench):
 
         return measure
 
-    bench = bench_with_runs(bench, bench.runs * 3)
+    bench = bench.with_runs(bench.runs * 3)
     samples = bench.compare(bare=cycle("bare"), ocicle=cycle("ocicle"))
     return [
         Result("pass-through", what, of(samples, what), difference=2)
         for what in ["state", "create", "start", "delete"]
     ]
-
-
-def bench_with_runs(bench, runs):
-    return Bench(bench.machine, runs, bench.quick)
 
 
 def of(samples, what):
@@ -114,31 +125,123 @@ def live_checkpoints(bench, name, ticker, limit):
     ]
 
 
-def pause_case(name, limit, *, full=False, **workload):
+def pause_case(name, limit, *, effort="quick", **workload):
     """Makes a case of the pause of one workload."""
 
-    @case(name, full=full)
+    @case(name, effort=effort)
     def measure(bench):
         ticker = Ticker(bench.machine, slug(name), **workload)
         return live_checkpoints(bench, name, ticker, limit)
 
 
+def pause_cases_on(kind, *, subvolume=False):
+    """Makes cases of the pause with everything on another file system than the machine's."""
+    where = f"{kind} subvolume" if subvolume else kind
+
+    def pause_case_on(size_in_words, limit, *, effort, **workload):
+        name = f"{where}, {size_in_words}"
+
+        @case(name, effort=effort)
+        def measure(bench):
+            with file_system(bench.machine, kind, ROOM) as place:
+                ticker = Ticker(
+                    bench.machine, slug(name), place=place, subvolume=subvolume, **workload
+                )
+                return live_checkpoints(bench, name, ticker, limit)
+
+    pause_case_on("1 GiB + 1 GiB files", 1.1, effort="normal", **GIB_OF_FILES)
+    pause_case_on("1 GiB + 5 GiB files", 1.1, effort="full", **GIB_OF_FILES | {"files": 5000})
+    pause_case_on("100 000 files", 1.25, effort="normal", **MANY_FILES)
+
+
+GIB_OF_FILES = {"memory": 1024, "files": 1000, "size": MIB, "rewrite": 5}
+MANY_FILES = {"memory": 16, "files": 100_000, "size": 1024}
+ROOM = 24 << 10
+"""MiB of a file system for any of the cases; what is not written takes no room."""
+
 pause_case("small", 0.5, memory=16)
 pause_case("1 GiB", 1.1, memory=1024)
-pause_case("1 GiB + 100 MiB files", 1.1, memory=1024, files=100, size=MIB, rewrite=5)
-pause_case("1 GiB + 1 GiB files", 1.1, memory=1024, files=1000, size=MIB, rewrite=5)
-pause_case("1 GiB + 5 GiB files", 1.1, full=True, memory=1024, files=5000, size=MIB, rewrite=5)
-pause_case("100 000 files", 1.25, memory=16, files=100_000, size=1024)
+pause_case("1 GiB + 100 MiB files", 1.1, **GIB_OF_FILES | {"files": 100})
+pause_case("1 GiB + 1 GiB files", 1.1, **GIB_OF_FILES)
+pause_case("1 GiB + 5 GiB files", 1.1, effort="full", **GIB_OF_FILES | {"files": 5000})
+pause_case("100 000 files", 1.25, effort="normal", **MANY_FILES)
+pause_cases_on("xfs")
+pause_cases_on("btrfs")
+pause_cases_on("btrfs", subvolume=True)
 
 
-def restores(bench, name, ticker, change, limit):
-    """Restores of one checkpoint, by the bare runtime and by ocicle. The same images serve both."""
+def podman_case(size_in_words, compress, **workload):
+    """Makes a case of podman's own export, live and frozen throughout, and with ocicle below it."""
+    name = f"podman, {size_in_words}, {compress}"
+
+    @case(name, effort="normal")
+    def measure(bench):
+        with Podman(bench.machine, **workload) as podman:
+            samples = podman_exports(bench.with_runs(bench.runs // 2), podman, compress)
+        live, frozen, ocicle = samples["live"], samples["frozen"], samples["ocicle"]
+        return podman_results(name, live, ocicle) + podman_results(f"{name}, frozen", frozen, ocicle)
+
+
+def podman_results(name, others, ocicle):
+    both = {what: {"bare": others[what], "ocicle": ocicle[what]} for what in others}
+    return [
+        Result(name, "pause", both["pause"]),
+        Result(name, "command", both["command"], ratio=1.0),
+        Result(name, "archive", both["archive"], unit="MiB"),
+    ]
+
+
+def podman_exports(bench, podman, compress):
+    """`live` runs again while podman exports; `frozen` stays so until it has; ocicle is live."""
+    archive = podman.dir / "archive.tar"
+
+    def export(runtime, around=nullcontext, options=()):
+        def measure(_):
+            podman.through(runtime)
+            archive.unlink(missing_ok=True)
+            os.sync()
+            times = {}
+
+            def command():
+                with around():
+                    call = lambda: podman.checkpoint(archive, "--compress", compress, *options)
+                    times["command"] = milliseconds(call)
+
+            times["pause"] = podman.pause(command)
+            return times | {"archive": archive.stat().st_size / MIB}
+
+        return measure
+
+    return bench.compare(
+        live=export("bare"),
+        frozen=export("bare", around=podman.frozen),
+        # What podman would copy once more is in the snapshot.
+        ocicle=export("ocicle", options=["--ignore-rootfs"]),
+    )
+
+
+for compress in ["none", "zstd"]:
+    podman_case("small", compress, memory=16)
+    podman_case("1 GiB + 1 GiB files", compress, **GIB_OF_FILES)
+
+
+def restores(bench, name, ticker, share, limit):
+    """Restores of one checkpoint, by the bare runtime and by ocicle. The same images serve both.
+
+    Where files have changed, the bare runtime's time is that of its restore and of writing them.
+    """
 
     def restore(contender):
         def measure(_):
-            change(ticker)
+            were = rewrite(ticker, share)
             os.sync()
-            took = milliseconds(lambda: ticker.restore(contender, images))
+
+            def command():
+                if contender == "bare":
+                    put_back(were)
+                ticker.restore(contender, images)
+
+            took = milliseconds(command)
             ticker.kill()
             ticker.delete()
             return {"restore": took}
@@ -154,28 +257,31 @@ def restores(bench, name, ticker, change, limit):
     return [Result(name, "restore", of(samples, "restore"), ratio=limit)]
 
 
-def rewrite(share):
-    """Rewrites that share of the files, as somebody in the container would."""
-
-    def change(ticker):
-        files = sorted((ticker.rootfs / "data").iterdir())
-        for path in files[: int(len(files) * share)]:
-            path.write_bytes(os.urandom(path.stat().st_size))
-
-    return change
+def rewrite(ticker, share):
+    """Rewrites that share of the files, as somebody in the container would; what they were."""
+    files = sorted((ticker.rootfs / "data").iterdir()) if share else []
+    were = {path: path.read_bytes() for path in files[: int(len(files) * share)]}
+    for path, content in were.items():
+        path.write_bytes(os.urandom(len(content)))
+    return were
 
 
-def restore_case(name, limit, *, changed=0.0, **workload):
+def put_back(were):
+    for path, content in were.items():
+        path.write_bytes(content)
+
+
+def restore_case(name, *, changed=0.0, **workload):
     @case(name)
     def measure(bench):
         ticker = Ticker(bench.machine, slug(name), **workload)
-        return restores(bench, name, ticker, rewrite(changed), limit)
+        return restores(bench, name, ticker, changed, 1.1)
 
 
-restore_case("restore small", 1.1, memory=16)
-restore_case("restore 1 GiB", 1.1, memory=1024)
-restore_case("restore 1 GiB + 1 GiB files", 1.1, memory=1024, files=1000, size=MIB)
-restore_case("restore, 5 % changed", None, changed=0.05, memory=1024, files=1000, size=MIB)
+restore_case("restore small", memory=16)
+restore_case("restore 1 GiB", memory=1024)
+restore_case("restore 1 GiB + 1 GiB files", memory=1024, files=1000, size=MIB)
+restore_case("restore, 5 % changed", changed=0.05, memory=1024, files=1000, size=MIB)
 
 
 @case("second version")
@@ -185,7 +291,7 @@ def second_version(bench):
     with Ticker(bench.machine, "versions", memory=16, files=1000, size=MIB) as ticker:
         ticker.begin()
         sizes = [version_bytes(bench, ticker, store)]
-        rewrite(0.01)(ticker)
+        rewrite(ticker, 0.01)
         sizes.append(version_bytes(bench, ticker, store))
         ticker.kill()
         ticker.delete()

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -24,8 +25,8 @@ def run(*command, **options):
     return subprocess.run([str(word) for word in command], check=True, **options)
 
 
-def output(*command):
-    return run(*command, stdout=subprocess.PIPE, text=True).stdout
+def output(*command, **options):
+    return run(*command, stdout=subprocess.PIPE, text=True, **options).stdout
 
 
 def milliseconds(action):
@@ -87,31 +88,62 @@ class Machine:
                 shutil.copy(word, target)
 
 
-class Bundle:
-    """An overlay on the image, a network namespace of its own, and a config.json."""
+@contextmanager
+def file_system(machine, kind, mebibytes):
+    """A directory on a new file system, in a sparse file that is removed with it."""
+    image, place = machine.scratch / f"{kind}.img", machine.scratch / kind
+    with ExitStack() as undo:
+        undo.callback(image.unlink, missing_ok=True)
+        run("truncate", f"--size={mebibytes}M", image)
+        run(f"mkfs.{kind}", "-q", image)
+        place.mkdir()
+        undo.callback(place.rmdir)
+        # The loop device goes with the mount, and the mount with this namespace.
+        run("mount", "-o", "loop", image, place)
+        undo.callback(run, "umount", "--lazy", place)
+        yield place
 
-    def __init__(self, machine, name, *args):
+
+class Bundle:
+    """An overlay on the image, a network namespace of its own, and a config.json.
+
+    With `subvolume`, which wants a `place` on btrfs, the root is a subvolume with a copy of it.
+    """
+
+    def __init__(self, machine, name, *args, place=None, subvolume=False):
         self.machine = machine
         self.id = f"{machine.id}-{os.getpid()}-{name}"
-        self.dir = machine.scratch / name
+        self.dir = (place or machine.scratch) / name
+        self.subvolume = subvolume
         self.args = args
 
     def __enter__(self):
-        for directory in ["rootfs", "upper", "work", "criu"]:
-            (self.dir / directory).mkdir(parents=True)
-        layers = f"lowerdir={self.machine.image},upperdir={self.dir}/upper,workdir={self.dir}/work"
-        run("mount", "-t", "overlay", "-o", layers, "overlay", self.rootfs)
-        (self.dir / "network").touch()
-        run("unshare", f"--net={self.dir}/network", "ip", "link", "set", "lo", "up")
-        (self.dir / "config.json").write_text(json.dumps(self._configuration()))
+        with ExitStack() as undo:
+            (self.dir / "criu").mkdir(parents=True)
+            undo.callback(shutil.rmtree, self.dir)
+            if self.subvolume:
+                run("btrfs", "subvolume", "create", self.rootfs)
+                run("cp", "--archive", f"{self.machine.image}/.", self.rootfs)
+            else:
+                self._mount_overlay(undo)
+            (self.dir / "network").touch()
+            run("unshare", f"--net={self.dir}/network", "ip", "link", "set", "lo", "up")
+            undo.callback(run, "umount", "--lazy", self.dir / "network")
+            (self.dir / "config.json").write_text(json.dumps(self._configuration()))
+            self.undo = undo.pop_all()
         return self
 
     def __exit__(self, error, *_):
-        if error:
-            self.remove()
-        for mounted in ["rootfs", "network"]:
-            run("umount", "--lazy", self.dir / mounted)
-        shutil.rmtree(self.dir)
+        with self.undo:
+            if error:
+                self.remove()
+
+    def _mount_overlay(self, undo):
+        for directory in ["rootfs", "upper", "work"]:
+            (self.dir / directory).mkdir()
+        layers = f"lowerdir={self.machine.image},upperdir={self.dir}/upper,workdir={self.dir}/work"
+        run("mount", "-t", "overlay", "-o", layers, "overlay", self.rootfs)
+        undo.callback(run, "umount", "--lazy", self.rootfs)
 
     @property
     def log(self):
@@ -198,14 +230,18 @@ def wait_for_end(pidfd):
         raise TimeoutError("a container did not end")
 
 
+def ticker(*, memory, files=0, size=0, rewrite=0, every=20):
+    """The command line of a process that ticks."""
+    options = {"memory": memory, "files": files, "size": size, "rewrite": rewrite, "every": every}
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["workload", "ticker", "/run/ticker", *flags]
+
+
 class Ticker(Bundle):
     """A container whose process ticks every millisecond and records its longest gap."""
 
-    def __init__(self, machine, name, *, memory, files=0, size=0, rewrite=0, every=20):
-        super().__init__(
-            machine, name, "workload", "ticker", "/run/ticker", "--memory", memory, "--files", files,
-            "--size", size, "--rewrite", rewrite, "--every", every,
-        )  # fmt: skip
+    def __init__(self, machine, name, *, place=None, subvolume=False, **workload):
+        super().__init__(machine, name, *ticker(**workload), place=place, subvolume=subvolume)
 
     def begin(self):
         self.create()
@@ -213,12 +249,16 @@ class Ticker(Bundle):
         wait_until((self.rootfs / "run/ticker.ready").exists, f"{self.id} ticks", START)
 
     def pause(self, action):
-        """The longest gap between two ticks while something is done, in milliseconds."""
-        with Words(self.rootfs / "run/ticker") as words:
-            words.reset()
-            action()
-            words.await_ticks(3)
-            return words.longest / 1e6
+        return pause_of(self.rootfs / "run/ticker", action)
+
+
+def pause_of(ticker_file, action):
+    """The longest gap between two ticks while something is done, in milliseconds."""
+    with Words(ticker_file) as words:
+        words.reset()
+        action()
+        words.await_ticks(3)
+        return words.longest / 1e6
 
 
 class Words:
