@@ -77,6 +77,12 @@ deb:
 bench: build workloads testbed
 	$(enter) tests/bench/run
 
+# Ten minutes each. What they find goes below fuzz/target; the tests replay the corpus.
+.PHONY: fuzz
+fuzz:
+	fuzz/run grammar
+	fuzz/run images
+
 .PHONY: workloads
 workloads:
 	cargo build --release --locked -p workloads

@@ -1,0 +1,8 @@
+//! The grammar of rules.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::grammar(bytes));

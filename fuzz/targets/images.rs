@@ -1,0 +1,8 @@
+//! The codec of CRIU's images.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::images(bytes));
