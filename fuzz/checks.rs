@@ -4,7 +4,7 @@
 
 use ocicle::criu::images::entries::{
     Core, DumpStats, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
-    Remap, TreeEntry, TtyInfo,
+    Pagemap, Remap, TreeEntry, TtyInfo,
 };
 use ocicle::criu::images::image::{BadImage, Change, Image, Kind};
 use ocicle::substitute::{Origin, parse_list, parse_rule};
@@ -24,7 +24,7 @@ pub fn grammar(bytes: &[u8]) {
 }
 
 /// The images that ocicle reads, in the order of the first byte of an input.
-pub const KINDS: [(&str, Kind); 15] = [
+pub const KINDS: [(&str, Kind); 16] = [
     ("inventory", Kind::Inventory),
     ("pstree", Kind::ProcessTree),
     ("ids", Kind::Ids),
@@ -40,6 +40,7 @@ pub const KINDS: [(&str, Kind); 15] = [
     ("filelocks", Kind::FileLocks),
     ("sk-queues", Kind::SocketQueues),
     ("stats", Kind::Stats),
+    ("pagemap", Kind::Pagemap),
 ];
 
 /// Bytes are an image, of which every entry can be read or is wrong, and which a rewrite that
@@ -72,6 +73,7 @@ fn read(kind: Kind, image: &Image) -> Result<usize, BadImage> {
         Kind::Files => image.read(FileEntry::read)?.len(),
         Kind::MemfdInode => image.read(MemfdInode::read)?.len(),
         Kind::Mm => image.read(Mm::read)?.len(),
+        Kind::Pagemap => Pagemap::read(image)?.stretches.len(),
         Kind::Fs => image.read(Fs::read)?.len(),
         Kind::RemapPath => image.read(Remap::read)?.len(),
         Kind::TtyInfo => image.read(TtyInfo::read)?.len(),

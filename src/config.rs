@@ -12,6 +12,7 @@ use crate::container::{Identity, Volumes};
 use crate::hint::WithHint;
 use crate::policy::{Grown, Missing, Policy, Shrunk};
 use crate::runtime::arguments::value_of;
+use crate::snapshot::Compression;
 use crate::store::policy::{Filesystem, Keep};
 use crate::substitute::{Origin, parse_list};
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub volumes: Volumes,
     /// What a checkpoint does about files.
     pub filesystem: Filesystem,
+    /// How the snapshots of files are compressed.
+    pub compress: Compression,
     /// How many versions of a container are kept; 0 means all.
     pub keep: Keep,
     /// Settings of CRIU.
@@ -214,6 +217,7 @@ impl Default for Config {
             freeze_timeout: 10.0,
             volumes: Volumes::default(),
             filesystem: Filesystem::default(),
+            compress: Compression::default(),
             keep: 0,
             criu: Criu::default(),
             on_unsupported: OnUnsupported::default(),

@@ -83,6 +83,7 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         default_volumes: config.volumes.clone(),
         filesystem: filesystem_of(call)?,
         default_filesystem: config.filesystem,
+        compression: config.compress,
         base: None,
     };
     checkpoint(&request, &held, &()).with_context(context)?;

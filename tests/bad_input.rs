@@ -105,7 +105,7 @@ on_each_runtime!(a_checkpoint_that_was_damaged, |machine| {
         "ocicle-manifest.json",
         "ocicle-manifest.b3sum",
         "ocicle-rootfs.index.json",
-        "ocicle-rootfs.0.tar",
+        "ocicle-rootfs.0.tar.zst",
         "pages-1.img",
         "files.img",
     ] {

@@ -116,9 +116,9 @@ on_each_runtime!(a_checkpoint_is_told_wherever_it_lies, |machine: &Machine| {
     run(Command::new("tar")
         .args(["--delete", "-f"])
         .arg(&reversed)
-        .args(["ocicle-rootfs.0.tar", "ocicle-files.json"]));
+        .args(["ocicle-rootfs.0.tar.zst", "ocicle-files.json"]));
     let told = run(machine.ocicle().arg("inspect").arg(&reversed));
-    assert!(told.contains("ocicle-rootfs.0.tar is missing"), "{told}");
+    assert!(told.contains("ocicle-rootfs.0.tar.zst is missing"), "{told}");
     assert!(told.contains("\nPROCESSES\n1 "), "{told}");
     assert!(told.contains("─ ") && told.contains("sleep 1000"), "{told}");
     assert!(!told.contains('\x1b'), "{told}");

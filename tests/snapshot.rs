@@ -13,7 +13,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use ocicle::snapshot::{Lookup, Part, PartRecord, Stage, Verb, pack, plan, probe};
+use ocicle::snapshot::{Compression, Lookup, Part, PartRecord, Stage, Verb, pack, plan, probe};
 use tempfile::TempDir;
 
 /// Runs a test in a mount namespace of its own, in a thread that ends with it.
@@ -288,8 +288,18 @@ fn changes(root: &Path, dice: &mut Dice, count: usize) {
     }
 }
 
-/// Takes, seals, packs and opens a snapshot.
 fn snapshot(root: &Path, top: &Path, version: &str, base: Option<&Part>) -> (PartRecord, Part) {
+    compressed(Compression::Zstd, root, top, version, base)
+}
+
+/// Takes, seals, packs and opens a snapshot.
+fn compressed(
+    how: Compression,
+    root: &Path,
+    top: &Path,
+    version: &str,
+    base: Option<&Part>,
+) -> (PartRecord, Part) {
     let staging = top.join(format!("staging-{version}"));
     let out = top.join(format!("out-{version}"));
     fs::create_dir(&staging).unwrap();
@@ -297,7 +307,7 @@ fn snapshot(root: &Path, top: &Path, version: &str, base: Option<&Part>) -> (Par
     let mut stage = Stage::create(&staging, probe(root).unwrap(), base).unwrap();
     stage.take(&HashSet::new()).unwrap();
     stage.seal().unwrap();
-    let record = pack(&staging, &out, "rootfs", &()).unwrap();
+    let record = pack(&staging, &out, "rootfs", how, &()).unwrap();
     let part = Part::open(&out, &record).unwrap();
     (record, part)
 }
@@ -466,6 +476,12 @@ fn versions_on_versions() {
 
 #[test]
 fn layers_make_the_tree_for_gnu_tar() {
+    for how in [Compression::None, Compression::Zstd] {
+        a_layer_makes_the_tree_for_gnu_tar(how);
+    }
+}
+
+fn a_layer_makes_the_tree_for_gnu_tar(how: Compression) {
     assert!(nix::unistd::geteuid().is_root(), "these tests need root");
     let top = scratch();
     let root = top.path().join("root");
@@ -491,7 +507,7 @@ fn layers_make_the_tree_for_gnu_tar() {
     }
     sparse.set_len(99_000_001).unwrap();
     let was = picture(&root);
-    let (record, part) = snapshot(&root, top.path(), "a", None);
+    let (record, part) = compressed(how, &root, top.path(), "a", None);
     let tar = top.path().join("out-a").join(&record.layers[0].name);
     assert!(tar.metadata().unwrap().len() < 8_000_000, "holes are not in the tar");
     assert_eq!(part.read(b"sparse", 100_000_000).unwrap(), fs::read(root.join("sparse")).unwrap());
@@ -576,7 +592,7 @@ fn a_copy_in_advance_is_not_trusted() {
     let second = stage.take(&HashSet::from([(volatile.dev(), volatile.ino())])).unwrap();
     assert_eq!((second.copied, second.kept), (3, 1), "{second:?}");
     stage.seal().unwrap();
-    let record = pack(&staging, top.path(), "rootfs", &()).unwrap();
+    let record = pack(&staging, top.path(), "rootfs", Compression::default(), &()).unwrap();
     let part = Part::open(top.path(), &record).unwrap();
     assert_eq!(part.read(b"back-dated", 10).unwrap(), b"after!");
     assert_eq!(part.read(b"same", 10).unwrap(), b"before");
@@ -599,7 +615,10 @@ fn a_pack_that_was_cut_short_is_done_again() {
     fs::create_dir(&again).unwrap();
     let partial = again.join(format!("{}.partial", record.layers[0].name));
     fs::write(&partial, &whole[..whole.len() / 2]).unwrap();
-    assert_eq!(pack(&top.path().join("staging-a"), &again, "rootfs", &()).unwrap(), record);
+    assert_eq!(
+        pack(&top.path().join("staging-a"), &again, "rootfs", Compression::default(), &()).unwrap(),
+        record
+    );
     assert_eq!(fs::read(again.join(&record.layers[0].name)).unwrap(), whole);
     assert!(!partial.exists());
 }
@@ -678,7 +697,7 @@ fn damage_is_an_error() {
     let root = top.path().join("root");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("file"), vec![b'x'; 50_000]).unwrap();
-    let (record, part) = snapshot(&root, top.path(), "a", None);
+    let (record, part) = compressed(Compression::None, &root, top.path(), "a", None);
     let out = top.path().join("out-a");
     let refuses = |name: &str, bytes: &[u8], record: &PartRecord| {
         let good = fs::read(out.join(name)).unwrap();
@@ -727,6 +746,25 @@ fn damage_is_an_error() {
     bytes.truncate(bytes.len() / 2);
     fs::write(&tar, &bytes).unwrap();
     assert!(Part::open(&out, &record).is_err());
+}
+
+#[test]
+fn damage_in_a_compressed_layer_is_an_error() {
+    let top = scratch();
+    let root = top.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), Dice(17).bytes(50_000)).unwrap();
+    let (record, part) = snapshot(&root, top.path(), "a", None);
+    let layer = top.path().join("out-a").join(&record.layers[0].name);
+    let mut bytes = fs::read(&layer).unwrap();
+    bytes[20_000] ^= 0x10;
+    fs::write(&layer, &bytes).unwrap();
+    fs::write(root.join("file"), "changed since").unwrap();
+    assert!(part.verify(&()).is_err());
+    let error = plan(&probe(&root).unwrap(), &part).unwrap().execute(&()).unwrap_err();
+    assert!(format!("{error:#}").contains("restoring /file"), "{error:#}");
+    assert_eq!(fs::read(root.join("file")).unwrap(), b"changed since", "the old file is whole");
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "no temporary file is left");
 }
 
 #[test]

@@ -72,7 +72,7 @@ run_until() {
 unpack_snapshot() {
     local layer
     mkdir "$frozen"
-    for layer in "$images"/ocicle-rootfs.*.tar; do
+    for layer in "$images"/ocicle-rootfs.*.tar.zst; do
         tar -C "$frozen" -xf "$layer"
     done
 }

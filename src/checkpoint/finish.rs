@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use super::timeline::Timeline;
 use crate::fault;
 use crate::files::{self, FileKind, OpenFile, Table};
-use crate::snapshot::{self, Progress};
+use crate::snapshot::{self, Compression, Progress};
 use crate::store::digest::FileRecord;
 use crate::store::manifest::{
     self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
@@ -30,7 +30,8 @@ pub fn complete(
     let timeline = timeline.unwrap_or(&unused);
     let table = timeline.time("table", || write_table(images, &manifest))?;
     manifest.must_substitute = must_substitute(&table);
-    manifest.files = pack_and_digest(images, &mut manifest.parts, timeline, progress)?;
+    let compression = manifest.compression;
+    manifest.files = pack_and_digest(images, &mut manifest.parts, compression, timeline, progress)?;
     fault::point("packed");
     manifest.state = State::Complete;
     if manifest.timeline.is_empty() {
@@ -109,6 +110,7 @@ fn must_substitute(table: &Table) -> Vec<MustSubstitute> {
 fn pack_and_digest(
     images: &Path,
     parts: &mut [Part],
+    compression: Compression,
     timeline: &Timeline,
     progress: &dyn Progress,
 ) -> Result<Vec<FileRecord>> {
@@ -119,7 +121,7 @@ fn pack_and_digest(
             sync(images, &records)?;
             anyhow::Ok((records, begin, Instant::now()))
         });
-        let packed = timeline.time("pack", || pack(images, parts, progress));
+        let packed = timeline.time("pack", || pack(images, parts, compression, progress));
         let digested = digesting.join().map_err(|_| anyhow!("reading the images panicked"))?;
         let (records, begin, end) = digested?;
         timeline.mark("digest", begin, end);
@@ -127,10 +129,15 @@ fn pack_and_digest(
     })
 }
 
-fn pack(images: &Path, parts: &mut [Part], progress: &dyn Progress) -> Result<()> {
+fn pack(
+    images: &Path,
+    parts: &mut [Part],
+    compression: Compression,
+    progress: &dyn Progress,
+) -> Result<()> {
     for part in parts {
         let staging = staged_parts(images).join(&part.name);
-        let packed = snapshot::pack(&staging, images, &part.name, progress);
+        let packed = snapshot::pack(&staging, images, &part.name, compression, progress);
         part.files = Some(packed.with_context(|| format!("packing {}", part.destination))?);
     }
     Ok(())

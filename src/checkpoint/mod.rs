@@ -35,7 +35,7 @@ use crate::fault;
 use crate::guardian::Guardian;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
-use crate::snapshot::{self, Progress, Root};
+use crate::snapshot::{self, Compression, Progress, Root};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
 use crate::store::policy::{self, Filesystem};
@@ -85,6 +85,8 @@ pub struct Request {
     pub filesystem: Option<Filesystem>,
     /// What it does when neither that nor the container's annotation says so.
     pub default_filesystem: Filesystem,
+    /// How the snapshots of files are compressed.
+    pub compression: Compression,
     /// The checkpoint before, to share with it what has not changed.
     pub base: Option<PathBuf>,
 }

@@ -54,6 +54,7 @@ impl Manifest {
             },
             flags: restore_flags(&request.flags),
             filesystem,
+            compression: request.compression,
             held: Vec::new(),
             root: identity.clone(),
             parts: Vec::new(),

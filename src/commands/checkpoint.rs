@@ -11,6 +11,7 @@ use crate::container::{Container, Volumes, ensure_name};
 use crate::files::dumpable::Settings;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
+use crate::snapshot::Compression;
 use crate::store::lock::Lock;
 use crate::store::policy::{self, Filesystem, Keep, Purpose};
 use crate::store::versions::Reference;
@@ -38,6 +39,9 @@ pub struct Options {
     /// configuration, or else snapshot]
     #[arg(long, value_enum, value_name = "WHAT", hide_default_value = true)]
     filesystem: Option<Filesystem>,
+    /// How the snapshots of files are compressed
+    #[arg(long, value_enum, value_name = "HOW")]
+    compress: Option<Compression>,
     /// What it is for: that chooses --filesystem and --keep, unless they are given
     #[arg(long, value_enum, value_name = "WHAT")]
     purpose: Option<Purpose>,
@@ -149,6 +153,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         default_volumes: machine.config.volumes.clone(),
         filesystem: options.filesystem(),
         default_filesystem: machine.config.filesystem,
+        compression: options.compress.unwrap_or(machine.config.compress),
         base: base.map(|base| base.directory),
     };
     let made =

@@ -71,6 +71,7 @@ fn commit() -> Result<()> {
         default_volumes: config.volumes,
         filesystem: None,
         default_filesystem: config.filesystem,
+        compression: config.compress,
         base: None,
         // CRIU has decided over every open file.
         rules: Vec::new(),

@@ -3,14 +3,14 @@
 //! ```text
 //! running   Stage::create, pre_copy    copies what the part holds, in advance
 //! frozen    Stage::take, seal          copies what changed since, writes the staging index
-//! thawed    pack                       staging → an OCI layer tar and the index
+//! thawed    pack                       staging → an OCI layer and the index
 //! later     Part::open, plan, execute  makes a root equal to the index
 //! ```
 //!
 //! # What is in a part
 //! `ocicle-NAME.index.json` is the [`Index`]: each path with its kind and attributes, and for each
 //! regular file where its bytes are: layer, offset, digest, and which stretches are no holes.
-//! `ocicle-NAME.0.tar`, `.1.tar`, … are OCI layers, to be applied in this order. A later version of
+//! `ocicle-NAME.0.tar.zst`, `.1.tar.zst`, … are OCI layers, to be applied in this order. A later version of
 //! the same part adds one layer with what changed, and its index goes on referring to older layers,
 //! whose files the caller links into the new directory.
 //!
@@ -26,6 +26,7 @@ mod copy;
 mod diff;
 mod execute;
 mod index;
+mod layer;
 mod pack;
 mod part;
 mod plan;
@@ -37,6 +38,7 @@ mod walk;
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
 pub use execute::Report;
 pub use index::{Content, Driver, Entry, Identity, Index, Kind, Meta, Time};
+pub use layer::Compression;
 pub use pack::{PartRecord, pack};
 pub use part::{Lookup, Part};
 pub use plan::{Action, Plan, Verb, plan};

@@ -6,11 +6,12 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::copy::{BUFFER, stretches};
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta};
+use super::layer::{self, Compression, Reader};
 use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
@@ -32,7 +33,8 @@ impl PartRecord {
     }
 }
 
-/// Packs a sealed staging directory into `out`: `ocicle-PREFIX.N.tar` and `ocicle-PREFIX.index.json`.
+/// Packs a sealed staging directory into `out`: `ocicle-PREFIX.N.tar.zst`, or `.tar` if it is not to
+/// be compressed, and `ocicle-PREFIX.index.json`.
 ///
 /// Staging is only read, and files get their names when they are whole and on disk: whoever finds a
 /// pack that was cut short calls this again. The layers of the base must be in `out` already. The
@@ -41,13 +43,16 @@ pub fn pack(
     staging: &Path,
     out: &Path,
     prefix: &str,
+    compression: Compression,
     progress: &dyn Progress,
 ) -> Result<PartRecord> {
     let staged: Index<Staged> = read_json(&staging.join(STAGED_INDEX))?;
     let base_path = staging.join(STAGED_BASE);
     let base: Option<Base> = if base_path.exists() { Some(read_json(&base_path)?) } else { None };
     let packer = Packer::new(&staged, base.as_ref(), staging, out)?;
-    packer.run(prefix, progress).with_context(|| format!("packing {}", staging.display()))
+    packer
+        .run(prefix, compression, progress)
+        .with_context(|| format!("packing {}", staging.display()))
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
@@ -59,6 +64,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 struct Packer<'a> {
     staged: &'a Index<Staged>,
     base: Option<&'a Base>,
+    base_layers: Vec<Reader>,
     blobs: PathBuf,
     out: &'a Path,
     /// The names of each inode that has several, by the first.
@@ -67,9 +73,9 @@ struct Packer<'a> {
 }
 
 /// The content of a file before it is written.
-struct Source {
-    file: Option<File>,
-    /// Where its stored bytes are in `file`.
+struct Source<'a> {
+    bytes: Bytes<'a>,
+    /// Where its stored bytes are in there.
     runs: Vec<(u64, u64)>,
     /// Where they belong.
     stretches: Vec<(u64, u64)>,
@@ -77,7 +83,14 @@ struct Source {
     known: Option<Content>,
 }
 
-type Layer = Writer<Hashing<BufWriter<File>>>;
+/// Where it is read.
+enum Bytes<'a> {
+    Nowhere,
+    Blob(File),
+    Base(&'a Reader),
+}
+
+type Layer = Writer<layer::Writer<Hashing<BufWriter<File>>>>;
 
 impl<'a> Packer<'a> {
     fn new(
@@ -93,6 +106,7 @@ impl<'a> Packer<'a> {
         Ok(Self {
             staged,
             base,
+            base_layers: base.map_or_else(|| Ok(Vec::new()), |base| open_layers(base, out))?,
             blobs: staging.join(BLOBS),
             out,
             names: link_groups(staged),
@@ -100,21 +114,27 @@ impl<'a> Packer<'a> {
         })
     }
 
-    fn run(&self, prefix: &str, progress: &dyn Progress) -> Result<PartRecord> {
+    fn run(
+        &self,
+        prefix: &str,
+        compression: Compression,
+        progress: &dyn Progress,
+    ) -> Result<PartRecord> {
         let mut layers = self.base.map(|base| base.layers.clone()).unwrap_or_default();
-        let name = format!("ocicle-{prefix}.{}.tar", layers.len());
+        let name = format!("ocicle-{prefix}.{}.{}", layers.len(), compression.extension());
         let partial = self.out.join(format!("{name}.partial"));
         let file =
             File::create(&partial).with_context(|| format!("creating {}", partial.display()))?;
         let buffered = BufWriter::with_capacity(BUFFER, file);
-        let mut layer = Writer::new(Hashing { to: buffered, hash: blake3::Hasher::new() });
+        let hashing = Hashing { to: buffered, hash: blake3::Hasher::new() };
+        let mut layer = Writer::new(layer::Writer::new(hashing, compression));
         let number = layers.len() as u32;
         let contents = self
             .write_members(&mut layer, number, progress)
             .with_context(|| format!("writing {name}"))?;
         let size = layer.position();
         if size > 0 || layers.is_empty() {
-            let hashing = layer.finish()?;
+            let hashing = layer.finish()?.finish()?;
             let blake3 = hashing.hash.finalize().to_hex().to_string();
             let file = hashing.to.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all().with_context(|| format!("writing {name} to disk"))?;
@@ -351,24 +371,20 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    fn source(&self, path: &[u8], size: u64, content: &Staged) -> Result<Source> {
+    fn source(&self, path: &[u8], size: u64, content: &Staged) -> Result<Source<'_>> {
         match content {
             Staged::Empty => {
                 let known = self.base.and_then(|base| match &base.index.get(path)?.kind {
                     Kind::File { size: 0, content } => Some(content.clone()),
                     _ => None,
                 });
-                Ok(Source { file: None, runs: Vec::new(), stretches: Vec::new(), known })
+                Ok(Source { bytes: Bytes::Nowhere, runs: Vec::new(), stretches: Vec::new(), known })
             }
             Staged::Base(content) => {
-                let base = self.base.context("reading the base, which staging has not")?;
-                let record = base.layers.get(content.layer as usize);
-                let name = &record.context("finding a layer of the base")?.name;
-                let file = File::open(self.out.join(name)).with_context(|| {
-                    format!("opening {name}, a layer of the base that belongs here")
-                })?;
+                let layer = self.base_layers.get(content.layer as usize);
+                let layer = layer.context("finding a layer of the base")?;
                 Ok(Source {
-                    file: Some(file),
+                    bytes: Bytes::Base(layer),
                     runs: vec![(content.offset, content.length)],
                     stretches: content.stretches(),
                     known: Some(content.clone()),
@@ -379,8 +395,8 @@ impl<'a> Packer<'a> {
                     .with_context(|| format!("opening blob {number}"))?;
                 ensure!(file.metadata()?.len() == size, "blob {number} has another length");
                 let stretches = stretches(&file, size)?;
-                let mut source =
-                    Source { file: Some(file), runs: stretches.clone(), stretches, known: None };
+                let runs = stretches.clone();
+                let mut source = Source { bytes: Bytes::Blob(file), runs, stretches, known: None };
                 source.known = self.same_in_base(path, size, &source)?;
                 Ok(source)
             }
@@ -388,7 +404,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Where the base has the same bytes for the same path.
-    fn same_in_base(&self, path: &[u8], size: u64, source: &Source) -> Result<Option<Content>> {
+    fn same_in_base(&self, path: &[u8], size: u64, source: &Source<'_>) -> Result<Option<Content>> {
         let Some((_, was)) = self.base.and_then(|base| base.index.inode(path)) else {
             return Ok(None);
         };
@@ -411,7 +427,7 @@ impl<'a> Packer<'a> {
         name: &[u8],
         size: u64,
         meta: &Meta,
-        source: Source,
+        source: Source<'_>,
     ) -> Result<Content> {
         layer.header(name, meta, &Member::File(size, &source.stretches))?;
         let offset = layer.position();
@@ -433,21 +449,39 @@ impl<'a> Packer<'a> {
     }
 }
 
-impl Source {
+impl Source<'_> {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> Result<()> {
+        match &self.bytes {
+            Bytes::Nowhere => bail!("there is none"),
+            Bytes::Blob(file) => Ok(file.read_exact_at(buffer, at)?),
+            Bytes::Base(layer) => layer.read_exact_at(buffer, at),
+        }
+    }
+
     fn read(&self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let mut buffer = vec![0; BUFFER];
+        let stored = self.runs.iter().map(|(_, length)| *length).max().unwrap_or(0);
+        let mut buffer = vec![0; BUFFER.min(stored as usize)];
         for (start, length) in &self.runs {
             let (mut at, end) = (*start, start + length);
             while at < end {
                 let want = buffer.len().min((end - at) as usize);
-                file.read_exact_at(&mut buffer[..want], at).context("reading staged content")?;
+                self.read_at(&mut buffer[..want], at).context("reading staged content")?;
                 take(&buffer[..want])?;
                 at += want as u64;
             }
         }
         Ok(())
     }
+}
+
+fn open_layers(base: &Base, out: &Path) -> Result<Vec<Reader>> {
+    let open = |record: &FileRecord| {
+        File::open(out.join(&record.name))
+            .map_err(Into::into)
+            .and_then(|file| Reader::open(file, &record.name))
+            .with_context(|| format!("opening {}, a layer of the base", record.name))
+    };
+    base.layers.iter().map(open).collect()
 }
 
 fn write_whiteout(layer: &mut Layer, path: &[u8]) -> Result<()> {

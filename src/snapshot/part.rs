@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::copy::BUFFER;
 use super::index::{Content, Driver, Entry, Index, Kind, LAYER_LIMIT};
+use super::layer::Reader;
 use super::pack::PartRecord;
 use super::{Progress, shown, split};
 use crate::store::digest::FileRecord;
@@ -23,7 +24,7 @@ const INDEX_LIMIT: u64 = 2 << 30;
 pub struct Part {
     record: PartRecord,
     index: Index,
-    layers: Vec<File>,
+    layers: Vec<Reader>,
 }
 
 /// The longest chain of layers that a new version is added to.
@@ -65,10 +66,12 @@ impl Part {
             .layers
             .iter()
             .map(|layer| {
-                open_file(&directory, layer).with_context(|| format!("opening {}", layer.name))
+                open_file(&directory, layer)
+                    .and_then(|file| Reader::open(file, &layer.name))
+                    .with_context(|| format!("opening {}", layer.name))
             })
             .collect::<Result<Vec<_>>>()?;
-        let sizes: Vec<u64> = record.layers.iter().map(|layer| layer.size).collect();
+        let sizes: Vec<u64> = layers.iter().map(Reader::length).collect();
         index
             .check()
             .and_then(|()| index.check_content(&sizes))
@@ -85,7 +88,7 @@ impl Part {
     /// one version names them: a chain that is long, or holds more that is past than present, is
     /// worth less than a new beginning.
     pub fn is_worth_building_on(&self) -> bool {
-        let stored = self.record.layers.iter().map(|layer| layer.size).sum();
+        let stored = self.layers.iter().map(Reader::length).sum();
         let present = |entry: &Entry| match &entry.kind {
             Kind::File { content, .. } => content.length + MEMBER,
             _ => MEMBER,
@@ -212,6 +215,7 @@ impl Part {
             while at < record.size {
                 let want = buffer.len().min((record.size - at) as usize);
                 layer
+                    .file()
                     .read_exact_at(&mut buffer[..want], at)
                     .with_context(|| format!("reading {}", record.name))?;
                 hash.update(&buffer[..want]);

@@ -16,7 +16,7 @@ use crate::files::OpenFile;
 use crate::files::held::HeldFile;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::WithHint;
-use crate::snapshot::{PartRecord, RootIdentity};
+use crate::snapshot::{Compression, PartRecord, RootIdentity};
 use crate::store::policy::Filesystem;
 
 /// The manifest's name in an image directory.
@@ -65,6 +65,8 @@ pub struct Manifest {
     /// What was done about files.
     #[serde(default)]
     pub filesystem: Filesystem,
+    /// How its parts are, or will be, compressed.
+    pub compression: Compression,
     /// With `verify`, the files that were open or mapped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<HeldFile>,

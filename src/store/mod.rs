@@ -8,7 +8,7 @@
 //! ocicle-manifest.b3sum      the manifest's digest, as b3sum(1) writes it
 //! ocicle-files.json          the open-file table
 //! user_info.txt              the same, a line for each open file
-//! ocicle-PART.N.tar          the files of a file system (rootfs, volume-1, …), as OCI layers
+//! ocicle-PART.N.tar.zst      the files of a file system (rootfs, volume-1, …), as OCI layers
 //! ocicle-PART.index.json     what belongs to its snapshot, and where in the layers it is
 //! ocicle-staging/            there while a checkpoint is made, or when that was interrupted
 //! ```

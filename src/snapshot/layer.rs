@@ -1,0 +1,329 @@
+//! The file of a layer: plain, or compressed with zstd on all processors.
+//!
+//! A compressed layer is a row of frames of [`FRAME`] bytes each and a seek table at its end, which
+//! is a frame that decompressors pass over: `zstd -d` and readers of OCI layers take it for any
+//! other file of zstd, and a restore reads no more of it than it puts back. Source: the seekable
+//! format of zstd, `contrib/seekable_format` in its repository.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use zeekstd::SeekTable;
+
+/// How layers are compressed.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// As plain tar
+    None,
+    /// With zstd, on all processors
+    #[default]
+    Zstd,
+}
+
+impl Compression {
+    /// What the names of its files end in.
+    pub(super) fn extension(self) -> &'static str {
+        match self {
+            Self::None => "tar",
+            Self::Zstd => "tar.zst",
+        }
+    }
+
+    fn of(name: &str) -> Self {
+        if name.ends_with(".zst") { Self::Zstd } else { Self::None }
+    }
+}
+
+/// The bytes of the layer in one frame.
+const FRAME: usize = 1 << 20;
+
+/// A frame that would become longer than this is refused.
+const FRAME_LIMIT: u64 = 16 << 20;
+
+/// That of the `zstd` program, and of podman's archives.
+const LEVEL: i32 = 3;
+
+/// The end of a seek table: the number of frames, a byte of flags and a magic number.
+const TABLE_END: u64 = 9;
+
+/// The smallest that a table says of a frame: two numbers of four bytes.
+const TABLE_ENTRY: u64 = 8;
+
+/// Writes a layer.
+pub(super) enum Writer<W: Write> {
+    Plain(W),
+    Zstd(Frames<W>),
+}
+
+impl<W: Write> Writer<W> {
+    pub(super) fn new(to: W, compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::Plain(to),
+            Compression::Zstd => Self::Zstd(Frames::new(to)),
+        }
+    }
+
+    /// Writes what is left.
+    pub(super) fn finish(self) -> io::Result<W> {
+        match self {
+            Self::Plain(to) => Ok(to),
+            Self::Zstd(frames) => frames.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Writer<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(to) => to.write(bytes),
+            Self::Zstd(frames) => frames.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(to) => to.flush(),
+            Self::Zstd(frames) => frames.to.flush(),
+        }
+    }
+}
+
+/// Collects frames and compresses some at a time, side by side.
+pub(super) struct Frames<W: Write> {
+    to: W,
+    waiting: Vec<Vec<u8>>,
+    at_once: usize,
+    table: SeekTable,
+}
+
+impl<W: Write> Frames<W> {
+    fn new(to: W) -> Self {
+        let at_once = 2 * rayon::current_num_threads();
+        Self { to, waiting: Vec::new(), at_once, table: SeekTable::new() }
+    }
+
+    fn compress(&mut self) -> io::Result<()> {
+        let compressor = || zstd::bulk::Compressor::new(LEVEL);
+        let compressed: Vec<io::Result<Vec<u8>>> = self
+            .waiting
+            .par_iter()
+            .map_init(compressor, |compressor, frame| match compressor {
+                Ok(compressor) => compressor.compress(frame),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            })
+            .collect();
+        for (compressed, frame) in compressed.into_iter().zip(self.waiting.drain(..)) {
+            let compressed = compressed?;
+            // Neither is near 4 GiB.
+            self.table
+                .log_frame(compressed.len() as u32, frame.len() as u32)
+                .map_err(io::Error::other)?;
+            self.to.write_all(&compressed)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<W> {
+        self.compress()?;
+        let mut table = self.table.into_serializer();
+        let mut bytes = vec![0; table.encoded_len()];
+        table.write_into(&mut bytes);
+        self.to.write_all(&bytes)?;
+        Ok(self.to)
+    }
+}
+
+impl<W: Write> Write for Frames<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.waiting.last().is_none_or(|frame| frame.len() == FRAME) {
+            if self.waiting.len() == self.at_once {
+                self.compress()?;
+            }
+            self.waiting.push(Vec::with_capacity(FRAME));
+        }
+        let frame = self.waiting.last_mut().expect("a frame was just pushed");
+        let taken = bytes.len().min(FRAME - frame.len());
+        frame.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a layer, any stretch of it.
+pub(super) struct Reader {
+    file: File,
+    length: u64,
+    frames: Option<Table>,
+}
+
+struct Table {
+    table: SeekTable,
+    /// The frame that was read last: files that follow one another share frames.
+    last: Mutex<Option<(u32, Vec<u8>)>>,
+}
+
+impl Reader {
+    /// Opens the layer in `file`, whose name tells how it is compressed.
+    pub(super) fn open(file: File, name: &str) -> Result<Self> {
+        let stored = file.metadata()?.len();
+        let frames = match Compression::of(name) {
+            Compression::None => None,
+            Compression::Zstd => {
+                let table = read_table(&file, stored).context("reading its seek table")?;
+                Some(Table { table, last: Mutex::new(None) })
+            }
+        };
+        let length = frames.as_ref().map_or(stored, |frames| frames.table.size_decomp());
+        Ok(Self { file, length, frames })
+    }
+
+    /// How many bytes the layer has, uncompressed.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The file as it is stored.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `buffer` with the bytes at `offset`.
+    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let Some(frames) = &self.frames else {
+            return Ok(self.file.read_exact_at(buffer, offset)?);
+        };
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            done += frames.read_some(&self.file, &mut buffer[done..], at)?;
+        }
+        Ok(())
+    }
+}
+
+impl Table {
+    /// Reads what the frame of an offset has of a buffer, at least one byte.
+    fn read_some(&self, file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        ensure!(offset < self.table.size_decomp(), "it ends before byte {offset}");
+        let index = self.table.frame_index_decomp(offset);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref().is_none_or(|(known, _)| *known != index) {
+            *last = None;
+            *last = Some((index, self.frame(file, index)?));
+        }
+        let frame = last.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+        let start = self.table.frame_start_decomp(index)?;
+        let rest = offset.checked_sub(start).and_then(|skip| frame.get(skip as usize..));
+        let rest = rest.filter(|rest| !rest.is_empty()).context("its seek table is in disorder")?;
+        let taken = rest.len().min(buffer.len());
+        buffer[..taken].copy_from_slice(&rest[..taken]);
+        Ok(taken)
+    }
+
+    fn frame(&self, file: &File, index: u32) -> Result<Vec<u8>> {
+        let size = self.table.frame_size_decomp(index)?;
+        let stored = self.table.frame_size_comp(index)?;
+        ensure!(size <= FRAME_LIMIT, "frame {index} has {size} bytes");
+        ensure!(stored <= 2 * FRAME_LIMIT, "frame {index} is stored in {stored} bytes");
+        let mut bytes = vec![0; stored as usize];
+        file.read_exact_at(&mut bytes, self.table.frame_start_comp(index)?)?;
+        let frame = zstd::bulk::decompress(&bytes, size as usize)
+            .with_context(|| format!("decompressing frame {index}"))?;
+        ensure!(frame.len() as u64 == size, "frame {index} has {} bytes", frame.len());
+        Ok(frame)
+    }
+}
+
+/// Reads the seek table at the end of a file of `stored` bytes.
+fn read_table(mut file: &File, stored: u64) -> Result<SeekTable> {
+    let end = stored.checked_sub(TABLE_END).context("it is too short to have one")?;
+    file.seek(SeekFrom::Start(end))?;
+    let mut frames = [0; 4];
+    file.read_exact(&mut frames)?;
+    // What is made room for is what can be there.
+    let frames = u64::from(u32::from_le_bytes(frames));
+    ensure!(frames * TABLE_ENTRY <= end, "it is shorter than the table that it says it has");
+    let table = SeekTable::from_seekable(&mut file)?;
+    ensure!(table.size_comp() <= stored, "the frames are longer than the file");
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(bytes: &[u8]) -> (File, u64) {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::new(&mut file, Compression::Zstd);
+        writer.write_all(bytes).unwrap();
+        writer.finish().unwrap();
+        let stored = file.metadata().unwrap().len();
+        (file, stored)
+    }
+
+    fn numbers(count: u32) -> Vec<u8> {
+        (0..count).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn any_stretch_can_be_read() {
+        let bytes = numbers((9 * FRAME / 4 + 777) as u32);
+        let (file, _) = layer(&bytes);
+        let reader = Reader::open(file, "ocicle-rootfs.0.tar.zst").unwrap();
+        assert_eq!(reader.length(), bytes.len() as u64);
+        for (start, length) in [(0, 1), (FRAME - 1, 2), (3 * FRAME - 5, 2 * FRAME + 10), (7, 0)] {
+            let mut found = vec![0; length];
+            reader.read_exact_at(&mut found, start as u64).unwrap();
+            assert!(found == bytes[start..start + length], "{length} bytes at {start}");
+        }
+        assert!(reader.read_exact_at(&mut [0; 2], bytes.len() as u64 - 1).is_err());
+        assert!(reader.read_exact_at(&mut [0], u64::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn it_is_a_file_of_zstd_and_smaller() {
+        let bytes = b"as many words as there are ".repeat(FRAME / 5);
+        let (mut file, stored) = layer(&bytes);
+        assert!(stored * 100 < bytes.len() as u64);
+        file.rewind().unwrap();
+        assert!(zstd::decode_all(&file).unwrap() == bytes);
+    }
+
+    #[test]
+    fn one_without_content() {
+        let (file, _) = layer(b"");
+        assert_eq!(Reader::open(file, "x.tar.zst").unwrap().length(), 0);
+    }
+
+    /// Whatever a byte is changed to, reading ends, with an error or with what it decompresses to.
+    #[test]
+    fn what_was_altered_does_no_harm() {
+        let (mut file, stored) = layer(&numbers(9000));
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        let places = (0..20).chain(stored as usize - 40..stored as usize);
+        for (place, value) in places.flat_map(|place| [(place, 0xff), (place, 0), (place, 0x80)]) {
+            let altered = tempfile::tempfile().unwrap();
+            altered.write_all_at(&bytes, 0).unwrap();
+            altered.write_all_at(&[value], place as u64).unwrap();
+            if let Ok(reader) = Reader::open(altered, "x.tar.zst") {
+                let _ = reader.read_exact_at(&mut [0; 100], 20_000);
+            }
+        }
+        let short = tempfile::tempfile().unwrap();
+        short.set_len(5).unwrap();
+        assert!(Reader::open(short, "x.tar.zst").is_err());
+    }
+}
