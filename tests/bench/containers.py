@@ -90,7 +90,7 @@ class Machine:
 
 @contextmanager
 def file_system(machine, kind, mebibytes):
-    """A directory on a new file system, in a sparse file that is removed with it."""
+    """A directory on a new file system, in a sparse file that goes with all that is in it."""
     image, place = machine.scratch / f"{kind}.img", machine.scratch / kind
     with ExitStack() as undo:
         undo.callback(image.unlink, missing_ok=True)
@@ -107,20 +107,23 @@ def file_system(machine, kind, mebibytes):
 class Bundle:
     """An overlay on the image, a network namespace of its own, and a config.json.
 
-    With `subvolume`, which wants a `place` on btrfs, the root is a subvolume with a copy of it.
+    A `place` is a file system of its own, and goes with what is in it. With `subvolume`, which wants
+    one of btrfs, the root is a subvolume with a copy of the image.
     """
 
     def __init__(self, machine, name, *args, place=None, subvolume=False):
         self.machine = machine
         self.id = f"{machine.id}-{os.getpid()}-{name}"
         self.dir = (place or machine.scratch) / name
+        self.is_lasting = place is None
         self.subvolume = subvolume
         self.args = args
 
     def __enter__(self):
         with ExitStack() as undo:
             (self.dir / "criu").mkdir(parents=True)
-            undo.callback(shutil.rmtree, self.dir)
+            if self.is_lasting:
+                undo.callback(shutil.rmtree, self.dir)
             if self.subvolume:
                 run("btrfs", "subvolume", "create", self.rootfs)
                 run("cp", "--archive", f"{self.machine.image}/.", self.rootfs)
