@@ -4,8 +4,6 @@
 //! exit status.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,6 +17,7 @@ use crate::hint::hint_of;
 use crate::restore;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
+use crate::runtime::log::{append, file_of};
 use crate::store::lock::Lock;
 use crate::store::manifest::Trust;
 use crate::store::policy::{self, Filesystem};
@@ -160,9 +159,9 @@ fn report(globals: &[OsString], error: &anyhow::Error) {
         message = format!("{message} (hint: {hint})");
     }
     eprintln!("ocicle-runtime: {message}");
-    if let Some(log) = value_of(globals, "--log") {
+    if let Some(log) = file_of(globals) {
         let json = value_of(globals, "--log-format").is_some_and(|format| format == "json");
-        if let Err(failed) = log_to(Path::new(log), &message, json) {
+        if let Err(failed) = log_to(&log, &message, json) {
             eprintln!("ocicle-runtime: {failed:#}");
         }
     }
@@ -176,12 +175,7 @@ fn log_to(log: &Path, message: &str, json: bool) -> Result<()> {
     } else {
         format!("time=\"{time}\" level=error msg={message:?}")
     };
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("opening {}", log.display()))?;
-    writeln!(file, "{line}").with_context(|| format!("writing {}", log.display()))
+    append(log, format!("{line}\n").as_bytes())
 }
 
 #[cfg(test)]

@@ -61,6 +61,11 @@ impl<'a> Life<'a> {
 fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
     let bundle = machine.bundle(name).shim(shim).args(["tail", "-f", "/dev/null"]).make();
     let id = bundle.id();
+    for (name, config) in [("empty", None), ("broken", Some("{")), ("absent", Some("{}"))] {
+        fs::create_dir(bundle.dir().join(name)).unwrap();
+        config
+            .inspect(|text| fs::write(bundle.dir().join(name).join("config.json"), text).unwrap());
+    }
     let mut life = Life { machine, bundle: &bundle, shim, answers: Vec::new() };
     for call in [
         &["--version"][..],
@@ -78,6 +83,24 @@ fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
         &["delete", id],
         &["create", id, "--frobnicate"],
         &["create", "--bundle", "/nonexistent", id],
+        &["create", "--pid-file", "/nonexistent/pid", id],
+        &["create", "--console-socket", "/nonexistent/socket", id],
+        &["create", "--bundle", "empty", id],
+        &["create", "--bundle", "broken", id],
+        &["create", "--bundle", "absent", id],
+        &["start", id],
+        &["start"],
+        &["exec", id, "true"],
+        &["exec"],
+        &["ps", id],
+        &["pause", id],
+        &["resume", id],
+        &["kill", id],
+        &["update", "--pids-limit", "100", id],
+        &["events", "--stats", id],
+        &["delete", "--force", id],
+        &["spec", "--bundle", "empty"],
+        &["spec", "--bundle", "empty"],
         &["create", id],
         &["create", id],
         &["state", id],
@@ -86,7 +109,18 @@ fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
         &["state", id],
         &["list"],
         &["list", "--quiet"],
+        &["list", "--format", "json"],
+        &["list", "--frobnicate"],
         &["ps", id],
+        &["ps", "--format", "json", id],
+        &["run", "--detach", id],
+        &["events", "--stats", id],
+        &["update", "--frobnicate", id],
+        &["exec", id],
+        &["exec", "--user", "12:34", id, "id"],
+        &["exec", "--cwd", "/nonexistent", id, "true"],
+        &["exec", "--env", "A=b c", id, "env"],
+        &["exec", "--process", "/nonexistent", id],
         &["exec", id, "echo", "inside"],
         &["exec", id, "sh", "-c", "echo outside >&2; exit 7"],
         &["exec", id, "/no/such/program"],
@@ -97,13 +131,13 @@ fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
         &["resume", id],
         &["resume", id],
         &["kill", id, "FROBNICATE"],
+        &["kill", id, "0"],
+        &["kill", "--all", id, "0"],
         &["kill", id, "KILL"],
     ] {
-        let init = (call[0] == "kill").then(|| init_of(machine, &bundle)).flatten();
+        let init = (*call == ["kill", id, "KILL"]).then(|| init_of(machine, &bundle)).flatten();
         life.call(call);
-        if let Some(init) = init.filter(|_| call[2] == "KILL") {
-            wait_for_exit(init);
-        }
+        init.into_iter().for_each(wait_for_exit);
     }
     for call in [&["state", id][..], &["delete", id], &["delete", id], &["delete", "--force", id]] {
         life.call(call);
@@ -217,12 +251,15 @@ on_each_runtime!(flags_of_a_checkpoint_reach_the_runtime, |machine| {
         let globals = calls[..begin].iter().rposition(|word| word == "--root").unwrap_or_default();
         (success, errors, calls[globals..].join(" "))
     };
-    let log = bundle.log().display().to_string();
     let (success, errors, called) = call(&["--file-locks", "--ext-unix-sk"]);
     assert!(success, "{errors}");
     let root = machine.state_root().display().to_string();
-    let globals = format!("--root {root} --log {log} --debug --log-format json checkpoint ");
-    assert!(called.starts_with(&globals), "{called}");
+    // Its log is ocicle's, which hands it on.
+    let globals = format!("--root {root} --log /run/ocicle/door-");
+    let (start, rest) = called.split_once("/runtime-log ").unwrap();
+    assert!(start.starts_with(&globals), "{called}");
+    assert!(rest.starts_with("--debug --log-format json checkpoint "), "{called}");
+    assert!(fs::read_to_string(bundle.log()).unwrap().contains("\"level\""), "what it logged");
     assert!(
         called.contains(" --leave-running ") && called.contains(" --file-locks --ext-unix-sk ")
     );

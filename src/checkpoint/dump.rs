@@ -23,6 +23,7 @@ use crate::fault;
 use crate::files::{Owned, held::HeldFile};
 use crate::freezer::{Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
+use crate::runtime::log::Diverted;
 use crate::store::manifest::{Manifest, Owner};
 use crate::sys::process::wait_readable;
 
@@ -36,6 +37,7 @@ pub(super) struct Dump<'a> {
     // guardian waits for that.
     door: Door,
     pub(super) guardian: Guardian,
+    diverted: Diverted,
     errors: File,
     since: SystemTime,
     pub(super) timeline: Timeline,
@@ -64,8 +66,20 @@ impl<'a> Dump<'a> {
         let door = Door::open()?;
         guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
+        let diverted = Diverted::to(door.directory(), &request.runtime);
         let since = SystemTime::now();
-        Ok(Self { request, container, cover, directory, door, guardian, errors, since, timeline })
+        Ok(Self {
+            request,
+            container,
+            cover,
+            directory,
+            door,
+            guardian,
+            diverted,
+            errors,
+            since,
+            timeline,
+        })
     }
 
     /// From the start of the runtime's `checkpoint` to the thaw.
@@ -156,7 +170,7 @@ impl<'a> Dump<'a> {
 
     /// Starts the runtime's `checkpoint`; its CRIU comes to the door.
     fn start_runtime(&self, plain_cgroups: bool) -> Result<Criu<'_>> {
-        let command = command_line(self.request, plain_cgroups);
+        let command = self.diverted.runtime.command_line(&arguments(self.request, plain_cgroups));
         self.guardian.run(&command, &self.door.environment()?, &self.errors)?;
         let criu = self.await_dump()?;
         fault::point("at-the-door");
@@ -315,6 +329,9 @@ impl<'a> Dump<'a> {
     /// committed is taken back.
     fn judge(&self, ended: &Ended, committed: bool) -> Result<()> {
         if ended.success() && committed {
+            if let Err(error) = self.diverted.hand_on() {
+                tracing::warn!("handing on the runtime's log: {error:#}");
+            }
             return Ok(());
         }
         self.directory.withdraw()?;
@@ -395,7 +412,7 @@ pub(super) fn take(container: &Container, frozen: &Frozen<'_>, staged: Copied) -
     Ok(Taken { parts, held, begin, end: Instant::now() })
 }
 
-fn command_line(request: &Request, plain_cgroups: bool) -> Vec<OsString> {
+fn arguments(request: &Request, plain_cgroups: bool) -> Vec<OsString> {
     let mut rest: Vec<OsString> =
         vec!["checkpoint".into(), "--image-path".into(), request.images.clone().into()];
     if let Some(work) = &request.work {
@@ -406,5 +423,5 @@ fn command_line(request: &Request, plain_cgroups: bool) -> Vec<OsString> {
         rest.extend([foresight::MODE.into(), "ignore".into()]);
     }
     rest.push(request.id.clone().into());
-    request.runtime.command_line(&rest)
+    rest
 }

@@ -150,6 +150,26 @@ pub fn without(arguments: &[OsString], flag: &str) -> Vec<OsString> {
     kept
 }
 
+/// The flags, with another value where `flag` has one.
+pub(super) fn replaced(arguments: &[OsString], flag: &str, value: &OsStr) -> Vec<OsString> {
+    let mut new = Vec::with_capacity(arguments.len());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if argument == flag {
+            rest.next();
+            new.extend([flag.into(), value.to_owned()]);
+        } else if inline_value(argument, flag).is_some() {
+            new.push([OsStr::new(flag), OsStr::new("="), value].into_iter().collect());
+        } else {
+            new.push(argument.clone());
+            if takes_next(Some(argument)) {
+                new.extend(rest.next().cloned());
+            }
+        }
+    }
+    new
+}
+
 /// Global flags without those that direct the runtime's log.
 pub(super) fn without_log(globals: &[OsString]) -> Vec<OsString> {
     without(&without(globals, "--log"), "--log-format")
@@ -268,6 +288,17 @@ mod tests {
         assert_eq!(call.policies, ["x"]);
         assert_eq!(call.substitute, ["3,0", "7:1=null"]);
         assert_eq!(call.flags, words("--detach --bundle -s"));
+    }
+
+    #[test]
+    fn a_value_is_replaced_wherever_it_stands() {
+        for (before, after) in [
+            ("--root --log --log /a --debug", "--root --log --log /b --debug"),
+            ("--log=/a --log /a", "--log=/b --log /b"),
+            ("--log-format json", "--log-format json"),
+        ] {
+            assert_eq!(replaced(&words(before), "--log", OsStr::new("/b")), words(after));
+        }
     }
 
     #[test]

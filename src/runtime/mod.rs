@@ -1,6 +1,7 @@
 //! The real runtime: runc, crun, or another that has their command line.
 
 pub mod arguments;
+pub mod log;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -162,8 +163,15 @@ pub struct State {
 }
 
 /// The message in a line of a runtime's log, which may have a time and a level about it:
-/// logrus's `time=… level=error msg="…"` of runc.
+/// logrus's `time=… level=error msg="…"` of runc, or an object of JSON.
 pub fn message_of(line: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        msg: String,
+    }
+    if let Ok(Line { msg }) = serde_json::from_str(line) {
+        return msg;
+    }
     let quoted = line.split_once(" msg=").map(|(_, message)| message);
     match quoted.and_then(|message| serde_json::from_str(message).ok()) {
         Some(message) => message,
@@ -234,6 +242,8 @@ mod tests {
     fn the_message_of_a_line() {
         let line = r#"time="2026-01-02T03:04:05Z" level=error msg="a \"b\" c""#;
         assert_eq!(message_of(line), r#"a "b" c"#);
+        let json = r#"{"level":"error","msg":"a \"b\" c","time":"2026-01-02T03:04:05Z"}"#;
+        assert_eq!(message_of(json), r#"a "b" c"#);
         for plain in ["container `x` does not exist", "a msg=b", r#" msg="cut"#] {
             assert_eq!(message_of(plain), plain);
         }
