@@ -13,13 +13,16 @@ use nix::unistd::Pid;
 
 use tempfile::TempDir;
 
-use super::Request;
 use super::console::Console;
+use super::{Request, crun};
 use crate::criu::config::Configuration;
 use crate::criu::door::{Door, Visitor, Work};
 use crate::criu::failure::{self, Logs};
+use crate::criu::images::{ImageDir, cgroups};
 use crate::criu::interposer::FIRST_FD;
 use crate::guardian::Ended;
+use crate::runtime::Runtime;
+use crate::runtime::log::Diverted;
 use crate::store::manifest::Manifest;
 use crate::substitute::{self, Replacement, Treatment};
 use crate::sys::process::{pidfd, wait_readable};
@@ -35,20 +38,29 @@ pub(super) struct View {
 }
 
 impl View {
-    /// The originals, or a view of them in which the replaced files are looked up by name.
+    /// The originals, or a view of them in which the replaced files are looked up by name, and
+    /// control groups can be renamed.
     ///
     /// # Errors
     /// When CRIU could not restore the rest without one of them.
-    pub(super) fn make(door: &Door, images: &Path, treatments: &[Treatment]) -> Result<Self> {
-        if treatments.is_empty() {
-            let configuration = Configuration::default();
+    pub(super) fn make(
+        door: &Door,
+        runtime: &Runtime,
+        images: &Path,
+        treatments: &[Treatment],
+    ) -> Result<Self> {
+        let groups = cgroups::relocatable(&ImageDir::open(images)?)?;
+        let external = crun::mounts(runtime, images)?;
+        let configuration = Configuration { external, ..Configuration::default() };
+        if treatments.is_empty() && groups.is_none() {
             return Ok(Self { images: images.to_owned(), configuration, _directory: None });
         }
         let directory = view_directory(door, images)?;
         let view = directory.path().join("images");
-        let keys = substitute::rewrite(images, &view, treatments)?;
+        let others = groups.map(|bytes| (cgroups::NAME.to_owned(), bytes)).into_iter().collect();
+        let keys = substitute::rewrite_with(images, &view, treatments, others)?;
         let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
-        let configuration = Configuration { inherit, ..Configuration::default() };
+        let configuration = Configuration { inherit, ..configuration };
         Ok(Self { images: view, configuration, _directory: Some(directory) })
     }
 }
@@ -85,7 +97,9 @@ pub(super) fn run(
 ) -> Result<Ended> {
     let since = SystemTime::now();
     let signals = Signals::catch(FORWARDED)?;
-    let mut runtime = start(&command_line(request, manifest, &view.images, console), door)?;
+    let diverted = Diverted::to(door.directory(), &request.runtime);
+    let rest = arguments(request, manifest, &view.images, console);
+    let mut runtime = start(&diverted.runtime.command_line(&rest), door)?;
     let fds: Vec<BorrowedFd<'_>> =
         replacements.iter().map(|replacement| replacement.fd.as_fd()).collect();
     let ended = attend(&mut runtime, door, &view.configuration, &fds, &signals)?;
@@ -93,15 +107,18 @@ pub(super) fn run(
     let mut logs = Logs::of(&request.runtime, &request.id, &request.images, since);
     logs.look_in(request.work.as_deref());
     if ended.success() || logs.say_restored() {
+        if let Err(error) = diverted.hand_on() {
+            tracing::warn!("handing on the runtime's log: {error:#}");
+        }
         if let Some(console) = console {
             console.pass_on()?;
         }
         return Ok(ended);
     }
-    Err(failure::explain("restore", &request.runtime, &ended, None, &logs))
+    Err(failure::explain("restore", &request.runtime, &ended, diverted.log().as_ref(), &logs))
 }
 
-fn command_line(
+fn arguments(
     request: &Request,
     manifest: &Manifest,
     view: &Path,
@@ -111,6 +128,7 @@ fn command_line(
         Some(console) => console.flags(&request.flags),
         None => request.flags.clone(),
     };
+    let flags = crun::known(&request.runtime, flags);
     let mut rest: Vec<OsString> = vec!["restore".into(), "--image-path".into(), view.into()];
     if let Some(work) = &request.work {
         rest.extend(["--work-path".into(), work.into()]);
@@ -120,7 +138,7 @@ fn command_line(
     let known = |flag: &&String| !flags.iter().any(|given| given == flag.as_str());
     rest.extend(manifest.flags.iter().filter(known).map(OsString::from));
     rest.push(request.id.clone().into());
-    request.runtime.command_line(&rest)
+    rest
 }
 
 fn start(command: &[OsString], door: &Door) -> Result<Child> {

@@ -32,7 +32,7 @@ pub use grammar::{ParseError, parse_list, parse_rule};
 pub use open::{Around, Prepared, Refusal, Refusals, Replacement, Site, open, prepare, settle};
 pub use pattern::{AddressPattern, PathPattern};
 pub use resolve::{Mismatch, Mismatches, Resolved, judge, resolve};
-pub use rewrite::{How, InheritKey, Treatment, check, rewrite};
+pub use rewrite::{How, InheritKey, Treatment, check, rewrite, rewrite_with};
 pub use rule::{Origin, Rule};
 pub use selector::{Selector, Term};
 pub use source::{Access, FileSource, Position, Source, TcpSource, UnixSource};

@@ -88,10 +88,21 @@ pub fn rewrite(
     out_dir: &Path,
     treatments: &[Treatment],
 ) -> Result<Vec<InheritKey>> {
+    rewrite_with(images_dir, out_dir, treatments, BTreeMap::new())
+}
+
+/// The same, with other images in the place of those of these names, which are none of open files.
+pub fn rewrite_with(
+    images_dir: &Path,
+    out_dir: &Path,
+    treatments: &[Treatment],
+    others: BTreeMap<String, Vec<u8>>,
+) -> Result<Vec<InheritKey>> {
     let dir = ImageDir::open(images_dir)?;
     let images = Images::read(&dir)?;
     let plan = Plan::of(&images, treatments)?;
-    let changed = changed_images(&dir, &images, &plan)?;
+    let mut changed = changed_images(&dir, &images, &plan)?;
+    changed.extend(others);
     make_view(images_dir, out_dir, &changed)
         .with_context(|| format!("making a view of the images in {}", out_dir.display()))?;
     let key = |one: &Treatment| {

@@ -49,6 +49,10 @@ pub enum Kind {
     FileLocks,
     /// `sk-queues.img`: messages that wait in unix sockets, each with its bytes behind it.
     SocketQueues,
+    /// `mountpoints-<id>.img`: the mounts of a namespace.
+    Mounts,
+    /// `cgroup.img`: control groups.
+    Cgroups,
     /// `stats-dump` and `stats-restore`: how long it took.
     Stats,
 }
@@ -72,6 +76,8 @@ impl Kind {
             Self::TtyData => 0x5941_3026,
             Self::FileLocks => 0x5432_3616,
             Self::SocketQueues => 0x5626_4026,
+            Self::Mounts => 0x5556_3928,
+            Self::Cgroups => 0x5938_3330,
             Self::Stats => 0x5709_3306,
         }
     }

@@ -2,9 +2,10 @@
 //!
 //! An image directory may come from an archive that anyone made: every length is checked, files
 //! are opened without following links, and nothing is allocated on the word of a number in a
-//! file. [`wire`] splits messages, [`image`] files, [`entries`] says what fields mean, and
-//! [`Images`] is what a checkpoint says of its open files.
+//! file. [`wire`] splits messages, [`image`] files, [`entries`] says what fields mean,
+//! [`Images`] is what a checkpoint says of its open files, and [`cgroups`] of its control groups.
 
+pub mod cgroups;
 pub mod entries;
 pub mod image;
 pub mod wire;
@@ -241,6 +242,21 @@ fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<Task> {
         fs: dir.one(Kind::Fs, &format!("fs-{pid}.img"), Fs::read)?,
         tree,
     })
+}
+
+/// The keys by which external mounts of the first process's namespace were named to CRIU.
+pub fn mount_keys(dir: &ImageDir) -> Result<Vec<crate::bytes::ByteString>> {
+    /// The key's field in `mnt_entry` (mnt.proto).
+    const KEY: u32 = 18;
+    let tree = dir.all(Kind::ProcessTree, "pstree.img", TreeEntry::read)?;
+    let Some(init) = tree.into_iter().next() else { return Ok(Vec::new()) };
+    let Some(namespace) = read_task(dir, init)?.ids.and_then(|ids| ids.mount) else {
+        return Ok(Vec::new());
+    };
+    let keys = dir.all(Kind::Mounts, &format!("mountpoints-{namespace}.img"), |mount| {
+        Ok(mount.bytes(KEY).map(Into::into))
+    })?;
+    Ok(keys.into_iter().flatten().collect())
 }
 
 fn read_tables(dir: &ImageDir, tasks: &[Task]) -> Result<BTreeMap<u32, Vec<FdEntry>>> {

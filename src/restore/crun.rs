@@ -1,0 +1,95 @@
+//! What crun 1.28 does not get right by itself at a restore.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::criu::images::{ImageDir, mount_keys};
+use crate::runtime::Runtime;
+
+/// Whether that is the real runtime.
+fn is_crun(runtime: &Runtime) -> bool {
+    runtime.name() == "crun"
+}
+
+/// A flag of runc's that containerd gives whatever runtime it calls. crun refuses it, and does what
+/// it asks for anyway.
+const NO_SUBREAPER: [&str; 2] = ["--no-subreaper", "-no-subreaper"];
+
+/// The flags that the runtime knows.
+pub(super) fn known(runtime: &Runtime, mut flags: Vec<OsString>) -> Vec<OsString> {
+    if is_crun(runtime) {
+        flags.retain(|flag| !NO_SUBREAPER.iter().any(|known| flag == known));
+    }
+    flags
+}
+
+/// What crun mounts over the directories that a container must not see.
+const EMPTY: &str = ".empty-directory";
+
+/// What CRIU is to be told of mounts, as `external`.
+///
+/// crun names its empty directory to CRIU: at a checkpoint that of the usual state directory, since
+/// it has forgotten `--root` (`read_container_config_from_state` leaves the context of the
+/// container unset, in src/libcrun/container.c), at a restore that of `--root`.
+pub(super) fn mounts(runtime: &Runtime, images: &Path) -> Result<Vec<String>> {
+    if !is_crun(runtime) {
+        return Ok(Vec::new());
+    }
+    let directory = state_directory(runtime).join(EMPTY);
+    let Some(directory) = directory.to_str().filter(|path| is_plain(path)) else {
+        return Ok(Vec::new());
+    };
+    let keys = mount_keys(&ImageDir::open(images)?)?;
+    let others = keys.iter().filter_map(|key| std::str::from_utf8(key.as_bytes()).ok());
+    let others = others.filter(|key| *key != directory && is_empty_directory(key));
+    Ok(others.map(|key| format!("mnt[{key}]:{directory}")).collect())
+}
+
+/// The key comes from the images, and goes into CRIU's configuration.
+fn is_empty_directory(key: &str) -> bool {
+    Path::new(key).file_name().is_some_and(|name| name == EMPTY) && is_plain(key)
+}
+
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/')
+        && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte))
+}
+
+/// As `get_run_directory` in src/libcrun/status.c finds it.
+fn state_directory(runtime: &Runtime) -> PathBuf {
+    let session = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+    let session = session.map(|path| PathBuf::from(path).join("crun"));
+    runtime.root().or(session).unwrap_or_else(|| "/run/crun".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crun_is_spared_what_it_refuses() {
+        let flags = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let given = flags(&["--detach", "-no-subreaper", "--pid-file", "/p", "--no-subreaper"]);
+        let crun = Runtime::at("/usr/bin/crun".into());
+        assert_eq!(known(&crun, given.clone()), flags(&["--detach", "--pid-file", "/p"]));
+        let runc = Runtime::at("/usr/bin/runc".into());
+        assert_eq!(known(&runc, given.clone()), given);
+    }
+
+    #[test]
+    fn a_key_of_the_images_is_nothing_but_a_path() {
+        assert!(is_empty_directory("/run/crun/.empty-directory"));
+        for key in [
+            "/run/crun/other",
+            ".empty-directory",
+            "/run]:/etc\nexternal mnt[/run/.empty-directory",
+            "/a b/.empty-directory",
+            "/#/.empty-directory",
+            "",
+        ] {
+            assert!(!is_empty_directory(key), "{key:?}");
+        }
+    }
+}
