@@ -27,6 +27,7 @@ mod diff;
 mod execute;
 mod index;
 mod layer;
+mod lower;
 mod pack;
 mod part;
 mod plan;

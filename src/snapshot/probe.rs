@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::index::Driver;
+use super::lower;
 use crate::bytes::ByteString;
 use crate::sys::fs;
 use crate::sys::mount::{Lowers, clone_of, overlay_of_lowers};
@@ -59,11 +60,22 @@ pub struct LayerIdentity {
     pub device: u64,
     /// `st_ino` of the directory.
     pub ino: u64,
+    /// What the uppermost layer holds, if it is small, as that of docker's that each container has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+impl LayerIdentity {
+    fn is_same(&self, now: &Self) -> bool {
+        self.path == now.path
+            || (self.device, self.ino) == (now.device, now.ino)
+            || (self.digest.is_some() && self.digest == now.digest)
+    }
 }
 
 impl RootIdentity {
     /// What speaks against `now` showing the same image below: one sentence each, none if all is
-    /// well. A layer is the same if its path is, or its device and inode number.
+    /// well. A layer is the same if its path is, or its device and inode number, or all it holds.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = Vec::new();
         if self.driver != now.driver {
@@ -81,7 +93,7 @@ impl RootIdentity {
             ));
         }
         for (was, is) in self.lowers.iter().zip(&now.lowers) {
-            if was.path != is.path && (was.device, was.ino) != (is.device, is.ino) {
+            if !was.is_same(is) {
                 found.push(format!("layer {} was {}", is.path, was.path));
             }
         }
@@ -352,23 +364,21 @@ fn open_overlay(path: &Path, mount: &Mount) -> Result<(Overlay, Vec<LayerIdentit
     if layers.is_empty() {
         bail!("it has no lower directory");
     }
-    let identities = layers
-        .iter()
-        .chain(&data_only)
-        .map(|(path, fd)| {
-            let stat = fs::stat(fd)?;
-            Ok(LayerIdentity {
-                path: ByteString::from(path.as_path()),
-                device: stat.st_dev,
-                ino: stat.st_ino,
-            })
-        })
-        .collect::<Result<_>>()?;
-    let fds = |list: Vec<(PathBuf, OwnedFd)>| list.into_iter().map(|(_, fd)| fd).collect();
+    let mut identities =
+        layers.iter().chain(&data_only).map(identity_of).collect::<Result<Vec<_>>>()?;
     let prefix = if options.user_xattr { "user.overlay." } else { "trusted.overlay." };
+    identities[0].digest = lower::digest_of(&layers[0].1, prefix)
+        .with_context(|| format!("reading the layer {}", layers[0].0.display()))?;
+    let fds = |list: Vec<(PathBuf, OwnedFd)>| list.into_iter().map(|(_, fd)| fd).collect();
     let overlay =
         Overlay { upper: upper.1, prefix, layers: fds(layers), data_only: fds(data_only), options };
     Ok((overlay, identities))
+}
+
+fn identity_of((path, fd): &(PathBuf, OwnedFd)) -> Result<LayerIdentity> {
+    let stat = fs::stat(fd)?;
+    let path = ByteString::from(path.as_path());
+    Ok(LayerIdentity { path, device: stat.st_dev, ino: stat.st_ino, digest: None })
 }
 
 /// Where relative layers may lie. Docker and podman (`l/XXXX`) and containerd (`71/fs`) change to
@@ -456,6 +466,27 @@ mod tests {
             lists("rw,lowerdir+=/a:b,lowerdir+=/c,datadir+=/d,upperdir=/u,workdir=/w");
         assert_eq!(lowers, ["/a:b", "/c"]);
         assert_eq!((data.concat(), upper), ("/d".into(), "/u".into()));
+    }
+
+    #[test]
+    fn a_layer_is_the_same_by_its_place_or_by_all_it_holds() {
+        let layer = |path: &str, ino, digest: Option<&str>| LayerIdentity {
+            path: path.into(),
+            device: 1,
+            ino,
+            digest: digest.map(str::to_owned),
+        };
+        let was = layer("/a", 2, Some("x"));
+        for (now, same) in [
+            (layer("/a", 3, None), true),
+            (layer("/b", 2, None), true),
+            (layer("/b", 3, Some("x")), true),
+            (layer("/b", 3, Some("y")), false),
+            (layer("/b", 3, None), false),
+        ] {
+            assert_eq!(was.is_same(&now), same, "{now:?}");
+        }
+        assert!(!layer("/a", 2, None).is_same(&layer("/b", 3, None)));
     }
 
     #[test]
