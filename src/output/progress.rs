@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::snapshot::Progress;
@@ -25,23 +25,22 @@ pub enum Shown {
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
+    is_drawn: bool,
     lines: Option<Mutex<Lines>>,
 }
 
 impl Bar {
     /// Begins.
     pub fn new(work: &'static str, shown: Shown) -> Self {
-        let bar = match shown {
-            Shown::Auto => ProgressBar::new(0),
-            Shown::Json | Shown::None => ProgressBar::hidden(),
-        };
+        // It is shown when there is something to do.
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template(
             "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(work);
         let lines = (shown == Shown::Json).then(|| Mutex::new(Lines::of(work)));
-        Self { bar, lines }
+        Self { bar, is_drawn: shown == Shown::Auto, lines }
     }
 
     fn tell(&self, count: impl FnOnce(&mut Lines)) {
@@ -56,6 +55,9 @@ impl Bar {
 
 impl Progress for Bar {
     fn expect(&self, bytes: u64) {
+        if self.is_drawn && bytes > 0 && self.bar.is_hidden() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
         self.bar.inc_length(bytes);
         self.tell(|lines| lines.total += bytes);
     }

@@ -1,7 +1,9 @@
 //! One checkpoint or restore of a container at a time.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
@@ -12,9 +14,11 @@ use crate::hint::WithHint;
 const LOCKS: &str = "/run/ocicle/locks";
 
 /// Held while a container is checkpointed or restored; the kernel releases it with the process.
+/// Whoever holds it removes its file in the end.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
+    path: PathBuf,
 }
 
 impl Lock {
@@ -31,21 +35,94 @@ impl Lock {
 
     /// Takes the lock of a container, unless another process holds it.
     pub fn take_if_free(id: &str) -> Result<Option<Self>> {
+        Self::take_at(Path::new(LOCKS), id)
+    }
+
+    fn take_at(locks: &Path, id: &str) -> Result<Option<Self>> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(LOCKS)
-            .with_context(|| format!("making {LOCKS}"))?;
-        let path = std::path::Path::new(LOCKS).join(id);
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Some(Self { _file: file })),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+            .create(locks)
+            .with_context(|| format!("making {}", locks.display()))?;
+        let path = locks.join(id);
+        loop {
+            let file = File::options()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .with_context(|| format!("opening {}", path.display()))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // Else its last holder has removed it since we opened it.
+                Ok(file) if is_at(&file, &path)? => return Ok(Some(Self { _file: file, path })),
+                Ok(_) => {}
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, error)) => {
+                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                }
+            }
         }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("removing {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Whether a path still leads to an open file.
+fn is_at(file: &File, path: &Path) -> Result<bool> {
+    let looking = || format!("looking at {}", path.display());
+    let ours = file.metadata().with_context(looking)?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(looking),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn one_holds_it_and_nothing_stays() {
+        let locks = tempfile::tempdir().unwrap();
+        let held = Lock::take_at(locks.path(), "web").unwrap().unwrap();
+        assert!(Lock::take_at(locks.path(), "web").unwrap().is_none());
+        assert!(Lock::take_at(locks.path(), "other").unwrap().is_some());
+        drop(held);
+        assert_eq!(fs::read_dir(locks.path()).unwrap().count(), 0);
+        let again = Lock::take_at(locks.path(), "web").unwrap().unwrap();
+        // A file that is not at its path any more locks nobody out.
+        fs::rename(&again.path, locks.path().join("moved")).unwrap();
+        assert!(Lock::take_at(locks.path(), "web").unwrap().is_some());
+        fs::rename(locks.path().join("moved"), &again.path).unwrap();
+    }
+
+    #[test]
+    fn many_at_once_hold_it_one_after_the_other() {
+        let locks = tempfile::tempdir().unwrap();
+        let holders = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut times = 0;
+                    while times < 200 {
+                        let Some(held) = Lock::take_at(locks.path(), "web").unwrap() else {
+                            continue;
+                        };
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                        drop(held);
+                        times += 1;
+                    }
+                });
+            }
+        });
     }
 }
