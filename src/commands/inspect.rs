@@ -9,8 +9,9 @@ use anyhow::{Context, Result};
 
 use super::Format;
 use crate::bytes::ByteString;
+use crate::engines::stored_image;
 use crate::files::OpenFile;
-use crate::inspect::{Form, Part, Report, inspect};
+use crate::inspect::{Form, Part, Report, inspect, inspect_unpacked};
 use crate::output::{self, Table, Tone, toned};
 use crate::store::versions::{Reference, Store};
 
@@ -18,8 +19,8 @@ use crate::store::versions::{Reference, Store};
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// A checkpoint of the store (web, web@v2), a directory of images, a tar archive as podman
-    /// exports it (plain, gzip or zstd), or an image as an OCI layout, an OCI archive or an archive
-    /// of docker's
+    /// exports it (plain, gzip or zstd), an image of podman's by its name, or one that was saved as
+    /// an OCI layout, an OCI archive or an archive of docker's
     #[arg(value_name = "CHECKPOINT")]
     what: PathBuf,
     /// Draw what happened when, as bars
@@ -32,7 +33,7 @@ pub struct Options {
 
 /// Prints what is in a checkpoint.
 pub fn run(store: &Store, options: &Options) -> Result<()> {
-    let report = inspect(&place_of(store, &options.what)?)
+    let report = look_into(store, &options.what)
         .with_context(|| format!("inspecting {}", options.what.display()))?;
     if options.format == Format::Json {
         return output::json(&serde_json::to_value(&report)?);
@@ -51,15 +52,20 @@ pub fn run(store: &Store, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A path, or a checkpoint of the store: what has a slash or is there is a path.
-fn place_of(store: &Store, what: &Path) -> Result<PathBuf> {
-    let reference = what.to_str().and_then(|text| text.parse::<Reference>().ok());
-    match reference {
-        Some(reference) if !what.exists() => {
-            let entry = store.find(&reference);
-            Ok(entry.with_context(|| format!("inspecting {}", what.display()))?.directory)
-        }
-        _ => Ok(what.to_owned()),
+/// A path, or a checkpoint of the store, or an image of podman's: what is there is a path.
+fn look_into(store: &Store, what: &Path) -> Result<Report> {
+    let Some(name) = what.to_str().filter(|_| !what.exists()) else { return inspect(what) };
+    let reference = name.parse::<Reference>().ok();
+    let stored = reference.map(|reference| store.find(&reference));
+    if let Some(Ok(entry)) = stored {
+        return inspect(&entry.directory);
+    }
+    if let Some(image) = stored_image(name) {
+        return inspect_unpacked(&image.layer, &image.reference, &image.manifest);
+    }
+    match stored {
+        Some(Err(error)) => Err(error),
+        _ => inspect(what),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn read() -> Vec<Entry> {
 }
 
 /// Where containers/storage keeps everything (containers-storage.conf(5)).
-fn graph_root() -> PathBuf {
+pub(super) fn graph_root() -> PathBuf {
     let configured = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"]
         .iter()
         .find_map(|path| String::from_utf8(read_small(Path::new(path))?).ok());

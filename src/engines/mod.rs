@@ -4,6 +4,7 @@
 //! runtimes say what runs; the engines' [catalogs](catalog) give names, and what does not run.
 
 mod catalog;
+mod images;
 mod states;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::bytes::ByteString;
 use crate::container::Engine;
 use crate::store::versions::Store;
 
+pub use images::{StoredImage, stored_image};
 pub use states::Status;
 
 /// A container, as `ocicle ps` shows it.

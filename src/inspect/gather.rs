@@ -28,7 +28,7 @@ const INVENTORY: &str = "inventory.img";
 
 /// What can be looked into.
 pub(super) const WANTED: &str = "name a checkpoint of the store (web@v1), a directory of CRIU's images, an archive of `podman \
-     container checkpoint -e`, or an image that was saved";
+     container checkpoint -e`, or an image of podman's or that was saved";
 
 /// What was read of one directory or archive.
 #[derive(Debug, Default)]

@@ -128,6 +128,14 @@ pub fn inspect(path: &Path) -> Result<Report> {
     .with_context(|| format!("reading {}", path.display()))
 }
 
+/// Looks into an image whose layer somebody has unpacked.
+pub fn inspect_unpacked(layer: &Path, reference: &str, manifest: &[u8]) -> Result<Report> {
+    let reading = || format!("reading {}", layer.display());
+    let gathered = Gathered::of(layer).with_context(reading)?;
+    let origin = Origin::of_manifest(reference, manifest);
+    report(&gathered, Form::Image, origin).with_context(reading)
+}
+
 fn report(gathered: &Gathered, form: Form, origin: Origin) -> Result<Report> {
     let images = gathered.images().ok_or_else(|| {
         anyhow!("it holds no checkpoint: no inventory.img of CRIU's is in it").hint(gather::WANTED)

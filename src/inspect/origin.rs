@@ -102,6 +102,14 @@ impl Origin {
         origin
     }
 
+    /// What an image's manifest says of the checkpoint in its layer.
+    pub(super) fn of_manifest(reference: &str, manifest: &[u8]) -> Self {
+        let manifest: ImageManifest = serde_json::from_slice(manifest).unwrap_or_default();
+        let mut origin = Self { reference: Some(reference.into()), ..Self::default() };
+        origin.annotated(&manifest.annotations);
+        origin
+    }
+
     /// The annotations of podman (`libpod/define/annotations.go`) and of checkpointctl, which other
     /// engines follow: a prefix each, and mostly the same names behind it.
     fn annotated(&mut self, annotations: &BTreeMap<String, String>) {
