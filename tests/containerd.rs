@@ -49,21 +49,16 @@ fn comes_back(containerd: &Containerd<'_>, rw: &[&str]) -> bool {
     containerd.call(&[&restore[..], rw, &image].concat()).is_ok() && is_whole(containerd)
 }
 
-fn a_container_comes_back(machine: &Machine) {
+on_each_runtime!(a_container_comes_back, |machine: &Machine| {
     assert!(comes_back(&Containerd::new(machine, Shim::Ocicle), &["--rw"]));
     assert!(
         comes_back(&Containerd::new(machine, Shim::Ocicle), &[]),
         "without containerd's own diff"
     );
     assert!(!comes_back(&Containerd::new(machine, Shim::Bare), &[]), "containerd has learnt it");
-}
+});
 
-#[test]
-fn a_container_comes_back_runc_v1() {
-    support::on_machine(support::Variant::RuncV1, a_container_comes_back);
-}
-
-fn a_task_is_frozen_by_containerd(machine: &Machine) {
+on_each_runtime!(a_task_is_frozen_by_containerd, |machine: &Machine| {
     let containerd = Containerd::new(machine, Shim::Ocicle);
     start_counting(&containerd);
     for (flags, status) in [(&[][..], "RUNNING"), (&["--exit"], "STOPPED")] {
@@ -83,12 +78,18 @@ fn a_task_is_frozen_by_containerd(machine: &Machine) {
         assert_eq!(containerd.task("web").unwrap().1, status);
         fs::remove_dir_all(directory).unwrap();
     }
-}
+});
 
-#[test]
-fn a_task_is_frozen_by_containerd_runc_v1() {
-    support::on_machine(support::Variant::RuncV1, a_task_is_frozen_by_containerd);
-}
+on_each_runtime!(containers_are_listed, |machine: &Machine| {
+    let containerd = Containerd::new(machine, Shim::Ocicle);
+    start_counting(&containerd);
+    let listed = support::listed(machine);
+    let web = listed.iter().find(|one| one["id"] == "web").expect("web is listed");
+    assert_eq!((&web["engine"], &web["namespace"]), (&"containerd".into(), &"default".into()));
+    assert_eq!((&web["status"], &web["frozen"]), (&"running".into(), &false.into()));
+    assert_eq!(web["pid"], containerd.task("web").unwrap().0);
+    assert_eq!(web["runtime"], machine.variant().runtime());
+});
 
 /// containerd reads the drop-in with its own parser, from where its documentation puts it.
 #[test]
@@ -112,4 +113,16 @@ fn containerd_reads_the_drop_in() {
         assert_eq!(ocicle["options"]["BinaryName"].as_str(), Some("ocicle-runtime"));
         fs::remove_dir_all(directory).unwrap();
     });
+}
+
+/// CRI-O and Kubernetes are not in the testbed: what they are given agrees with the rest, at least.
+#[test]
+fn drop_ins_name_one_handler() {
+    let read = |path: &str| fs::read_to_string(path).unwrap();
+    let crio: toml::Table = toml::from_str(&read("config/crio/ocicle.conf")).unwrap();
+    let runtime = &crio["crio"]["runtime"]["runtimes"]["ocicle"];
+    assert_eq!(runtime["runtime_type"].as_str(), Some("oci"));
+    assert_eq!(runtime["runtime_path"].as_str(), Some("/usr/bin/ocicle-runtime"));
+    assert_eq!(crio["crio"]["runtime"]["enable_criu_support"].as_bool(), Some(true));
+    assert!(read("config/kubernetes/runtimeclass.yaml").contains("\nhandler: ocicle\n"));
 }

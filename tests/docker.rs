@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use regex::Regex;
@@ -14,14 +15,38 @@ use support::{DEADLINE, Docker, IMAGE, Machine, Shim};
 const COUNT: &str = "echo changed >/etc/motd; exec 3>/log 4>/vol/log; i=0; \
     while :; do i=$((i+1)); echo $i >&3; echo $i >&4; done";
 
-/// docker's own network needs more of the machine than tests may take.
+/// docker restores no container that has a network of its own.
 const HOST: [&str; 2] = ["--network", "host"];
 
 fn on_docker(body: impl FnOnce(&Machine) + Send + 'static) {
-    support::on_machine(support::Variant::RuncV1, |machine| {
+    on_docker_with(support::Variant::RuncV1, body);
+}
+
+fn on_docker_with(variant: support::Variant, body: impl FnOnce(&Machine) + Send + 'static) {
+    support::on_machine(variant, |machine| {
         support::private_network();
         body(machine);
     });
+}
+
+/// Makes a test for docker with each runtime that it can be used with here: in the second view, it
+/// wants a controller of crun that there is none of.
+macro_rules! with_docker {
+    ($name:ident, $body:expr) => {
+        with_docker!($name, $body, runc_v1 RuncV1, runc_v2 RuncV2, crun_v1 CrunV1);
+    };
+    ($name:ident, $body:expr, $($case:ident $variant:ident),*) => {
+        mod $name {
+            use super::*;
+
+            $(
+                #[test]
+                fn $case() {
+                    on_docker_with(support::Variant::$variant, $body);
+                }
+            )*
+        }
+    };
 }
 
 fn lines(docker: &Docker<'_>, name: &str, file: &str) -> u64 {
@@ -47,12 +72,12 @@ fn make_since(docker: &Docker<'_>) -> std::path::PathBuf {
     since
 }
 
-/// Restores a container in place. What its checkpoint left in containerd's store may still be there,
+/// Restores a container. What its checkpoint left in containerd's store may still be there,
 /// and docker then fails to put the same there (moby #42900); its cleaning up has it swept away.
-fn restore(docker: &Docker<'_>, checkpoint: &str) -> Result<String, String> {
+fn restore(docker: &Docker<'_>, name: &str, checkpoint: &str) -> Result<String, String> {
     let begin = Instant::now();
     loop {
-        match docker.call(&["start", "--checkpoint", checkpoint, "web"]) {
+        match docker.call(&["start", "--checkpoint", checkpoint, name]) {
             Err(said) if said.contains("already exists") && begin.elapsed() < DEADLINE => {}
             outcome => return outcome,
         }
@@ -68,7 +93,7 @@ fn goes_back(docker: &Docker<'_>) -> bool {
     docker.run(&["kill", "web"]);
     for _ in 0..2 {
         let since = make_since(docker);
-        if restore(docker, "live").is_err() || since.exists() {
+        if restore(docker, "web", "live").is_err() || since.exists() {
             return false;
         }
         let motd = docker.run(&["exec", "web", "cat", "/etc/motd"]);
@@ -83,13 +108,10 @@ fn goes_back(docker: &Docker<'_>) -> bool {
     true
 }
 
-#[test]
-fn a_live_checkpoint_is_restored_with_its_files() {
-    on_docker(|machine| {
-        assert!(goes_back(&Docker::new(machine, Shim::Ocicle)));
-        assert!(!goes_back(&Docker::new(machine, Shim::Bare)), "docker has learnt it");
-    });
-}
+with_docker!(a_live_checkpoint_is_restored_with_its_files, |machine| {
+    assert!(goes_back(&Docker::new(machine, Shim::Ocicle)));
+    assert!(!goes_back(&Docker::new(machine, Shim::Bare)), "docker has learnt it");
+});
 
 /// Restores a container that its checkpoint has stopped; tells whether what came since is gone.
 fn forgets(docker: &Docker<'_>) -> bool {
@@ -98,16 +120,82 @@ fn forgets(docker: &Docker<'_>) -> bool {
     assert_eq!(docker.run(&["inspect", "--format", "{{.State.Running}}", "web"]), "false\n");
     assert!(docker.run(&["checkpoint", "ls", "web"]).contains("stopped"));
     let since = make_since(docker);
-    restore(docker, "stopped").unwrap();
+    restore(docker, "web", "stopped").unwrap();
     assert!(counts(docker, "web", "/log") && counts(docker, "web", "/vol/log"));
     !since.exists()
 }
 
-#[test]
-fn what_came_since_is_gone() {
-    on_docker(|machine| {
+// crun forgets a container that its checkpoint has ended, and docker fails to delete that.
+with_docker!(
+    what_came_since_is_gone,
+    |machine| {
         assert!(forgets(&Docker::new(machine, Shim::Ocicle)));
         assert!(!forgets(&Docker::new(machine, Shim::Bare)), "docker has learnt it");
+    },
+    runc_v1 RuncV1,
+    runc_v2 RuncV2
+);
+
+/// Makes another container of the same image, gives it the checkpoint of the first, and restores it.
+fn comes_back_as_another(docker: &Docker<'_>, options: &[&str]) -> Result<String, String> {
+    let place = |name: &str| {
+        let id = docker.run(&["inspect", "--format", "{{.Id}}", name]);
+        docker.data_root().join("containers").join(id.trim()).join("checkpoints")
+    };
+    docker.create("clone", &[&HOST[..], options, &["sh", "-c", COUNT]].concat());
+    let mut copy = Command::new("cp");
+    support::run(copy.arg("-a").arg(place("web").join("one")).arg(place("clone")));
+    restore(docker, "clone", "one")
+}
+
+with_docker!(a_checkpoint_comes_back_in_another_container, |machine| {
+    let docker = Docker::new(machine, Shim::Ocicle);
+    start_counting(&docker, &HOST);
+    docker.run(&["checkpoint", "create", "web", "one"]);
+    comes_back_as_another(&docker, &["--volume", "data:/vol", IMAGE]).unwrap();
+    assert_eq!(docker.run(&["exec", "clone", "cat", "/etc/motd"]), "changed\n");
+    let before = lines(&docker, "clone", "/log");
+    while lines(&docker, "clone", "/log") == before {}
+    assert!(counts(&docker, "clone", "/log") && counts(&docker, "clone", "/vol/log"));
+    docker.run(&["rm", "--force", "clone"]);
+
+    // Of another image it is refused: what its processes have open is not there.
+    let other = docker.run(&["commit", "--change", "ENV other=1", "web", "localhost/other"]);
+    let refused = comes_back_as_another(&docker, &["--volume", "data:/vol", "localhost/other"]);
+    assert!(refused.unwrap_err().contains("the root file system"), "{other}");
+});
+
+#[test]
+fn containers_are_listed_with_their_checkpoints() {
+    on_docker(|machine| {
+        let docker = Docker::new(machine, Shim::Ocicle);
+        start_counting(&docker, &HOST);
+        docker.run(&["checkpoint", "create", "--leave-running", "web", "one"]);
+        docker.create("never", &[IMAGE, "true"]);
+        // Where docker keeps its files if nobody says otherwise.
+        let usual = Path::new("/var/lib/docker");
+        fs::create_dir_all(usual).unwrap();
+        let none = None::<&str>;
+        let bind = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(&docker.data_root()), usual, none, bind, none).unwrap();
+        let listed = support::listed(machine);
+        nix::mount::umount2(usual, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let find = |name: &str| {
+            let found = listed.iter().find(|one| one["name"] == name);
+            found.unwrap_or_else(|| panic!("{name} is not among {listed:?}"))
+        };
+        let web = find("web");
+        assert_eq!((&web["engine"], &web["status"]), (&"docker".into(), &"running".into()));
+        assert_eq!((&web["runtime"], &web["frozen"]), (&"runc".into(), &false.into()));
+        assert!(web["image"].as_str().unwrap().starts_with(IMAGE), "{web}");
+        assert_eq!(web["checkpoints"][0]["name"], "one");
+        assert_eq!(find("never")["status"], "stopped");
+        docker.run(&["pause", "web"]);
+        let paused = support::listed(machine);
+        let id = &web["id"];
+        let web = paused.iter().find(|one| one["id"] == *id).unwrap();
+        assert_eq!((&web["status"], &web["frozen"]), (&"paused".into(), &true.into()));
+        docker.run(&["unpause", "web"]);
     });
 }
 
@@ -116,10 +204,10 @@ fn what_docker_itself_breaks() {
     on_docker(|machine| {
         let docker = Docker::new(machine, Shim::Ocicle);
         docker.start("net", &["--network", "none", IMAGE, "tail", "-f", "/dev/null"]);
-        for (network, restored) in [("none", false), ("container:net", true)] {
+        for (network, restored) in [("none", false), ("bridge", false), ("container:net", true)] {
             start_counting(&docker, &["--network", network]);
             docker.run(&["checkpoint", "create", "web", "one"]);
-            let outcome = restore(&docker, "one");
+            let outcome = restore(&docker, "web", "one");
             assert_eq!(outcome.is_ok(), restored, "{network}: {outcome:?}");
             if let Err(said) = outcome {
                 assert!(said.contains("bind-mount /proc/0/ns/net"), "{said}");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use support::{Container, Machine};
+use support::{Bundle, Container, Machine};
 
 /// Writes numbers to a log, and remembers the last.
 const COUNT: &str = "exec 3>/data/log; i=0; while :; do i=$((i+1)); echo $i >&3; done";
@@ -80,11 +80,28 @@ fn assert_runs_on(container: &Container<'_>, log: &Path) {
 
 on_each_runtime!(criu_itself_takes_the_snapshot_and_puts_it_back, |machine: &Machine| {
     let installed = Installed::at(machine);
-    let bundle = machine
-        .bundle("counter")
-        .args(["sh", "-c", COUNT])
-        .annotation("org.criu.config", &installed.path("criu.conf"))
-        .make();
+    let counter = machine.bundle("counter").args(["sh", "-c", COUNT]);
+    let bundle = counter.annotation("org.criu.config", &installed.path("criu.conf")).make();
+    taken_and_put_back(&bundle);
+});
+
+on_each_runtime!(the_runtimes_own_settings_of_criu_will_do, |machine: &Machine| {
+    let installed = Installed::at(machine);
+    support::private_criu_settings();
+    let mut names = vec!["runc.conf"];
+    if machine.variant().runtime() == "crun" {
+        names.push("crun.conf");
+    }
+    for name in names {
+        let settings = Path::new("/etc/criu").join(name);
+        fs::copy(installed.path("criu.conf"), &settings).unwrap();
+        taken_and_put_back(&machine.bundle(name).args(["sh", "-c", COUNT]).make());
+        fs::remove_file(settings).unwrap();
+    }
+});
+
+/// A checkpoint and a restore, and both once more.
+fn taken_and_put_back(bundle: &Bundle<'_>) {
     let container = bundle.run();
     let log = bundle.path("data/log");
     await_more(&log, 100);
@@ -113,7 +130,7 @@ on_each_runtime!(criu_itself_takes_the_snapshot_and_puts_it_back, |machine: &Mac
     assert_runs_on(&restored, &log);
     assert_counts_up(&log);
     assert!(after > 0);
-});
+}
 
 on_each_runtime!(
     a_snapshot_that_fails_fails_the_dump_and_not_the_container,
@@ -178,6 +195,7 @@ on_each_runtime!(the_hook_clears_away_what_was_left_half_made, |machine: &Machin
     container.kill();
     assert!(!half_made.exists() && !dead.exists(), "poststop clears");
     assert!(whole.exists() && alive.exists(), "and nothing else");
+    assert_eq!(fs::read_dir("/run/ocicle/locks").unwrap().count(), 0, "nor leaves locks");
     fs::remove_dir_all(alive).unwrap();
     fs::remove_file(&settings).unwrap();
 });

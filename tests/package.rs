@@ -70,6 +70,7 @@ fn it_installs_on_a_fresh_debian_and_leaves_nothing() {
         cmp /usr/share/doc/ocicle/examples/podman/ocicle.conf \
             /etc/containers/containers.conf.d/ocicle.conf
         dpkg --verify ocicle
+        dpkg-query -W -f '${Maintainer}\n' ocicle | grep -Ex '[^<>]+ <[^@<> ]+@[^@<> ]+>'
         # There is no CRIU and no runtime here: the doctor says so and fails.
         if ocicle doctor >/run/doctor; then exit 1; fi
         grep -q '^missing  criu ' /run/doctor

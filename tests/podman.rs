@@ -296,9 +296,7 @@ with_podman!(a_previous_checkpoint_needs_a_kernel_that_tracks_memory, |machine| 
     assert!(podman.counts("web", "/log"));
 });
 
-/// crun takes no notice of `restore --manage-cgroups-mode` (crun 1.28), without which the two views of
-/// control groups that the testbed has do not go together: with crun, no new name is tried here.
-fn one_archive_makes_many_containers(machine: &Machine) {
+with_podman!(one_archive_makes_many_containers, |machine| {
     let podman = Podman::new(machine, Shim::Ocicle);
     start(&podman, "web", &[], &format!("echo changed >/etc/motd; exec 3>/log; {LOG}"));
     podman.wait_for_lines("web", "/log", 100);
@@ -312,14 +310,9 @@ fn one_archive_makes_many_containers(machine: &Machine) {
         assert!(podman.counts(name, "/log"), "{name}");
         podman.remove(name);
     }
-}
+});
 
-#[test]
-fn runc_one_archive_makes_many_containers() {
-    support::on_machine(support::Variant::RuncV1, one_archive_makes_many_containers);
-}
-
-fn an_image_makes_many_containers(machine: &Machine) {
+with_podman!(an_image_makes_many_containers, |machine| {
     let podman = Podman::new(machine, Shim::Ocicle);
     start(&podman, "web", &[], &format!("echo changed >/etc/motd; exec 3>/log; {LOG}"));
     podman.wait_for_lines("web", "/log", 100);
@@ -334,12 +327,7 @@ fn an_image_makes_many_containers(machine: &Machine) {
         assert!(podman.counts(name, "/log"), "{name}");
         podman.remove(name);
     }
-}
-
-#[test]
-fn runc_an_image_makes_many_containers() {
-    support::on_machine(support::Variant::RuncV1, an_image_makes_many_containers);
-}
+});
 
 with_podman!(a_volume_that_is_in_use_is_left_alone, |machine| {
     let podman = Podman::new(machine, Shim::Ocicle);
@@ -370,6 +358,149 @@ fn a_port_is_published_elsewhere_runc_v1() {
         assert_eq!(support::ask("127.0.0.1:9090", "hello"), "changed\n");
     });
 }
+
+/// What podman says of its own behind what the runtime said.
+fn first_and_last(errors: &str) -> (&str, &str) {
+    let mut lines = errors.lines().filter(|line| !line.contains("cgroups-v1"));
+    let first = lines.next().unwrap_or_default();
+    (first, lines.next_back().unwrap_or(first))
+}
+
+with_podman!(the_cause_is_what_podman_shows_first, |machine| {
+    support::private_network();
+    let podman = Podman::new(machine, Shim::Ocicle);
+    let serve = "exec 3>/log; nc -l -p 7777 -e true & echo ready >&3; exec tail -f /dev/null";
+    podman.start("web", &["--network", "host", IMAGE, "sh", "-c", serve]);
+    podman.wait_for_lines("web", "/log", 1);
+
+    // ocicle refuses a checkpoint: another is under way.
+    let id = podman.run(&["inspect", "--format", "{{.Id}}", "web"]);
+    fs::create_dir_all("/run/ocicle/locks").unwrap();
+    let lock = fs::File::create(Path::new("/run/ocicle/locks").join(id.trim())).unwrap();
+    lock.lock().unwrap();
+    let refused = podman.call(&["container", "checkpoint", "web"]).unwrap_err();
+    drop(lock);
+    let (first, last) = first_and_last(&refused);
+    let cause = "another checkpoint or restore of it is under way";
+    assert!(first.starts_with("ocicle-runtime: ") && first.contains(cause), "{refused}");
+    assert!(last.starts_with("Error: "), "{refused}");
+
+    // CRIU fails at a restore: somebody else listens now where the container did.
+    let archive = podman.file("web.tar.zst");
+    podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
+    podman.remove("web");
+    let other = std::net::TcpListener::bind("[::]:7777").unwrap();
+    let failed = podman.call(&["container", "restore", "-i", &archive]).unwrap_err();
+    drop(other);
+    let _ = podman.call(&["rm", "--force", "web"]);
+    let (first, last) = first_and_last(&failed);
+    assert_eq!(first, last, "one line: {failed}");
+    let cause = "Error: OCI runtime error: ocicle-runtime: restoring ";
+    assert!(first.starts_with(cause) && first.contains("ind inet socket"), "{failed}");
+    podman.run(&["container", "restore", "-i", &archive]);
+
+    // ocicle refuses a restore.
+    podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
+    podman.remove("web");
+    let settings = fs::read_to_string("/etc/ocicle/ocicle.toml").unwrap();
+    let rule = "[[substitute]]\ncontainer = 'web'\nrule = '/log=file:/nonexistent/log'\n";
+    fs::write("/etc/ocicle/ocicle.toml", format!("{settings}{rule}")).unwrap();
+    let refused = podman.call(&["container", "restore", "-i", &archive]).unwrap_err();
+    fs::write("/etc/ocicle/ocicle.toml", settings).unwrap();
+    let (first, last) = first_and_last(&refused);
+    assert_eq!(first, last, "one line: {refused}");
+    assert!(first.starts_with(cause) && first.contains("/nonexistent/log"), "{refused}");
+});
+
+/// `ocicle inspect`, which may write to no file.
+fn inspect(machine: &Machine, what: &str) -> serde_json::Value {
+    let ocicle = machine.ocicle();
+    let mut limited = Command::new("prlimit");
+    limited.args(["--fsize=0", "--"]).arg(ocicle.get_program()).args(ocicle.get_args());
+    let text = support::run(limited.args(["inspect", "--format", "json", what]));
+    serde_json::from_str(&text).unwrap()
+}
+
+with_podman!(every_form_of_a_checkpoint_is_told, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &[], &format!("exec 3>/log; {LOG}"));
+    podman.wait_for_lines("web", "/log", 100);
+    let listed = || {
+        let all = support::listed(machine);
+        all.into_iter().find(|one| one["name"] == "web").expect("web is listed")
+    };
+    let web = listed();
+    assert_eq!((&web["engine"], &web["status"]), (&"podman".into(), &"running".into()));
+    assert_eq!(web["runtime"], machine.variant().runtime());
+    assert!(web["image"].as_str().unwrap().starts_with(IMAGE), "{web}");
+
+    let live = ["container", "checkpoint", "--leave-running"];
+    let mut forms = Vec::new();
+    for (compression, told) in [("none", None), ("gzip", Some("gzip")), ("zstd", Some("zstd"))] {
+        let archive = podman.file(compression);
+        let export = ["--compress", compression, "-e", &archive, "web"];
+        podman.run(&[&live[..], &export].concat());
+        forms.push((archive, "archive", told));
+    }
+    podman.run(&[&live[..], &["--create-image", "localhost/seen:1", "web"]].concat());
+    forms.push(("localhost/seen:1".to_owned(), "image", None));
+    for format in ["oci-archive", "docker-archive", "oci-dir", "docker-dir"] {
+        let saved = podman.file(format);
+        let save = ["save", "--quiet", "--format", format, "--output", &saved];
+        podman.run(&[&save[..], &["localhost/seen:1"]].concat());
+        forms.push((saved, "image", None));
+    }
+    podman.run(&["container", "checkpoint", "--keep", "web"]);
+    let web = listed();
+    assert_eq!(
+        (&web["status"], &web["checkpoints"][0]["name"]),
+        (&"stopped".into(), &"in place".into())
+    );
+    let directory = web["checkpoints"][0]["path"].as_str().unwrap().to_owned();
+    forms.push((directory, "directory", None));
+
+    for (what, form, _) in &forms {
+        let report = inspect(machine, what);
+        assert_eq!(report["form"], *form, "{what}");
+        assert_eq!(report["engine"], "podman", "{what}");
+        let words =
+            report["processes"][0]["command"].as_array().unwrap_or_else(|| panic!("{what}"));
+        assert_eq!(words[..2], ["sh", "-c"], "{what}");
+        assert!(report["files"].as_array().unwrap().iter().any(|file| file["name"] == "/log"));
+        assert_eq!(report["warnings"], serde_json::json!([]), "{what}");
+        assert!(report["parts"][0]["bytes"].as_u64().unwrap() > 0, "{what}");
+        if *form != "directory" {
+            assert_eq!(report["container"], "web", "{what}");
+            assert!(report["image"].as_str().unwrap().starts_with(IMAGE), "{what}");
+        }
+        // A directory of docker's form has no place for a name.
+        if *form == "image" && !what.ends_with("docker-dir") {
+            assert_eq!(report["reference"], "localhost/seen:1", "{what}");
+        }
+    }
+    for (what, _, told) in forms.into_iter().filter(|(_, form, _)| *form == "archive") {
+        let compression = inspect(machine, &what)["compression"].clone();
+        assert_eq!(compression.as_str(), told, "{what}");
+    }
+});
+
+with_podman!(stock_runtimes_need_only_the_action_script, |machine| {
+    support::private_criu_settings();
+    let script = machine.state_root().join("criu-action");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ocicle"), &script).unwrap();
+    let settings = format!("action-script {}\n", script.display());
+    fs::write("/etc/criu/runc.conf", settings).unwrap();
+    let podman = Podman::new(machine, Shim::Bare);
+    start(&podman, "web", &[], &format!("echo changed >/etc/conf; exec 3>/log; {LOG}"));
+    podman.wait_for_lines("web", "/log", 100);
+    let archive = podman.file("web.tar.zst");
+    export_live(&podman, &archive);
+    podman.run(&["container", "restore", "-i", &archive]);
+    assert!(podman.counts("web", "/log"));
+    assert_eq!(podman.exec("web", &["cat", "/etc/conf"]), "changed\n");
+    drop(podman);
+    fs::remove_file(script).unwrap();
+});
 
 /// A container with a terminal, which answers what is typed there; checkpointed by podman, to an
 /// archive.

@@ -98,7 +98,10 @@ impl<'m> Containerd<'m> {
         let binary = self.binary.to_str().unwrap();
         let group = format!("/{}", self.machine.unique(name));
         let image = format!("{IMAGE}:latest");
+        // Without shares of the processor: in the second view there is no controller for them.
+        let limits = ["--cpu-shares", "0"];
         let run = ["run", "--detach", "--null-io", "--runc-binary", binary, "--cgroup", &group];
+        let run = [&run[..], &limits].concat();
         self.run(&[&run[..], &[&image, name], arguments].concat());
     }
 
@@ -161,7 +164,7 @@ impl<'m> Docker<'m> {
         let tar = directory.join("image.tar");
         run(Command::new("tar").arg("-C").arg(super::image::image()).arg("-cf").arg(&tar).arg("."));
         let runtime = match shim {
-            Shim::Bare => "runc",
+            Shim::Bare => machine.variant().runtime(),
             Shim::Ocicle => "ocicle",
         };
         let docker = Self {
@@ -188,8 +191,22 @@ impl<'m> Docker<'m> {
     /// Starts a container of the runtime.
     #[track_caller]
     pub fn start(&self, name: &str, arguments: &[&str]) {
-        let run = ["run", "--detach", "--runtime", self.runtime, "--name", name];
-        self.run(&[&run[..], arguments].concat());
+        self.run(&[&["run", "--detach"], &self.named(name)[..], arguments].concat());
+    }
+
+    /// Makes a container of the runtime, and does not start it.
+    #[track_caller]
+    pub fn create(&self, name: &str, arguments: &[&str]) {
+        self.run(&[&["create"], &self.named(name)[..], arguments].concat());
+    }
+
+    fn named<'a>(&self, name: &'a str) -> [&'a str; 4] {
+        ["--runtime", self.runtime, "--name", name]
+    }
+
+    /// docker's own files.
+    pub fn data_root(&self) -> PathBuf {
+        data_root(&self.directory)
     }
 
     /// A directory that is removed with docker.
@@ -207,7 +224,7 @@ impl Drop for Docker<'_> {
         self.daemons.clear();
         self.machine.remove_cgroups(&cgroup_parent(self.machine));
         // dockerd mounts its directory on itself.
-        let _ = nix::mount::umount2(&self.directory.join("data"), nix::mount::MntFlags::MNT_DETACH);
+        let _ = nix::mount::umount2(&self.data_root(), nix::mount::MntFlags::MNT_DETACH);
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
@@ -233,14 +250,24 @@ fn cgroup_parent(machine: &Machine) -> String {
     format!("/{}", machine.unique("docker"))
 }
 
-/// With the project's own daemon.json; what the testbed needs stands on the command line.
+/// With the project's own daemon.json, and crun, which docker does not know by itself; what the
+/// testbed needs stands on the command line.
 fn start_docker(machine: &Machine, directory: &Path) -> Daemon {
+    let settings = fs::read("config/docker/daemon.json").unwrap();
+    let mut settings: serde_json::Value = serde_json::from_slice(&settings).unwrap();
+    settings["runtimes"]["crun"] = serde_json::json!({ "path": "crun" });
+    let file = directory.join("daemon.json");
+    fs::write(&file, settings.to_string()).unwrap();
     let mut command = Command::new("dockerd");
-    command.args(["--config-file", "config/docker/daemon.json", "--storage-driver", "overlay2"]);
-    command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false"]);
+    command.arg("--config-file").arg(&file).args(["--storage-driver", "overlay2"]);
+    command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
     command.args(["--containerd", "/run/containerd/containerd.sock"]);
-    command.arg("--data-root").arg(directory.join("data"));
+    command.arg("--data-root").arg(data_root(directory));
     command.arg("--cgroup-parent").arg(cgroup_parent(machine));
     let socket = Path::new("/var/run/docker.sock");
     Daemon::start(&mut command, directory.join("docker.log"), socket)
+}
+
+fn data_root(directory: &Path) -> PathBuf {
+    directory.join("data")
 }

@@ -18,6 +18,8 @@ use super::wait::wait_for_exit;
 pub enum Variant {
     RuncV1,
     RuncV2,
+    /// crun refuses the hybrid view, so here version 2 is not mounted beside version 1.
+    CrunV1,
     CrunV2,
 }
 
@@ -26,19 +28,19 @@ impl Variant {
     pub fn runtime(self) -> &'static str {
         match self {
             Variant::RuncV1 | Variant::RuncV2 => "runc",
-            Variant::CrunV2 => "crun",
+            Variant::CrunV1 | Variant::CrunV2 => "crun",
         }
     }
 
     pub fn has_cgroup2(self) -> bool {
-        self != Variant::RuncV1
+        matches!(self, Variant::RuncV2 | Variant::CrunV2)
     }
 
     /// What the real runtime needs here for checkpoint and restore. In the pure version 2 view, crun
     /// would have CRIU copy the version 1 hierarchies that it does not see.
     pub fn criu_flags(self) -> &'static [&'static str] {
         match self {
-            Variant::RuncV1 | Variant::RuncV2 => &[],
+            Variant::RuncV1 | Variant::RuncV2 | Variant::CrunV1 => &[],
             Variant::CrunV2 => &["--manage-cgroups-mode", "ignore"],
         }
     }
@@ -88,8 +90,10 @@ impl Machine {
         let scratch = PathBuf::from(std::env::var_os("OCICLE_SCRATCH").expect("OCICLE_SCRATCH"));
         private_mounts();
         private_run();
-        if variant.has_cgroup2() {
-            pure_cgroup2();
+        match variant {
+            Variant::RuncV1 => {}
+            Variant::RuncV2 | Variant::CrunV2 => pure_cgroup2(),
+            Variant::CrunV1 => pure_cgroup1(),
         }
         for program in ["criu", variant.runtime()] {
             run(Command::new(program).arg("--version"));
@@ -177,6 +181,11 @@ impl Machine {
                 let _ = fs::remove_dir(below);
             }
         }
+        if self.variant == Variant::CrunV1 {
+            // What takes the place for version 2 puts directories of its own there.
+            let below = Path::new("/sys/fs/cgroup/unified").join(cgroup.trim_start_matches('/'));
+            let _ = fs::remove_dir_all(below);
+        }
     }
 
     /// Everything of this test that is still there: containers, cgroups, mounts, files.
@@ -230,10 +239,21 @@ pub fn private_network() {
     run(Command::new("ip").args(["link", "set", "lo", "up"]));
 }
 
+/// Gives the calling thread, and what it starts, settings of CRIU's of its own: none.
+pub fn private_criu_settings() {
+    fs::create_dir_all("/etc/criu").unwrap();
+    let none = None::<&str>;
+    mount(Some("tmpfs"), "/etc/criu", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+}
+
 /// What ocicle keeps while it runs is this test's alone, so that its leftovers are too.
 fn private_run() {
     fs::create_dir_all(RUN).unwrap();
     mount(Some("tmpfs"), RUN, Some("tmpfs"), MsFlags::empty(), Some("mode=700")).unwrap();
+}
+
+fn pure_cgroup1() {
+    umount2("/sys/fs/cgroup/unified", MntFlags::MNT_DETACH).expect("unmounting version 2");
 }
 
 fn pure_cgroup2() {

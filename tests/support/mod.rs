@@ -32,10 +32,12 @@ pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
     daemon::{Containerd, Docker},
-    machine::{Machine, Shim, Variant, on_machine, private_network, run, try_run},
+    machine::{
+        Machine, Shim, Variant, on_machine, private_criu_settings, private_network, run, try_run,
+    },
     podman::{IMAGE, Podman},
     rules::{by_shell, holds, restore, table},
-    told::{Told, outcome, status_of},
+    told::{Told, listed, outcome, status_of},
     tree::{Tree, tree_of},
     wait::{DEADLINE, ask, wait_for_exit, wait_for_file},
 };

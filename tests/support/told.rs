@@ -103,3 +103,11 @@ fn content(file: &mut File) -> String {
     file.read_to_end(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
+
+/// Every container that `ocicle ps` lists.
+pub fn listed(machine: &Machine) -> Vec<serde_json::Value> {
+    let text = super::machine::run(machine.ocicle().args(["ps", "--format", "json"]));
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(all["schema"], 1);
+    all["containers"].as_array().unwrap().clone()
+}
