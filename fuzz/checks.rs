@@ -2,9 +2,10 @@
 
 #![allow(dead_code, reason = "each fuzz target uses one of them")]
 
+use ocicle::criu::images::cgroups::relocated;
 use ocicle::criu::images::entries::{
     Core, DumpStats, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
-    Pagemap, Remap, TreeEntry, TtyInfo,
+    Pagemap, Remap, TreeEntry, TtyInfo, mount_key,
 };
 use ocicle::criu::images::image::{BadImage, Change, Image, Kind};
 use ocicle::substitute::{Origin, parse_list, parse_rule};
@@ -24,7 +25,7 @@ pub fn grammar(bytes: &[u8]) {
 }
 
 /// The images that ocicle reads, in the order of the first byte of an input.
-pub const KINDS: [(&str, Kind); 16] = [
+pub const KINDS: [(&str, Kind); 18] = [
     ("inventory", Kind::Inventory),
     ("pstree", Kind::ProcessTree),
     ("ids", Kind::Ids),
@@ -41,6 +42,8 @@ pub const KINDS: [(&str, Kind); 16] = [
     ("sk-queues", Kind::SocketQueues),
     ("stats", Kind::Stats),
     ("pagemap", Kind::Pagemap),
+    ("mountpoints", Kind::Mounts),
+    ("cgroup", Kind::Cgroups),
 ];
 
 /// Bytes are an image, of which every entry can be read or is wrong, and which a rewrite that
@@ -80,6 +83,8 @@ fn read(kind: Kind, image: &Image) -> Result<usize, BadImage> {
         Kind::TtyData => image.read(|entry| entry.need_u32(1, "tty_id"))?.len(),
         Kind::FileLocks => image.read(FileLock::read)?.len(),
         Kind::SocketQueues => image.read(Packet::read)?.len(),
+        Kind::Mounts => image.read(mount_key)?.len(),
+        Kind::Cgroups => image.read(|entry| relocated(entry, 1))?.len(),
         Kind::Stats => image.read(DumpStats::read)?.len(),
     })
 }

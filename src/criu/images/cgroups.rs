@@ -70,7 +70,8 @@ fn set_of_core(core: &Message<'_>) -> Result<Option<u32>, BadMessage> {
     Ok(thread.or(task))
 }
 
-fn relocated(image: &Message<'_>, init: u32) -> Result<Option<Vec<u8>>, BadMessage> {
+/// The entry of such an image. `init` is the set that the first process is in.
+pub fn relocated(image: &Message<'_>, init: u32) -> Result<Option<Vec<u8>>, BadMessage> {
     for controller in image.messages(CONTROLLERS) {
         if controller?.messages(DIRECTORIES).next().is_some() {
             return Ok(None);

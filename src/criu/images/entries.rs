@@ -31,6 +31,11 @@ impl Inventory {
     }
 }
 
+/// The key by which CRIU was told of an external mount, in an entry of `mountpoints-<id>.img`.
+pub fn mount_key(message: &Message<'_>) -> Result<Option<ByteString>> {
+    Ok(message.bytes(18).map(ByteString::from))
+}
+
 /// Identifiers of what tasks share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {

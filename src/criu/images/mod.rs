@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use entries::{
     Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet, Pagemap, Remap,
-    TreeEntry, TtyInfo,
+    TreeEntry, TtyInfo, mount_key,
 };
 use image::{Image, Kind, MAX_IMAGE};
 
@@ -246,16 +246,12 @@ fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<Task> {
 
 /// The keys by which external mounts of the first process's namespace were named to CRIU.
 pub fn mount_keys(dir: &ImageDir) -> Result<Vec<crate::bytes::ByteString>> {
-    /// The key's field in `mnt_entry` (mnt.proto).
-    const KEY: u32 = 18;
     let tree = dir.all(Kind::ProcessTree, "pstree.img", TreeEntry::read)?;
     let Some(init) = tree.into_iter().next() else { return Ok(Vec::new()) };
     let Some(namespace) = read_task(dir, init)?.ids.and_then(|ids| ids.mount) else {
         return Ok(Vec::new());
     };
-    let keys = dir.all(Kind::Mounts, &format!("mountpoints-{namespace}.img"), |mount| {
-        Ok(mount.bytes(KEY).map(Into::into))
-    })?;
+    let keys = dir.all(Kind::Mounts, &format!("mountpoints-{namespace}.img"), mount_key)?;
     Ok(keys.into_iter().flatten().collect())
 }
 
