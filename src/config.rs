@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::container::{Identity, Volumes};
+use crate::container::{Identity, Shared, Volumes};
 use crate::hint::WithHint;
 use crate::policy::{Grown, Missing, Policy, Shrunk};
 use crate::runtime::arguments::value_of;
-use crate::snapshot::Compression;
+use crate::snapshot::{Compression, Program, Settings};
 use crate::store::policy::{Filesystem, Keep};
 use crate::substitute::{Origin, parse_list};
 
@@ -43,6 +43,10 @@ pub struct Config {
     pub compress: Compression,
     /// How many versions of a container are kept; 0 means all.
     pub keep: Keep,
+    /// What is done about volumes that others write too.
+    pub shared: Shared,
+    /// Programs that take snapshots.
+    pub driver: Vec<Program>,
     /// Settings of CRIU.
     pub criu: Criu,
     /// What becomes of open files that CRIU cannot dump and that no rule covers.
@@ -219,6 +223,8 @@ impl Default for Config {
             filesystem: Filesystem::default(),
             compress: Compression::default(),
             keep: 0,
+            shared: Shared::default(),
+            driver: Vec::new(),
             criu: Criu::default(),
             on_unsupported: OnUnsupported::default(),
             substitute: Vec::new(),
@@ -280,7 +286,15 @@ impl Config {
         for policy in &config.policy {
             policy.policy().ensure_pattern().context("reading a policy")?;
         }
+        for program in &config.driver {
+            program.check().context("reading a driver")?;
+        }
         Ok(config)
+    }
+
+    /// How snapshots are taken, with what belongs to a store.
+    pub fn drivers(&self, store: &Path) -> Settings {
+        Settings { programs: self.driver.clone(), records: store.join("@held") }
     }
 
     /// How long a container may take to freeze.
@@ -373,10 +387,13 @@ mod tests {
             ("[criu]\nghost-limit = '1G\\nfoo'", "ghost-limit"),
             ("[criu]\nmanage-cgroups-mode = 'none'", "manage-cgroups-mode"),
             ("[allow]\nfile = []", "file"),
+            ("shared = 'maybe'", "maybe"),
             ("[[substitute]]\ncontainer = 'a'\nrule = 'tty'", "SELECTOR=SOURCE"),
             ("[[substitute]]\nrule = 'tty=null'", "container"),
             ("[[policy]]\ncontainer = 'a'\npath = 'log'", "log"),
             ("[[policy]]\ncontainer = 'a'\npath = '/x'\ngrown = 'recreate'", "grown"),
+            ("[[driver]]\npath = '/srv'\nprogram = 'zfs'", "no absolute path"),
+            ("[[driver]]\npath = '/srv'\nprogram = '/zfs'\ntimeout = 0", "timeout"),
         ] {
             let message = format!("{:#}", Config::parse(text).unwrap_err());
             assert!(message.contains(named), "{message}");

@@ -54,7 +54,7 @@
 //!   bundle, its processes, its volumes. [`criu`]: the door, and CRIU's images, configuration,
 //!   log, and the plugin that keeps it from files it cannot dump (`plugin/`). [`files`]: the table
 //!   of open files, of processes and of images, and their preflight.
-//!   [`snapshot`]: stage, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
+//!   [`snapshot`]: drivers, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
 //!   is on disk, and by which [policy](store::policy). [`inspect`]: what is in a checkpoint, be it an
 //!   archive or an image. [`guardian`]: what makes good when we are killed.
 //! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.

@@ -84,6 +84,8 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         default_filesystem: config.filesystem,
         compression: config.compress,
         base: None,
+        shared: config.shared,
+        drivers: config.drivers(&config.store),
     };
     checkpoint(&request, &held, &()).with_context(context)?;
     Ok(ExitCode::SUCCESS)
@@ -102,6 +104,7 @@ fn serve_restore(
     }
     ensure_name(&call.id)?;
     let held = Lock::take(&call.id)?;
+    let drivers = config.drivers(&config.store);
     let directories = ["--image-path", "--work-path", "--bundle", "-b"];
     let request = restore::Request {
         runtime,
@@ -118,6 +121,7 @@ fn serve_restore(
         allow: config.allow,
         inherited,
         trust: Trust::Unwritten,
+        drivers,
         replace_stopped: false,
         id: call.id,
     };

@@ -2,291 +2,26 @@
 //!
 //! Needs root, and fails without.
 
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::{CString, OsStr};
+#[allow(unused_macros, reason = "these tests need no runtime")]
+mod support;
+
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use ocicle::snapshot::{Compression, Lookup, Part, PartRecord, Stage, Verb, pack, plan, probe};
+use nix::sys::stat::Mode;
+use ocicle::files::Suspects;
+use ocicle::snapshot::{
+    Compression, Driver, Lookup, Part, PartRecord, Stage, Verb, pack, plan, probe,
+};
+use support::{
+    Dice, Picture, all_paths, assert_same, changes, picture, private, scratch, set_times,
+};
 use tempfile::TempDir;
-
-/// Runs a test in a mount namespace of its own, in a thread that ends with it.
-fn private(test: impl FnOnce() + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "these tests mount, and need root");
-    std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
-        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
-        test();
-    })
-    .join()
-    .unwrap();
-}
-
-fn scratch() -> TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-/// Everything that a program could see of a path, read with other code than the snapshot's.
-#[derive(PartialEq, Eq)]
-struct Sight {
-    mode: u32,
-    owner: (u32, u32),
-    device: u64,
-    mtime: (i64, i64),
-    size: u64,
-    content: Vec<u8>,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    names: Vec<PathBuf>,
-}
-
-impl std::fmt::Debug for Sight {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let content = blake3::hash(&self.content).to_hex();
-        write!(
-            f,
-            "{:o} {:?} {:x} {:?} {} {} {:?} {:?}",
-            self.mode,
-            self.owner,
-            self.device,
-            self.mtime,
-            self.size,
-            &content[..8],
-            self.xattrs,
-            self.names
-        )
-    }
-}
-
-type Picture = BTreeMap<PathBuf, Sight>;
-
-fn picture(root: &Path) -> Picture {
-    let mut seen = Picture::new();
-    let mut names: BTreeMap<(u64, u64), Vec<PathBuf>> = BTreeMap::new();
-    let mut todo = vec![root.to_owned()];
-    let mut inodes = Vec::new();
-    while let Some(path) = todo.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        let kind = stat.file_type();
-        let relative = path.strip_prefix(root).unwrap().to_owned();
-        if kind.is_dir() {
-            todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if stat.nlink() > 1 {
-            names.entry((stat.dev(), stat.ino())).or_default().push(relative.clone());
-        }
-        let content = if kind.is_file() {
-            fs::read(&path).unwrap()
-        } else if kind.is_symlink() {
-            fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec()
-        } else {
-            Vec::new()
-        };
-        let xattrs = xattr::list(&path)
-            .unwrap()
-            .filter(|name| !name.as_bytes().starts_with(b"trusted.overlay"))
-            .map(|name| {
-                let value = xattr::get(&path, &name).unwrap().unwrap();
-                (name.as_bytes().to_vec(), value)
-            })
-            .collect();
-        inodes.push((relative.clone(), (stat.dev(), stat.ino())));
-        let sight = Sight {
-            mode: stat.mode(),
-            owner: (stat.uid(), stat.gid()),
-            device: if kind.is_char_device() || kind.is_block_device() { stat.rdev() } else { 0 },
-            mtime: (stat.mtime(), stat.mtime_nsec()),
-            size: if kind.is_dir() { 0 } else { stat.size() },
-            content,
-            xattrs,
-            names: Vec::new(),
-        };
-        seen.insert(relative, sight);
-    }
-    for (path, inode) in inodes {
-        // One name alone: the others were in lower layers, and a copy upwards has parted them.
-        let several = names.get(&inode).filter(|list| list.len() > 1);
-        if let (Some(list), Some(sight)) = (several, seen.get_mut(&path)) {
-            let mut list = list.clone();
-            list.sort();
-            sight.names = list;
-        }
-    }
-    seen
-}
-
-#[track_caller]
-fn assert_same(was: &Picture, is: &Picture, what: &str) {
-    let paths: std::collections::BTreeSet<_> = was.keys().chain(is.keys()).collect();
-    let wrong: Vec<_> = paths
-        .into_iter()
-        .filter(|path| was.get(*path) != is.get(*path))
-        .map(|path| format!("{path:?}\n  was {:?}\n  is  {:?}", was.get(path), is.get(path)))
-        .take(8)
-        .collect();
-    assert!(wrong.is_empty(), "{what}:\n{}", wrong.join("\n"));
-}
-
-/// A seeded source of choices (xorshift64*).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 33) as usize % limit
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
-
-    fn name(&mut self) -> Vec<u8> {
-        match self.below(12) {
-            0 => vec![b'n', 0xff, b'0' + self.below(4) as u8],
-            1 => [vec![b'l'; 254], vec![b'0' + self.below(3) as u8]].concat(),
-            2 => format!(".wh.x{}", self.below(3)).into_bytes(),
-            3 => format!("a b\n{}", self.below(3)).into_bytes(),
-            4 => format!("d{}", self.below(4)).into_bytes(),
-            _ => format!("f{}", self.below(12)).into_bytes(),
-        }
-    }
-}
-
-fn all_paths(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
-    let (mut dirs, mut files) = (vec![root.to_owned()], Vec::new());
-    let mut at = 0;
-    while at < dirs.len() {
-        for entry in fs::read_dir(&dirs[at]).unwrap() {
-            let entry = entry.unwrap();
-            let list = if entry.file_type().unwrap().is_dir() { &mut dirs } else { &mut files };
-            list.push(entry.path());
-        }
-        at += 1;
-    }
-    dirs.sort();
-    files.sort();
-    (dirs, files)
-}
-
-fn set_times(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = nix::sys::time::TimeSpec::new(seconds, nanoseconds);
-    let flags = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
-    nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, flags).unwrap();
-}
-
-fn node(path: &Path, kind: SFlag, device: u64) -> nix::Result<()> {
-    mknod(path, kind, Mode::from_bits_truncate(0o640), device)
-}
-
-/// user::rw-, user:7:rw-, group::r--, mask::rw-, other::r-- (include/uapi/linux/posix_acl_xattr.h)
-fn acl(mask: u8) -> Vec<u8> {
-    let mut value = 2_u32.to_le_bytes().to_vec();
-    for (tag, rights, id) in [
-        (1_u16, 6_u8, u32::MAX),
-        (2, 6, 7),
-        (4, 4, u32::MAX),
-        (0x10, mask, u32::MAX),
-        (0x20, 4, u32::MAX),
-    ] {
-        value.extend(tag.to_le_bytes());
-        value.extend(u16::from(rights).to_le_bytes());
-        value.extend(id.to_le_bytes());
-    }
-    value
-}
-
-/// cap_net_bind_service+ep, version 2
-const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
-/// One thing that a container might do. What the kernel refuses is no change.
-fn change(root: &Path, dice: &mut Dice) {
-    let (dirs, files) = all_paths(root);
-    let dir = dirs[dice.below(dirs.len())].clone();
-    let new = dir.join(OsStr::from_bytes(&dice.name()));
-    let old = if files.is_empty() { new.clone() } else { files[dice.below(files.len())].clone() };
-    let is_file = old.symlink_metadata().is_ok_and(|stat| stat.is_file());
-    let any = if dice.below(3) == 0 { dir.clone() } else { old.clone() };
-    if any.symlink_metadata().is_err() {
-        return;
-    }
-    let any_is_link = any.is_symlink();
-    let length = [0, 1, 511, 4096, 70_000][dice.below(5)];
-    match dice.below(24) {
-        // Never into a device or a fifo that stands there.
-        0..=3 if new.symlink_metadata().map_or(true, |stat| stat.is_file()) => {
-            fs::write(&new, dice.bytes(length)).unwrap();
-        }
-        4 | 5 if is_file => {
-            let file = File::options().write(true).open(&old).unwrap();
-            file.write_all_at(&dice.bytes(10), dice.below(5000) as u64).unwrap();
-        }
-        6 if is_file => {
-            drop(File::options().write(true).open(&old).unwrap().set_len(length as u64));
-        }
-        7 if is_file => {
-            let file = File::options().write(true).open(&old).unwrap();
-            file.write_all_at(&dice.bytes(1000), (dice.below(40) * 100_000) as u64).unwrap();
-        }
-        8 | 9 => drop(fs::rename(&old, &new)),
-        10 if dir != root => drop(fs::rename(&dir, &new)),
-        11 | 12 => drop(fs::remove_file(&old)),
-        13 if dir != root && dice.below(2) == 0 => fs::remove_dir_all(&dir).unwrap(),
-        14 | 15 => drop(fs::create_dir(&new)),
-        16 => drop(symlink(OsStr::from_bytes(&dice.name()), &new)),
-        17 => drop(fs::hard_link(&old, &new)),
-        18 => {
-            let device = makedev(dice.below(9) as u64 + 1, dice.below(70_000) as u64);
-            let kinds = [SFlag::S_IFCHR, SFlag::S_IFBLK, SFlag::S_IFIFO, SFlag::S_IFSOCK];
-            let _ = node(&new, kinds[dice.below(4)], device);
-        }
-        19 if !any_is_link => {
-            let mode = [0o644, 0o4755, 0o2711, 0o1777, 0o000, 0o600][dice.below(6)];
-            fs::set_permissions(&any, fs::Permissions::from_mode(mode)).unwrap();
-        }
-        20 => {
-            let (uid, gid) = (dice.below(3) as u32 * 1000, dice.below(4_000_000) as u32);
-            std::os::unix::fs::lchown(&any, Some(uid), Some(gid)).unwrap();
-        }
-        21 if !any_is_link && (is_file || any == dir) => {
-            let name = format!("user.k{}", dice.below(3));
-            if dice.below(3) == 0 {
-                let _ = xattr::remove(&any, name);
-            } else {
-                xattr::set(&any, name, &dice.bytes(30)).unwrap();
-            }
-        }
-        22 if is_file => match dice.below(3) {
-            0 => xattr::set(&old, "security.capability", &CAPABILITY).unwrap(),
-            1 => xattr::set(&old, "system.posix_acl_access", &acl(dice.below(8) as u8)).unwrap(),
-            _ => xattr::set(&dir, "system.posix_acl_default", &acl(6)).unwrap(),
-        },
-        23 => {
-            set_times(
-                &any,
-                [-5, 0, 1_700_000_000][dice.below(3)],
-                dice.below(1_000_000_000) as i64,
-            );
-        }
-        _ => {}
-    }
-}
-
-fn changes(root: &Path, dice: &mut Dice, count: usize) {
-    for _ in 0..count {
-        change(root, dice);
-    }
-}
 
 fn snapshot(root: &Path, top: &Path, version: &str, base: Option<&Part>) -> (PartRecord, Part) {
     compressed(Compression::Zstd, root, top, version, base)
@@ -305,8 +40,8 @@ fn compressed(
     fs::create_dir(&staging).unwrap();
     fs::create_dir_all(&out).unwrap();
     let mut stage = Stage::create(&staging, probe(root).unwrap(), base).unwrap();
-    stage.take(&HashSet::new()).unwrap();
-    stage.seal().unwrap();
+    stage.take(&Suspects::default()).unwrap();
+    Box::new(stage).seal().unwrap();
     let record = pack(&staging, &out, "rootfs", how, &()).unwrap();
     let part = Part::open(&out, &record).unwrap();
     (record, part)
@@ -580,7 +315,7 @@ fn a_copy_in_advance_is_not_trusted() {
     let staging = top.path().join("staging");
     fs::create_dir(&staging).unwrap();
     let mut stage = Stage::create(&staging, probe(&root).unwrap(), None).unwrap();
-    let first = stage.pre_copy().unwrap();
+    let first = stage.prepare(&Suspects::default()).unwrap();
     assert_eq!((first.copied, first.bytes), (4, 24));
     let back = root.join("back-dated");
     let time = fs::metadata(&back).unwrap();
@@ -588,10 +323,13 @@ fn a_copy_in_advance_is_not_trusted() {
     set_times(&back, time.mtime(), time.mtime_nsec());
     fs::remove_file(root.join("removed")).unwrap();
     fs::write(root.join("new"), "made").unwrap();
-    let volatile = fs::metadata(root.join("volatile")).unwrap();
-    let second = stage.take(&HashSet::from([(volatile.dev(), volatile.ino())])).unwrap();
+    let direct =
+        File::options().read(true).custom_flags(libc::O_DIRECT).open(root.join("volatile"));
+    let suspects = Suspects::of(&[std::process::id().cast_signed()]);
+    drop(direct.unwrap());
+    let second = stage.take(&suspects).unwrap();
     assert_eq!((second.copied, second.kept), (3, 1), "{second:?}");
-    stage.seal().unwrap();
+    Box::new(stage).seal().unwrap();
     let record = pack(&staging, top.path(), "rootfs", Compression::default(), &()).unwrap();
     let part = Part::open(top.path(), &record).unwrap();
     assert_eq!(part.read(b"back-dated", 10).unwrap(), b"after!");

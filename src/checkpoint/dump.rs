@@ -13,15 +13,16 @@ use super::aside::Cover;
 use super::foresight::{self, Foreseen};
 use super::parts::{self, Copied};
 use super::timeline::Timeline;
-use super::{ImageDirectory, Request, volatile};
+use super::{ImageDirectory, Request};
 use crate::bytes::ByteString;
 use crate::container::Container;
 use crate::criu::config::Configuration;
 use crate::criu::door::{Action, Criu, Door, Visitor, Work};
 use crate::criu::{action, failure, phases};
 use crate::fault;
-use crate::files::{Owned, held::HeldFile};
-use crate::freezer::{Frozen, State as FreezerState};
+use crate::files::held::{Digests, HeldFile};
+use crate::files::{Owned, Suspects};
+use crate::freezer::{Freezer, Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
 use crate::runtime::log::Diverted;
 use crate::store::manifest::{Manifest, Owner};
@@ -138,7 +139,7 @@ impl<'a> Dump<'a> {
         fault::point("admitted");
         let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
         self.timeline.mark("runtime", begin, Instant::now());
-        let frozen = freeze(self.request, self.container, &self.guardian)?;
+        let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
         let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
         if told.covers(&now) {
             told.aside = now.aside;
@@ -161,7 +162,7 @@ impl<'a> Dump<'a> {
         let begin = Instant::now();
         let criu = self.start_runtime(false)?;
         self.timeline.mark("runtime", begin, Instant::now());
-        let frozen = freeze(self.request, self.container, &self.guardian)?;
+        let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
         let told = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), false)?;
         let process = criu.process()?;
         criu.admit_with(&self.configuration(&told), &[])?;
@@ -218,8 +219,16 @@ impl<'a> Dump<'a> {
         manifest: &mut Manifest,
     ) -> Result<Option<(Vec<parts::Staged>, Instant)>> {
         manifest.freeze.by = frozen.by();
+        let sharing = &staged.sharing;
+        let others = sharing.freeze(self.request, self.container, &self.guardian)?;
+        manifest.freeze.others = sharing.groups();
+        let (parts, digests, suspects) = (staged.parts, staged.digests, &staged.suspects);
         thread::scope(|scope| {
-            let snapshot = scope.spawn(|| take(self.container, frozen, staged));
+            let snapshot = scope.spawn(|| {
+                let taken = take(self.container, frozen, parts, digests, suspects)?;
+                others.thaw()?;
+                anyhow::Ok(taken)
+            });
             let hook = self.await_action(action::POST_DUMP);
             let asked = Instant::now();
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
@@ -238,6 +247,7 @@ impl<'a> Dump<'a> {
             };
             self.timeline.mark("snapshot", begin, end);
             manifest.held = held;
+            manifest.parts = parts::records(&parts);
             let committing = Instant::now();
             let (parts, outcome) = self.commit(parts, manifest);
             fault::point("committed");
@@ -366,15 +376,24 @@ impl<'a> Dump<'a> {
 /// Freezes the container.
 pub(super) fn freeze<'a>(
     request: &Request,
-    container: &'a Container,
+    freezer: &'a Freezer,
     guardian: &Guardian,
 ) -> Result<Frozen<'a>> {
-    if container.freezer.state()? == Some(FreezerState::Thawed) {
-        guardian.thaw_if_we_die(&container.freezer)?;
+    guard_and_freeze(request, freezer, guardian)
+        .context("freezing it")
+        .inspect(|_| fault::point("frozen"))
+}
+
+/// Freezes a control group that somebody thaws if we die.
+pub(super) fn guard_and_freeze<'a>(
+    request: &Request,
+    freezer: &'a Freezer,
+    guardian: &Guardian,
+) -> Result<Frozen<'a>> {
+    if freezer.state()? == Some(FreezerState::Thawed) {
+        guardian.thaw_if_we_die(freezer)?;
     }
-    let frozen = container.freezer.freeze(request.freeze_limit).context("freezing it")?;
-    fault::point("frozen");
-    Ok(frozen)
+    freezer.freeze(request.freeze_limit)
 }
 
 /// What was taken under the freeze, and when.
@@ -397,17 +416,23 @@ fn owners_outside(container: &Container, owned: Vec<Owned>, manifest: &Manifest)
     owners.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-pub(super) fn take(container: &Container, frozen: &Frozen<'_>, staged: Copied) -> Result<Taken> {
+pub(super) fn take(
+    container: &Container,
+    frozen: &Frozen<'_>,
+    parts: Vec<parts::Staged>,
+    digests: Option<Digests>,
+    before: &Suspects,
+) -> Result<Taken> {
     let begin = Instant::now();
-    let Copied { parts, mut volatile, digests } = staged;
-    volatile.extend(volatile::files_of(&frozen.processes()?));
+    let mut suspects = before.clone();
+    suspects.extend(Suspects::of(&frozen.processes()?));
     let held = match digests {
         Some(digests) => {
-            digests.record(&parts::holders(container)?, &container.bundle, &volatile)?
+            digests.record(&parts::holders(container)?, &container.bundle, &suspects)?
         }
         None => Vec::new(),
     };
-    let parts = parts::take(parts, &volatile, frozen)?;
+    let parts = parts::take(parts, &suspects, frozen)?;
     fault::point("snapshot-taken");
     Ok(Taken { parts, held, begin, end: Instant::now() })
 }

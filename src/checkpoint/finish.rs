@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use super::timeline::Timeline;
 use crate::fault;
 use crate::files::{self, FileKind, OpenFile, Table};
-use crate::snapshot::{self, Compression, Progress};
+use crate::snapshot::{self, Compression, Held, Progress};
 use crate::store::digest::FileRecord;
 use crate::store::manifest::{
     self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
@@ -42,6 +42,7 @@ pub fn complete(
     manifest.see(images);
     manifest.commit(images)?;
     fault::point("manifest-written");
+    release(images, &manifest.parts);
     let staging = images.join(STAGING);
     fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
     sync_directory(images)?;
@@ -141,6 +142,20 @@ fn pack(
         part.files = Some(packed.with_context(|| format!("packing {}", part.destination))?);
     }
     Ok(())
+}
+
+/// Lets go of what drivers hold outside of the directory. The checkpoint is whole without it; what
+/// cannot be removed now is by who comes next.
+fn release(images: &Path, parts: &[Part]) {
+    for part in parts {
+        let release = || match (Held::read(&staged_parts(images).join(&part.name))?, &part.files) {
+            (Some(held), Some(packed)) => held.release(packed),
+            _ => Ok(()),
+        };
+        if let Err(error) = release() {
+            tracing::warn!("{}: {error:#}", part.destination);
+        }
+    }
 }
 
 /// CRIU's images, the runtime's descriptors and the table: what a restore reads, and nothing

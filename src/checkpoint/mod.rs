@@ -19,9 +19,9 @@ mod foresight;
 mod parts;
 pub mod preflight;
 mod record;
+mod sharing;
 mod timeline;
 mod under_dump;
-mod volatile;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -30,8 +30,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::config::{OnUnsupported, Substitution};
-use crate::container::{Container, Volumes};
+use crate::container::{Container, Shared, Volumes};
 use crate::fault;
+use crate::files::Suspects;
 use crate::guardian::Guardian;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
@@ -47,6 +48,7 @@ use dump::Dump;
 pub use finish::complete;
 use parts::Copied;
 pub use parts::volumes_of;
+use sharing::Sharing;
 use timeline::Timeline;
 pub use under_dump::under_dump;
 
@@ -89,6 +91,10 @@ pub struct Request {
     pub compression: Compression,
     /// The checkpoint before, to share with it what has not changed.
     pub base: Option<PathBuf>,
+    /// What is done about volumes that others write too.
+    pub shared: Shared,
+    /// How snapshots are taken.
+    pub drivers: snapshot::Settings,
 }
 
 impl Request {
@@ -121,8 +127,9 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
 
     let guardian = Guardian::start()?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
-    let staged = timeline
-        .time("pre-copy", || copy_first(&container, root, request, filesystem, &directory))?;
+    let staged = timeline.time("pre-copy", || {
+        copy_first(&container, root, request, filesystem, &directory, &guardian)
+    })?;
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
@@ -142,16 +149,17 @@ fn copy_first(
     request: &Request,
     filesystem: Filesystem,
     directory: &ImageDirectory,
+    guardian: &Guardian,
 ) -> Result<Copied> {
-    let volatile = volatile::files_of(&container.freezer.processes()?);
-    let planned = match filesystem {
+    let suspects = Suspects::of(&container.freezer.processes()?);
+    let (planned, sharing) = match filesystem {
         Filesystem::Snapshot => parts::plan(container, root, request)?,
-        Filesystem::Verify | Filesystem::None => Vec::new(),
+        Filesystem::Verify | Filesystem::None => (Vec::new(), Sharing::default()),
     };
-    let parts = parts::stage(planned, request.base.as_deref(), directory)?;
+    let parts = parts::stage(planned, request, directory, guardian, &suspects)?;
     let digests = match filesystem {
         Filesystem::Verify => Some(parts::digest_held(container)?),
         Filesystem::Snapshot | Filesystem::None => None,
     };
-    Ok(Copied { parts, volatile, digests })
+    Ok(Copied { parts, suspects, sharing, digests })
 }

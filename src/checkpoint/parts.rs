@@ -6,13 +6,18 @@ use anyhow::{Context, Result};
 
 use super::Request;
 use super::directory::ImageDirectory;
-use super::volatile;
+use super::sharing::Sharing;
 use crate::bytes::ByteString;
-use crate::container::{Bundle, Container, Volumes, shared};
+use crate::container::{Bundle, Container, Volumes};
+use crate::files::Suspects;
 use crate::files::held::Digests;
 use crate::freezer::Frozen;
-use crate::snapshot::{self, Part as Packed, Root, Stage};
-use crate::store::manifest::{Manifest, Part};
+use crate::guardian::Guardian;
+use crate::snapshot::{
+    self, Claim, CopyStats, Driver, Held, Part as Packed, Purpose, Root, Taken, choose,
+};
+use crate::store::manifest::{self, Manifest, Part, State};
+use crate::store::staged_parts;
 
 /// The annotation that says which volumes belong to a checkpoint.
 const ANNOTATION: &str = "org.ocicle.volumes";
@@ -26,16 +31,19 @@ pub(super) struct Planned {
     root: Root,
 }
 
-/// A part that was copied once while the container ran.
+/// A part that is prepared, or taken.
 pub(super) struct Staged {
     part: Part,
-    stage: Stage,
+    driver: Box<dyn Driver>,
+    prepared: CopyStats,
+    notes: Vec<String>,
 }
 
 /// Parts that were copied once, and the files that could not be trusted then.
 pub(super) struct Copied {
     pub parts: Vec<Staged>,
-    pub volatile: volatile::Files,
+    pub suspects: Suspects,
+    pub sharing: Sharing,
     /// Of the files that the container held, where no copy of them is taken.
     pub digests: Option<Digests>,
 }
@@ -52,25 +60,26 @@ pub(super) fn holders(container: &Container) -> Result<Vec<i32>> {
 }
 
 /// The parts of a container: what it can write of its root file system, and its volumes.
-pub(super) fn plan(container: &Container, root: Root, request: &Request) -> Result<Vec<Planned>> {
+pub(super) fn plan(
+    container: &Container,
+    root: Root,
+    request: &Request,
+) -> Result<(Vec<Planned>, Sharing)> {
     let bundle = &container.bundle;
     let mut planned = Vec::new();
     if !bundle.is_read_only() {
         let part = Part::new(ROOT, Path::new("/"), &bundle.rootfs);
         planned.push(Planned { part, root });
     }
-    let chosen = volumes_of(bundle, request.volumes.as_ref(), &request.default_volumes)?;
-    for (destination, source) in chosen {
+    let volumes = volumes_of(bundle, request.volumes.as_ref(), &request.default_volumes)?;
+    let sharing = Sharing::find(container, &volumes, request.shared)?;
+    for (destination, source) in volumes {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
-        for user in shared::writers_of(&source, Some(container.init))? {
-            let destination = destination.display();
-            tracing::warn!("{user} can write the volume {destination} too, and is not frozen");
-        }
         let root = snapshot::probe(&source)
             .with_context(|| format!("looking at the volume {}", destination.display()))?;
         planned.push(Planned { part, root });
     }
-    Ok(planned)
+    Ok((planned, sharing))
 }
 
 /// The volumes that belong to the checkpoint, by where they are mounted: those that the command
@@ -103,10 +112,13 @@ pub fn volumes_of(
 /// Copies what can be copied while the container runs.
 pub(super) fn stage(
     planned: Vec<Planned>,
-    base: Option<&Path>,
+    request: &Request,
     directory: &ImageDirectory,
+    guardian: &Guardian,
+    suspects: &Suspects,
 ) -> Result<Vec<Staged>> {
     // A base that cannot be read is no reason to fail.
+    let base = request.base.as_deref();
     let base = base.and_then(|images| Some((images, Manifest::read(images).ok()?)));
     planned
         .into_iter()
@@ -117,15 +129,42 @@ pub(super) fn stage(
                 directory.share_layers(images, before)?;
             }
             let staging = directory.stage(&part.name)?;
-            let stage = || -> Result<Stage> {
-                let mut stage = Stage::create(&staging, root, before.as_ref())?;
-                stage.pre_copy()?;
-                Ok(stage)
+            let prepare = || {
+                let purpose =
+                    Purpose { owner: &request.images, part: &part.name, is_alive: &is_alive };
+                let (mut driver, notes) =
+                    choose(&staging, root, before.as_ref(), &request.drivers, &purpose)?;
+                if let Some(held) = driver.held() {
+                    guardian.discard_if_we_die(held, &request.images.join(manifest::NAME))?;
+                }
+                let prepared = driver.prepare(suspects)?;
+                anyhow::Ok((driver, notes, prepared))
             };
-            let stage = stage().with_context(|| format!("copying {}", part.destination))?;
-            Ok(Staged { part, stage })
+            let (driver, notes, prepared) =
+                prepare().with_context(|| format!("copying {}", part.destination))?;
+            notes.iter().for_each(|note| tracing::warn!("{}: {note}", part.destination));
+            Ok(Staged { part, driver, prepared, notes })
         })
         .collect()
+}
+
+/// Whether what was recorded for a checkpoint still belongs to one: to a part that is not packed yet,
+/// or to one with the same index.
+fn is_alive(claim: &Claim) -> bool {
+    let Some(owner) = &claim.owner else { return false };
+    let Ok(manifest) = Manifest::read(owner) else {
+        // What it is kept on may not be mounted, and what is not packed is nowhere else.
+        let is_away = !owner.parent().is_some_and(Path::exists);
+        return manifest::is_there(owner) || (claim.index.is_none() && is_away);
+    };
+    let staged = || Held::read(&staged_parts(owner).join(&claim.part)).ok().flatten();
+    match &claim.index {
+        None => manifest.state == State::Staged && staged().is_some_and(|held| held.is(claim)),
+        Some(index) => {
+            let packed = manifest.parts.iter().filter_map(|part| part.files.as_ref());
+            packed.into_iter().any(|packed| packed.index.blake3 == *index)
+        }
+    }
 }
 
 /// The same part of the version before, whose layers have the same names.
@@ -138,22 +177,26 @@ fn before(images: &Path, manifest: &Manifest, part: &Part) -> Option<Packed> {
 /// Takes the snapshot of every part, under the freeze.
 pub(super) fn take(
     staged: Vec<Staged>,
-    volatile: &volatile::Files,
+    suspects: &Suspects,
     _frozen: &Frozen<'_>,
 ) -> Result<Vec<Staged>> {
     staged
         .into_iter()
-        .map(|Staged { part, mut stage }| {
-            stage.take(volatile).with_context(|| format!("copying {}", part.destination))?;
-            Ok(Staged { part, stage })
+        .map(|mut staged| {
+            let taken = staged.driver.take(suspects);
+            let frozen = taken.with_context(|| format!("copying {}", staged.part.destination))?;
+            let notes = std::mem::take(&mut staged.notes);
+            let driver = staged.driver.name();
+            staged.part.taken = Some(Taken::of(driver, staged.prepared, frozen, notes));
+            Ok(staged)
         })
         .collect()
 }
 
 /// Writes the indexes, so that whoever comes can pack what is staged.
 pub(super) fn seal(staged: Vec<Staged>) -> Result<()> {
-    for Staged { part, stage } in staged {
-        stage.seal().with_context(|| format!("writing the index of {}", part.destination))?;
+    for Staged { part, driver, .. } in staged {
+        driver.seal().with_context(|| format!("writing the index of {}", part.destination))?;
     }
     Ok(())
 }
@@ -169,6 +212,7 @@ impl Part {
             name: name.to_owned(),
             destination: ByteString::from(destination),
             source: source.to_owned(),
+            taken: None,
             files: None,
         }
     }

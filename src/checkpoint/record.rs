@@ -44,6 +44,7 @@ impl Manifest {
                 by: FrozenBy::Ocicle,
                 cgroup: container.freezer.version(),
                 milliseconds: 0.0,
+                others: Vec::new(),
             },
             timeline: Vec::new(),
             criu: None,

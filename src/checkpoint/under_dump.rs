@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use super::dump::{Taken, freeze, take};
-use super::{ImageDirectory, Request, Timeline, copy_first, parts, preflight};
+use super::parts::{self, Copied};
+use super::{ImageDirectory, Request, Timeline, copy_first, preflight};
 use crate::container::Container;
 use crate::guardian::Guardian;
 use crate::snapshot;
@@ -29,12 +30,17 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     let guardian = Guardian::start()?;
     let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
 
-    let frozen = freeze(request, &container, &guardian)?;
+    let frozen = freeze(request, &container.freezer, &guardian)?;
     manifest.created = jiff::Timestamp::now();
     manifest.freeze.by = frozen.by();
-    let copied = copy_first(&container, root, request, filesystem, &directory)?;
-    manifest.parts = parts::records(&copied.parts);
-    let Taken { parts, held: files, begin, end } = take(&container, &frozen, copied)?;
+    let copied = copy_first(&container, root, request, filesystem, &directory, &guardian)?;
+    let Copied { parts, suspects, sharing, digests } = copied;
+    let others = sharing.freeze(request, &container, &guardian)?;
+    manifest.freeze.others = sharing.groups();
+    let Taken { parts, held: files, begin, end } =
+        take(&container, &frozen, parts, digests, &suspects)?;
+    others.thaw()?;
+    manifest.parts = parts::records(&parts);
     manifest.held = files;
     manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
     parts::seal(parts)?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::Machine;
 use crate::checkpoint::{self, checkpoint};
 use crate::config::OnUnsupported;
-use crate::container::{Container, Volumes, ensure_name};
+use crate::container::{Container, Shared, Volumes, ensure_name};
 use crate::files::dumpable::Settings;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
@@ -51,6 +51,9 @@ pub struct Options {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     progress: Shown,
+    /// What is done about volumes that another container can write too
+    #[arg(long, value_enum, value_name = "RULE")]
+    shared: Option<Shared>,
     #[command(flatten)]
     criu: CriuOptions,
 }
@@ -155,6 +158,8 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         default_filesystem: machine.config.filesystem,
         compression: options.compress.unwrap_or(machine.config.compress),
         base: base.map(|base| base.directory),
+        shared: options.shared.unwrap_or(machine.config.shared),
+        drivers: machine.config.drivers(machine.store.root()),
     };
     let made =
         checkpoint(&request, &held, &Bar::new("packing", options.progress)).with_context(context);

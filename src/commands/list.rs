@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Format;
 use crate::output::{self, Table};
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Manifest, Part};
 use crate::store::versions::{Entry, Store};
 
 /// What can be asked of a list.
@@ -72,10 +72,20 @@ fn to_json((entry, manifest): &(Entry, Result<Manifest>)) -> serde_json::Value {
             value["left"] = json!(manifest.left);
             value["runtime"] = json!(manifest.programs.runtime);
             value["criu"] = json!(manifest.programs.criu);
+            value["parts"] = manifest.parts.iter().map(part).collect();
         }
         Err(error) => value["damaged"] = json!(format!("{error:#}")),
     }
     value
+}
+
+fn part(part: &Part) -> serde_json::Value {
+    json!({
+        "destination": part.destination,
+        "source": part.source,
+        "taken": part.taken,
+        "how": part.taken.as_ref().map(ToString::to_string),
+    })
 }
 
 fn size_of(manifest: &Manifest) -> u64 {

@@ -85,6 +85,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         allow: machine.config.allow.clone(),
         inherited,
         trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },
+        drivers: machine.config.drivers(machine.store.root()),
         replace_stopped: true,
     };
     if options.dry_run {

@@ -40,6 +40,32 @@ pub(super) fn freezer_of(runtime: &Runtime, id: &str, init: i32) -> Result<Freez
     Ok(Freezer::new(hierarchy.version, directory))
 }
 
+/// The control group that holds these processes, and nothing of `beside`, to be frozen with it.
+pub(super) fn freezer_of_all(processes: &[i32], beside: &Freezer) -> Result<Freezer> {
+    let hierarchy = Hierarchy::mounted()?;
+    // One that has ended belongs to none.
+    let groups = processes.iter().filter_map(|pid| hierarchy.group_of(&pid.to_string()).ok());
+    let directory = groups.reduce(|one, other| common(&one, &other));
+    let directory = directory.context("its processes have ended")?;
+    ensure!(
+        directory != hierarchy.mount_point(),
+        "its processes have no control group of their own"
+    );
+    let others = [hierarchy.group_of("self")?, beside.directory().to_owned()];
+    ensure!(
+        !others.iter().any(|other| other.starts_with(&directory)),
+        "{} holds more than it",
+        directory.display()
+    );
+    Ok(Freezer::new(hierarchy.version, directory))
+}
+
+/// The deepest directory above two.
+fn common(one: &Path, other: &Path) -> PathBuf {
+    let both = one.components().zip(other.components());
+    both.take_while(|(one, other)| one == other).map(|(one, _)| one).collect()
+}
+
 /// The mounted hierarchy that can freeze: version 1 where its freezer is mounted, as there a
 /// runtime uses no other.
 struct Hierarchy {

@@ -22,6 +22,7 @@ use crate::sys::process::{descends_from, namespaced_pids};
 pub use cgroup::{cgroup_version, freezer_of_process, group_name};
 pub use engine::Engine;
 pub use identity::Identity;
+pub use shared::Shared;
 pub use volumes::{Bind, Volumes};
 
 /// A container that has processes.

@@ -6,9 +6,25 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
+use super::cgroup::freezer_of_all;
 use crate::bytes::ByteString;
+use crate::freezer::Freezer;
 use crate::sys::mountinfo::{Mount, mount_of, mounts_of};
+
+/// What is done about a volume that another container can write too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Shared {
+    /// Make no checkpoint
+    Error,
+    /// Say so
+    #[default]
+    Warn,
+    /// Freeze that container too, until the snapshot is taken
+    Freeze,
+}
 
 /// A process in another mount namespace that can write a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,24 +33,40 @@ pub struct User {
     pub pid: i32,
     /// Its name.
     pub name: ByteString,
+    namespace: u64,
+    processes: Vec<i32>,
 }
 
 /// The processes, one for each mount namespace but ours and that of `except`, that have mounted
-/// just this directory, and can write it.
+/// just this directory, or in a container one above or below it, and can write it.
 pub fn writers_of(directory: &Path, except: Option<i32>) -> Result<Vec<User>> {
     let (device, root) = place_of(directory)?;
-    let is_it = |mount: &Mount| {
-        mount.device == device && mount.root.as_path() == root && !mount.is_read_only()
-    };
     let mut namespaces = namespaces()?;
     for known in [Some(std::process::id().cast_signed()), except].into_iter().flatten() {
         if let Some(namespace) = namespace_of(known) {
             namespaces.remove(&namespace);
         }
     }
-    let has_it =
-        |pid: &i32| mounts_of(&pid.to_string()).is_ok_and(|mounts| mounts.iter().any(is_it));
-    Ok(namespaces.into_values().filter(has_it).map(User::of).collect())
+    let reaches = |pid: i32, mount: &Mount| {
+        let other = mount.root.as_path();
+        mount.device == device
+            && !mount.is_read_only()
+            && (other == root
+                || (other.starts_with(&root) || root.starts_with(other)) && is_elsewhere(pid))
+    };
+    let has_it = |(_, processes): &(u64, Vec<i32>)| {
+        let pid = processes[0];
+        let mounts = mounts_of(&pid.to_string()).unwrap_or_default();
+        mounts.iter().any(|mount| reaches(pid, mount))
+    };
+    Ok(namespaces.into_iter().filter(has_it).map(User::of).collect())
+}
+
+/// Whether a process has another root directory than we have. A service of the host with a mount
+/// namespace of its own sees every directory as we do; that is no container.
+fn is_elsewhere(pid: i32) -> bool {
+    let root = |path: String| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    root(format!("/proc/{pid}/root/.")) != root("/".to_owned())
 }
 
 /// The device of the file system that holds a directory, and the directory's path in it.
@@ -48,14 +80,14 @@ pub(crate) fn place_of(directory: &Path) -> Result<((u32, u32), PathBuf)> {
     Ok((mount.device, path.components().collect()))
 }
 
-/// A process of each mount namespace, by the namespace's number. One that ends has none.
-fn namespaces() -> Result<BTreeMap<u64, i32>> {
-    let mut found = BTreeMap::new();
+/// The processes of each mount namespace, by the namespace's number. One that ends has none.
+fn namespaces() -> Result<BTreeMap<u64, Vec<i32>>> {
+    let mut found: BTreeMap<u64, Vec<i32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").context("reading /proc")? {
         let name = entry?.file_name();
         let pid = name.to_str().and_then(|name| name.parse().ok());
         if let Some((pid, namespace)) = pid.and_then(|pid| Some((pid, namespace_of(pid)?))) {
-            found.entry(namespace).or_insert(pid);
+            found.entry(namespace).or_default().push(pid);
         }
     }
     Ok(found)
@@ -66,9 +98,21 @@ fn namespace_of(pid: i32) -> Option<u64> {
 }
 
 impl User {
-    fn of(pid: i32) -> Self {
+    fn of((namespace, processes): (u64, Vec<i32>)) -> Self {
+        let pid = processes[0];
         let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Self { pid, name: name.trim_ascii_end().into() }
+        Self { pid, name: name.trim_ascii_end().into(), namespace, processes }
+    }
+
+    /// Whether both are one mount namespace.
+    pub fn is(&self, other: &Self) -> bool {
+        self.namespace == other.namespace
+    }
+
+    /// The control group that stops it, and nothing of `beside`.
+    pub fn freezer(&self, beside: &Freezer) -> Result<Freezer> {
+        freezer_of_all(&self.processes, beside)
+            .with_context(|| format!("finding the control group of {self}"))
     }
 }
 

@@ -7,6 +7,7 @@ mod live;
 mod name;
 mod preflight;
 mod sockets;
+mod suspects;
 mod table;
 pub mod tree;
 mod unreachable;
@@ -16,6 +17,7 @@ pub mod held;
 
 pub use live::Process;
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
+pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};
 pub use unreachable::{Owned, Unreachable, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};

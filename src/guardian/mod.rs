@@ -4,11 +4,11 @@
 //! (so that it can wait for its end), and knows what to do when the connection to us ends
 //! without a farewell:
 //!
-//! 1. thaw the container, if freezing it was our doing;
+//! 1. thaw the container, and others that share a volume, if freezing them was our doing;
 //! 2. wait for the runtime, and with it CRIU, to end. They fail by themselves, as nobody commits
 //!    the dump. They are not killed: processes with CRIU's code in them would not survive that;
 //! 3. thaw again, since CRIU leaves a control group that it found frozen frozen;
-//! 4. remove what is half-made.
+//! 4. remove what is half-made, and the snapshots that drivers hold.
 //!
 //! It is a session leader, so that what is sent to our process group does not reach it, and it
 //! leaves every signal blocked.
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
+use crate::snapshot::Held;
 use crate::sys::socket::Channel;
 
 pub use watch::main;
@@ -37,10 +38,14 @@ pub const NAME: &str = "ocicle-guardian";
 /// What is asked of the guardian.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    /// Thaw this control group if we die; none any more.
-    Thaw(Option<Freezer>),
+    /// Thaw this control group if we die.
+    Thaw(Freezer),
+    /// Thaw none any more.
+    ThawNone,
     /// Remove this if we die.
     Remove(Removal),
+    /// Remove a snapshot if we die, unless the file exists by then.
+    Discard { held: Box<Held>, unless: PathBuf },
     /// Run a program; its standard error goes to the descriptor that comes along.
     Run { command: Vec<ByteString>, environment: Vec<(ByteString, ByteString)> },
     /// All is well.
@@ -113,14 +118,14 @@ impl Guardian {
         Ok(Self { channel: Some(channel), process })
     }
 
-    /// Has `freezer` thawed if we die from now on.
+    /// Has `freezer` thawed too if we die from now on.
     pub fn thaw_if_we_die(&self, freezer: &Freezer) -> Result<()> {
-        self.order(&Order::Thaw(Some(freezer.clone())))
+        self.order(&Order::Thaw(freezer.clone()))
     }
 
     /// Has nothing thawed any more.
     pub fn thaw_no_more(&self) -> Result<()> {
-        self.order(&Order::Thaw(None))
+        self.order(&Order::ThawNone)
     }
 
     /// Has a file, or a directory with all that is in it, removed if we die.
@@ -132,6 +137,11 @@ impl Guardian {
     pub fn remove_if_we_die_unless(&self, path: &Path, exists: &Path) -> Result<()> {
         let (path, unless) = (path.to_owned(), Some(exists.to_owned()));
         self.order(&Order::Remove(Removal { path, unless }))
+    }
+
+    /// Has a snapshot removed that a driver holds, unless `exists` is there by then.
+    pub fn discard_if_we_die(&self, held: &Held, exists: &Path) -> Result<()> {
+        self.order(&Order::Discard { held: Box::new(held.clone()), unless: exists.to_owned() })
     }
 
     /// Starts a program, whose end [`Guardian::ended`] will tell.

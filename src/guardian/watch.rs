@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use nix::sys::signal::SigSet;
 use super::{Ended, Order, Removal};
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
+use crate::snapshot::Held;
 use crate::sys::process::{pidfd, wait_readable};
 use crate::sys::socket::Channel;
 
@@ -26,8 +28,9 @@ pub fn main() -> ExitCode {
 
 struct Watch {
     channel: Channel,
-    thaw: Option<Freezer>,
+    thaw: Vec<Freezer>,
     remove: Vec<Removal>,
+    discard: Vec<(Box<Held>, PathBuf)>,
     running: Option<Running>,
 }
 
@@ -51,7 +54,13 @@ impl Watch {
         SigSet::all().thread_block().context("blocking signals")?;
         let channel =
             std::io::stdin().as_fd().try_clone_to_owned().context("taking the connection")?;
-        Ok(Self { channel: channel.into(), thaw: None, remove: Vec::new(), running: None })
+        Ok(Self {
+            channel: channel.into(),
+            thaw: Vec::new(),
+            remove: Vec::new(),
+            discard: Vec::new(),
+            running: None,
+        })
     }
 
     fn keep(mut self) -> Result<()> {
@@ -83,8 +92,10 @@ impl Watch {
 
     fn obey(&mut self, order: Order, fds: Vec<OwnedFd>) -> Result<()> {
         match order {
-            Order::Thaw(freezer) => self.thaw = freezer,
+            Order::Thaw(freezer) => self.thaw.push(freezer),
+            Order::ThawNone => self.thaw.clear(),
             Order::Remove(removal) => self.remove.push(removal),
+            Order::Discard { held, unless } => self.discard.push((held, unless)),
             Order::Farewell => {}
             Order::Run { command, environment } => match start(&command, &environment, fds) {
                 Ok(running) => self.running = Some(running),
@@ -110,12 +121,19 @@ impl Watch {
             running.child.wait().map(drop).context("waiting for the runtime")
         });
         let again = self.thaw();
+        // Looking for the manifest comes before its directory is removed.
+        let discarded = self
+            .discard
+            .iter()
+            .filter(|(_, unless)| fs::symlink_metadata(unless).is_err())
+            .map(|(held, _)| held.discard())
+            .fold(Ok(()), Result::and);
         let removed = self.remove.iter().map(Removal::carry_out).fold(Ok(()), Result::and);
-        first.and(waited).and(again).and(removed)
+        first.and(waited).and(again).and(discarded).and(removed)
     }
 
     fn thaw(&self) -> Result<()> {
-        self.thaw.as_ref().map_or(Ok(()), Freezer::thaw)
+        self.thaw.iter().map(Freezer::thaw).fold(Ok(()), Result::and)
     }
 }
 

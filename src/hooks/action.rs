@@ -67,12 +67,14 @@ fn commit() -> Result<()> {
         freeze_limit: config.freeze_limit(),
         ghost_limit: config.criu.ghost_limit.clone(),
         disposable: false,
+        drivers: config.drivers(&config.store),
         volumes: None,
         default_volumes: config.volumes,
         filesystem: None,
         default_filesystem: config.filesystem,
         compression: config.compress,
         base: None,
+        shared: config.shared,
         // CRIU has decided over every open file.
         rules: Vec::new(),
         configured: Vec::new(),
@@ -92,5 +94,7 @@ fn put_back() -> Result<()> {
     let held = Lock::take(&caller.call.id)?;
     let named = caller.call.path("--bundle").or_else(|| caller.call.path("-b"));
     let bundle = caller.path(&named.unwrap_or_else(|| ".".into()));
-    restore::put_back(&images, &bundle, Trust::Unwritten, &held)
+    let config = Config::load()?;
+    let drivers = config.drivers(&config.store);
+    restore::put_back(&images, &bundle, &drivers, Trust::Unwritten, &held)
 }

@@ -32,7 +32,7 @@ use crate::files::{FileId, FileKind, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
-use crate::snapshot::{Plan, Progress};
+use crate::snapshot::{self, Progress};
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State, Trust};
@@ -76,6 +76,8 @@ pub struct Request {
     pub inherited: InheritedFds,
     /// How much of the checkpoint is read to know that it is whole.
     pub trust: Trust,
+    /// How snapshots are put back.
+    pub drivers: snapshot::Settings,
     /// Whether a stopped container of that name makes room.
     pub replace_stopped: bool,
 }
@@ -128,7 +130,9 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     if request.replace_stopped {
         make_room(&request.runtime, &request.id)?;
     }
-    execute(plans, &parts, progress)?;
+    for (plan, part) in plans.into_iter().zip(&parts) {
+        part.put_back(plan, progress).with_context(|| context(part))?;
+    }
     policies::carry_out(&remedies).context("obeying the policies")?;
     substitute::settle(&prepared).context("changing files of the container")?;
     let console = if gives_up_terminal(&bundle, &resolved) {
@@ -144,24 +148,30 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
 ///
 /// # Errors
 /// As of [`restore()`]: until the files are put back nothing has been changed.
-pub fn put_back(images: &Path, bundle: &Path, trust: Trust, _held: &Lock) -> Result<()> {
+pub fn put_back(
+    images: &Path,
+    bundle: &Path,
+    drivers: &snapshot::Settings,
+    trust: Trust,
+    _held: &Lock,
+) -> Result<()> {
     machine::ensure_capable()?;
     let manifest = read(images, trust, &())
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(bundle)?;
-    let parts = reconcile::open_parts(&manifest, images, &bundle)?;
+    let parts = reconcile::open_parts(&manifest, images, &bundle, drivers)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     preflight::check_plainly(images, &preflight::View::of(&parts, &plans, &bundle)?)?;
     held::ensure_same(&manifest, &bundle, &[])?;
-    execute(plans, &parts, &())
-}
-
-fn execute(plans: Vec<Plan<'_>>, parts: &[Part], progress: &dyn Progress) -> Result<()> {
-    for (plan, part) in plans.into_iter().zip(parts) {
-        plan.execute(progress)
-            .with_context(|| format!("putting {} back", part.destination.display()))?;
+    // The runtime has mounted them already.
+    for (plan, part) in plans.into_iter().zip(&parts) {
+        part.put_back_in_place(plan, &()).with_context(|| context(part))?;
     }
     Ok(())
+}
+
+fn context(part: &Part) -> String {
+    format!("putting {} back", part.destination.display())
 }
 
 /// What was found out before anything is opened for a rule.
@@ -179,7 +189,8 @@ fn examine(
     images: &Path,
 ) -> Result<Examined> {
     let (resolved, callers) = resolve(request, bundle, images)?;
-    Ok(Examined { resolved, callers, parts: reconcile::open_parts(manifest, images, bundle)? })
+    let parts = reconcile::open_parts(manifest, images, bundle, &request.drivers)?;
+    Ok(Examined { resolved, callers, parts })
 }
 
 /// Whether a terminal is replaced of which the caller, or the runtime, may expect the other side.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::container::{Bundle, shared};
 use crate::hint::WithHint;
-use crate::snapshot::{self, Part as Packed, Plan, Root};
+use crate::snapshot::{self, Local, Part as Packed, Plan, Progress, Root, Settings};
 use crate::store::manifest::{self, Manifest};
 use crate::store::policy::Filesystem;
 
@@ -17,6 +17,8 @@ pub(super) struct Part {
     /// Its snapshot.
     pub packed: Packed,
     root: Root,
+    /// What this machine still holds of it.
+    local: Option<Local>,
 }
 
 impl Part {
@@ -24,6 +26,35 @@ impl Part {
     pub(super) fn plan(&self) -> Result<Plan<'_>> {
         snapshot::plan(&self.root, &self.packed)
             .with_context(|| format!("comparing {}", self.root.path().display()))
+    }
+
+    /// Makes it what it was: at once, where a driver can put back all that it holds, then by
+    /// comparing, which is also the proof.
+    pub(super) fn put_back(&self, plan: Plan<'_>, progress: &dyn Progress) -> Result<()> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        if self.replace_all() {
+            let root = snapshot::probe(self.root.path())?;
+            snapshot::plan(&root, &self.packed)?.execute(progress)?;
+            return Ok(());
+        }
+        self.put_back_in_place(plan, progress)
+    }
+
+    /// Makes it what it was by what differs alone: it stays the directory that is mounted already.
+    pub(super) fn put_back_in_place(&self, plan: Plan<'_>, progress: &dyn Progress) -> Result<()> {
+        plan.cloning(self.local.as_ref()).execute(progress)?;
+        Ok(())
+    }
+
+    /// A driver that fails leaves what comparing can put right.
+    fn replace_all(&self) -> bool {
+        let Some(local) = &self.local else { return false };
+        local.put_back(&self.root).unwrap_or_else(|error| {
+            tracing::warn!("{}: {error:#}", self.destination.display());
+            false
+        })
     }
 }
 
@@ -33,15 +64,25 @@ impl Part {
 /// # Errors
 /// When the root file system is not made of the image that the snapshot lies on, or the bundle
 /// has no such volume.
-pub(super) fn open_parts(manifest: &Manifest, images: &Path, bundle: &Bundle) -> Result<Vec<Part>> {
+pub(super) fn open_parts(
+    manifest: &Manifest,
+    images: &Path,
+    bundle: &Bundle,
+    drivers: &Settings,
+) -> Result<Vec<Part>> {
     if manifest.filesystem != Filesystem::Snapshot {
         return Ok(Vec::new());
     }
     ensure_same_image(manifest, bundle)?;
-    manifest.parts.iter().map(|record| open(record, images, bundle)).collect()
+    manifest.parts.iter().map(|record| open(record, images, bundle, drivers)).collect()
 }
 
-fn open(record: &manifest::Part, images: &Path, bundle: &Bundle) -> Result<Part> {
+fn open(
+    record: &manifest::Part,
+    images: &Path,
+    bundle: &Bundle,
+    drivers: &Settings,
+) -> Result<Part> {
     let destination = record.destination.as_path().to_owned();
     let target = target_of(record, bundle)?;
     if !record.is_root() {
@@ -50,7 +91,13 @@ fn open(record: &manifest::Part, images: &Path, bundle: &Bundle) -> Result<Part>
     let files = record.files.as_ref().with_context(|| format!("{} is not packed", record.name))?;
     let packed = Packed::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", record.destination))?;
-    Ok(Part { destination, packed, root: snapshot::probe(&target)? })
+    let root = snapshot::probe(&target)?;
+    // Without it, everything is in the layers.
+    let local = Local::find(&root, files, drivers).unwrap_or_else(|error| {
+        tracing::debug!("{}: {error:#}", record.destination);
+        None
+    });
+    Ok(Part { destination, packed, root, local })
 }
 
 /// What a part is put back on.

@@ -13,10 +13,33 @@ use crate::sys::fs;
 /// Bytes read or written at once.
 pub(super) const BUFFER: usize = 1 << 20;
 
-/// Copies all of `source` to the empty file `target`, and says how many bytes were moved.
-pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<u64> {
+/// How the bytes of a file came to be in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// Both share them on disk.
+    Shared,
+    /// So many were moved.
+    Moved(u64),
+}
+
+impl Copied {
+    /// How many bytes were moved.
+    pub(super) fn moved(self) -> u64 {
+        match self {
+            Self::Shared => 0,
+            Self::Moved(bytes) => bytes,
+        }
+    }
+}
+
+/// Copies all of `source` to the empty file `target`.
+///
+/// Both ways wait for a write(2) that is under way, which has set the times already and not yet all
+/// of the bytes: cloning locks the inode, and so does looking for data in it (`SEEK_DATA` of ext4,
+/// btrfs and f2fs; xfs locks it for reading). One that begins later shows in ctime.
+pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<Copied> {
     match rustix::fs::ioctl_ficlone(target, source) {
-        Ok(()) => return Ok(0),
+        Ok(()) => return Ok(Copied::Shared),
         Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
         Err(_) => {}
     }
@@ -28,7 +51,7 @@ pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<u64> {
         moved += copy_range(source.as_fd(), target.as_fd(), start, end)?;
         at = end;
     }
-    Ok(moved)
+    Ok(Copied::Moved(moved))
 }
 
 fn copy_range(

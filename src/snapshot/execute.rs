@@ -12,9 +12,9 @@ use serde::Serialize;
 
 use super::attributes::{Found, Shape, apply};
 use super::copy::copy_file;
-use super::index::{Entry, Kind, Meta};
+use super::index::{Content, Entry, Kind, Meta};
 use super::plan::{Plan, Verb, look_lower};
-use super::{Progress, join, shown, split};
+use super::{Progress, remove, shown, split};
 use crate::bytes::ByteString;
 use crate::sys::fs;
 
@@ -88,53 +88,9 @@ impl Plan<'_> {
     /// First, which also gives room back.
     fn remove_all(&self, report: &mut Report) -> Result<()> {
         for path in self.of(Verb::Remove).rev() {
-            self.remove_tree(path).with_context(|| format!("removing {}", shown(path)))?;
+            remove::tree(self.root.top(), path)
+                .with_context(|| format!("removing {}", shown(path)))?;
             report.removed += 1;
-        }
-        Ok(())
-    }
-
-    /// Removes a path with all that is in it, and holds no more than one directory open at a time.
-    fn remove_tree(&self, path: &[u8]) -> Result<()> {
-        let mut todo = vec![path.to_vec()];
-        while let Some(path) = todo.last().cloned() {
-            let (parent, name) = split(&path).context("the root cannot be removed")?;
-            let dir = fs::open_dir(self.root.top(), parent)?;
-            match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {
-                    todo.pop();
-                    continue;
-                }
-                Err(rustix::io::Errno::ISDIR) => {}
-                Err(errno) => {
-                    return Err(errno).with_context(|| format!("removing {}", shown(&path)));
-                }
-            }
-            match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
-                Ok(()) => {
-                    todo.pop();
-                }
-                Err(rustix::io::Errno::NOTEMPTY) => {
-                    self.remove_files(&path, &mut todo)?;
-                }
-                Err(errno) => {
-                    return Err(errno).with_context(|| format!("removing {}", shown(&path)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Empties a directory of all that is no directory; those are left to the caller.
-    fn remove_files(&self, path: &[u8], todo: &mut Vec<Vec<u8>>) -> Result<()> {
-        let dir = fs::open_dir(self.root.top(), path)?;
-        for name in fs::names(&dir)? {
-            let child = || shown(&join(path, &name));
-            match rustix::fs::unlinkat(&dir, &name[..], AtFlags::empty()) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::ISDIR) => todo.push(join(path, &name)),
-                Err(errno) => return Err(errno).with_context(|| format!("removing {}", child())),
-            }
         }
         Ok(())
     }
@@ -194,7 +150,7 @@ impl Plan<'_> {
         }
         let mut bytes = 0;
         take_name(&dir, name, |dir, temporary| {
-            bytes = self.make_node(dir, temporary, &made, progress)?;
+            bytes = self.make_node(dir, temporary, &made, path, progress)?;
             let entry = fs::open_entry(dir, temporary)?.context("it is gone")?;
             apply(entry, made.meta())
         })?;
@@ -207,6 +163,7 @@ impl Plan<'_> {
         dir: &OwnedFd,
         name: &[u8],
         made: &Made<'_>,
+        path: &[u8],
         progress: &dyn Progress,
     ) -> Result<u64> {
         let node = |kind: FileType, major: u32, minor: u32| -> Result<u64> {
@@ -220,7 +177,14 @@ impl Plan<'_> {
         };
         match made {
             Made::Entry(entry) => match &entry.kind {
-                Kind::File { .. } => self.make_file(dir, name, entry, progress),
+                Kind::File { size, content } => {
+                    let file = fs::create_file(dir, name)?;
+                    if self.clone_held(path, *size, &file).unwrap_or(false) {
+                        progress.advance(content.length);
+                        return Ok(0);
+                    }
+                    self.write(&file.into(), *size, content, progress)
+                }
                 Kind::Symlink { target } => link(target.as_bytes()),
                 Kind::Char { major, minor } => node(FileType::CharacterDevice, *major, *minor),
                 Kind::Block { major, minor } => node(FileType::BlockDevice, *major, *minor),
@@ -231,7 +195,7 @@ impl Plan<'_> {
             Made::Lower(found, entry) => match &found.shape {
                 Shape::File => {
                     let target = fs::create_file(dir, name)?;
-                    Ok(copy_file(&fs::open_for_reading(entry)?, &target)?)
+                    Ok(copy_file(&fs::open_for_reading(entry)?, &target)?.moved())
                 }
                 Shape::Symlink(target) => link(target),
                 Shape::Char(major, minor) => node(FileType::CharacterDevice, *major, *minor),
@@ -243,16 +207,26 @@ impl Plan<'_> {
         }
     }
 
-    fn make_file(
+    /// Shares the bytes of the same file in a snapshot that is held on this file system, if there is
+    /// one: it is read-only, and of this very index.
+    fn clone_held(&self, path: &[u8], size: u64, file: &OwnedFd) -> Result<bool> {
+        let (Some(held), Some((parent, name))) = (&self.held, split(path)) else {
+            return Ok(false);
+        };
+        let entry = fs::open_entry(fs::open_dir(held, parent)?, name)?.context("it is gone")?;
+        let source = fs::open_for_reading(entry)?;
+        rustix::fs::ioctl_ficlone(file, &source)?;
+        Ok(fs::stat(file)?.st_size as u64 == size)
+    }
+
+    fn write(
         &self,
-        dir: &OwnedFd,
-        name: &[u8],
-        entry: &Entry,
+        file: &File,
+        size: u64,
+        content: &Content,
         progress: &dyn Progress,
     ) -> Result<u64> {
-        let Kind::File { size, content } = &entry.kind else { bail!("it is no file") };
-        let file = File::from(fs::create_file(dir, name)?);
-        file.set_len(*size).context("setting its length")?;
+        file.set_len(size).context("setting its length")?;
         self.part.stored(content, |at, bytes| {
             file.write_all_at(bytes, at).context("writing its content")?;
             progress.advance(bytes.len() as u64);

@@ -24,7 +24,7 @@ pub(super) const LAYER_LIMIT: usize = 1000;
 /// How a part's root stores what is written to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Driver {
+pub enum Form {
     /// An overlay mount: the entries are what deviates from its lower layers.
     Overlay,
     /// Any directory: the entries are the whole tree.
@@ -37,7 +37,7 @@ pub struct Index<C = Content> {
     /// The version of this format.
     pub schema: u32,
     /// What the entries are relative to.
-    pub driver: Driver,
+    pub driver: Form,
     /// The root that the snapshot was taken of.
     pub root: RootIdentity,
     /// Every path, relative to the root, in the order of its bytes; the root itself is empty.

@@ -1,9 +1,9 @@
 //! The snapshot of one *part*, a writable root file system, and its restore.
 //!
 //! ```text
-//! running   Stage::create, pre_copy    copies what the part holds, in advance
-//! frozen    Stage::take, seal          copies what changed since, writes the staging index
-//! thawed    pack                       staging → an OCI layer and the index
+//! running   choose, Driver::prepare    a driver; it copies what the part holds, in advance
+//! frozen    Driver::take, seal         copies what changed since, or takes a snapshot at once
+//! thawed    pack                       what is held → an OCI layer and the index
 //! later     Part::open, plan, execute  makes a root equal to the index
 //! ```
 //!
@@ -18,12 +18,13 @@
 //! **directory** driver they are the whole tree.
 //!
 //! # What is in staging
-//! `index.json` and `blobs/N`, one for each inode with content: bytes only, no owner, no mode, no
+//! `held.json`, which names what a driver holds elsewhere; or `index.json` and `blobs/N`, one for each inode with content: bytes only, no owner, no mode, no
 //! device, no link. Nothing in staging does anything by being there.
 
 mod attributes;
 mod copy;
 mod diff;
+mod driver;
 mod execute;
 mod index;
 mod layer;
@@ -32,13 +33,17 @@ mod pack;
 mod part;
 mod plan;
 mod probe;
+mod remove;
 mod stage;
 mod tar;
 mod walk;
 
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
+pub use driver::{
+    Claim, Driver, Held, Local, Method, Name, Program, Purpose, Settings, Taken, choose,
+};
 pub use execute::Report;
-pub use index::{Content, Driver, Entry, Identity, Index, Kind, Meta, Time};
+pub use index::{Content, Entry, Form, Identity, Index, Kind, Meta, Time};
 pub use layer::Compression;
 pub use pack::{PartRecord, pack};
 pub use part::{Lookup, Part};

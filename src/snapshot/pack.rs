@@ -10,12 +10,14 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::copy::{BUFFER, stretches};
+use super::driver::{Held, HeldContent};
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta};
 use super::layer::{self, Compression, Reader};
 use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
 use crate::store::digest::FileRecord;
+use crate::sys::fs;
 
 /// The files of a part, for the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,10 +48,13 @@ pub fn pack(
     compression: Compression,
     progress: &dyn Progress,
 ) -> Result<PartRecord> {
-    let staged: Index<Staged> = read_json(&staging.join(STAGED_INDEX))?;
     let base_path = staging.join(STAGED_BASE);
     let base: Option<Base> = if base_path.exists() { Some(read_json(&base_path)?) } else { None };
-    let packer = Packer::new(&staged, base.as_ref(), staging, out)?;
+    let (staged, held) = match Held::read(staging)? {
+        Some(held) => held.index(base.as_ref()).map(|(index, content)| (index, Some(content)))?,
+        None => (read_json(&staging.join(STAGED_INDEX))?, None),
+    };
+    let packer = Packer { held, ..Packer::new(&staged, base.as_ref(), staging, out)? };
     packer
         .run(prefix, compression, progress)
         .with_context(|| format!("packing {}", staging.display()))
@@ -66,6 +71,8 @@ struct Packer<'a> {
     base: Option<&'a Base>,
     base_layers: Vec<Reader>,
     blobs: PathBuf,
+    /// The snapshot that content is in which is not in staging.
+    held: Option<HeldContent>,
     out: &'a Path,
     /// The names of each inode that has several, by the first.
     names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
@@ -108,6 +115,7 @@ impl<'a> Packer<'a> {
             base,
             base_layers: base.map_or_else(|| Ok(Vec::new()), |base| open_layers(base, out))?,
             blobs: staging.join(BLOBS),
+            held: None,
             out,
             names: link_groups(staged),
             base_names: base.map(|base| link_groups(&base.index)).unwrap_or_default(),
@@ -198,7 +206,7 @@ impl<'a> Packer<'a> {
         progress: &dyn Progress,
     ) -> Result<HashMap<&'a [u8], Content>> {
         let staged = |entry: &Entry<Staged>| match &entry.kind {
-            Kind::File { size, content: Staged::Blob(_) } => *size,
+            Kind::File { size, content: Staged::Blob(_) | Staged::Held } => *size,
             _ => 0,
         };
         progress.expect(self.staged.entries.values().map(staged).sum());
@@ -390,10 +398,9 @@ impl<'a> Packer<'a> {
                     known: Some(content.clone()),
                 })
             }
-            Staged::Blob(number) => {
-                let file = File::open(self.blobs.join(number.to_string()))
-                    .with_context(|| format!("opening blob {number}"))?;
-                ensure!(file.metadata()?.len() == size, "blob {number} has another length");
+            Staged::Blob(_) | Staged::Held => {
+                let file = self.staged_file(path, content)?;
+                ensure!(file.metadata()?.len() == size, "what is staged has another length");
                 let stretches = stretches(&file, size)?;
                 let runs = stretches.clone();
                 let mut source = Source { bytes: Bytes::Blob(file), runs, stretches, known: None };
@@ -401,6 +408,17 @@ impl<'a> Packer<'a> {
                 Ok(source)
             }
         }
+    }
+
+    fn staged_file(&self, path: &[u8], content: &Staged) -> Result<File> {
+        if let Staged::Blob(number) = content {
+            return File::open(self.blobs.join(number.to_string()))
+                .with_context(|| format!("opening blob {number}"));
+        }
+        let held = self.held.as_ref().context("reading a snapshot that nobody holds")?;
+        let (parent, name) = split(path).context("the root is no file")?;
+        let entry = fs::open_entry(fs::open_dir(&held.top, parent)?, name)?;
+        Ok(fs::open_for_reading(entry.context("it is gone from the snapshot")?)?.into())
     }
 
     /// Where the base has the same bytes for the same path.

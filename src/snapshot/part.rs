@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags};
 
 use super::copy::BUFFER;
-use super::index::{Content, Driver, Entry, Index, Kind, LAYER_LIMIT};
+use super::index::{Content, Entry, Form, Index, Kind, LAYER_LIMIT};
 use super::layer::Reader;
 use super::pack::PartRecord;
 use super::{Progress, shown, split};
@@ -118,7 +118,7 @@ impl Part {
             }
             match split(at) {
                 Some((parent, _)) => at = parent,
-                None if self.index.driver == Driver::Directory => return Lookup::Absent,
+                None if self.index.driver == Form::Directory => return Lookup::Absent,
                 None => return Lookup::Below,
             }
         }

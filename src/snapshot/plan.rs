@@ -11,7 +11,8 @@ use rayon::prelude::*;
 
 use super::attributes::{Found, Shape};
 use super::copy::BUFFER;
-use super::index::{Content, Driver, Entry, Kind, PATH_LIMIT};
+use super::driver::Local;
+use super::index::{Content, Entry, Form, Kind, PATH_LIMIT};
 use super::part::Part;
 use super::probe::Root;
 use super::walk::{open_existing, upper_state};
@@ -62,6 +63,8 @@ pub struct Plan<'a> {
     pub(super) part: &'a Part,
     /// What the layers below the root show.
     pub(super) lower: Option<OwnedFd>,
+    /// The same content on the same file system, which files can be cloned from.
+    pub(super) held: Option<OwnedFd>,
     actions: Vec<Action>,
     notes: Vec<String>,
 }
@@ -82,6 +85,11 @@ impl Plan<'_> {
         self.actions.is_empty()
     }
 
+    /// Takes content from what this machine still holds, where that can be cloned.
+    pub fn cloning(self, local: Option<&Local>) -> Self {
+        Self { held: local.and_then(Local::directory), ..self }
+    }
+
     /// How many steps of each kind.
     pub fn summary(&self) -> BTreeMap<Verb, usize> {
         let mut counts = BTreeMap::new();
@@ -96,7 +104,7 @@ impl Plan<'_> {
 pub fn plan<'a>(root: &'a Root, part: &'a Part) -> Result<Plan<'a>> {
     let lower = root.overlay().map(super::probe::Overlay::lower_view).transpose()?;
     let mut notes = Vec::new();
-    if part.index().driver == Driver::Overlay && lower.is_none() {
+    if part.index().driver == Form::Overlay && lower.is_none() {
         notes.push(
             "the snapshot is of an overlay and the root is none: what was created since, and what \
              the image had, cannot be known"
@@ -108,7 +116,7 @@ pub fn plan<'a>(root: &'a Root, part: &'a Part) -> Result<Plan<'a>> {
         .run()
         .with_context(|| format!("comparing {} with the snapshot", root.path().display()))?;
     let actions = settle(verdicts, root.overlay().is_some());
-    Ok(Plan { root, part, lower, actions, notes })
+    Ok(Plan { root, part, lower, held: None, actions, notes })
 }
 
 struct Comparison<'a> {
@@ -159,7 +167,7 @@ impl<'a> Comparison<'a> {
             kept: None,
         }));
         let covered =
-            index.driver == Driver::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
+            index.driver == Form::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
         let mut jobs = vec![Job { path: Vec::new(), covered, present: Some(false) }];
         while !jobs.is_empty() {
             let compared = jobs
@@ -313,7 +321,7 @@ impl<'a> Comparison<'a> {
         let present = match present {
             Some((found, _)) if found.shape == Shape::Dir => {
                 // What is mounted there is not the part's.
-                if found.device != self.root.device() {
+                if !self.root.holds(found.device) {
                     return Ok(None);
                 }
                 Some(job.present == Some(true) || view.is_renamed(self.root, name)?)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::index::Driver;
+use super::index::Form;
 use super::lower;
 use crate::bytes::ByteString;
 use crate::sys::fs;
@@ -19,6 +19,8 @@ pub struct Root {
     identity: RootIdentity,
     top: OwnedFd,
     device: u64,
+    /// Whether no other file system can be below the top.
+    alone: bool,
     overlay: Option<Overlay>,
 }
 
@@ -36,7 +38,7 @@ pub(super) struct Overlay {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootIdentity {
     /// How the root stores what is written.
-    pub driver: Driver,
+    pub driver: Form,
     /// Type of the file system (`overlay`, `ext4`, …).
     pub fs_type: String,
     /// `st_dev` of the root.
@@ -113,8 +115,15 @@ impl Root {
         &self.path
     }
 
+    /// The root of a snapshot that somebody holds, of a root of that identity.
+    pub(super) fn of_snapshot(path: PathBuf, top: OwnedFd, was: RootIdentity) -> Result<Self> {
+        let device = fs::stat(&top)?.st_dev;
+        let identity = RootIdentity { driver: Form::Directory, ..was };
+        Ok(Self { path, identity, top, device, alone: false, overlay: None })
+    }
+
     /// How it stores what is written to it.
-    pub fn driver(&self) -> Driver {
+    pub fn form(&self) -> Form {
         self.identity.driver
     }
 
@@ -133,9 +142,14 @@ impl Root {
         self.top.as_fd()
     }
 
-    /// `st_dev` of the root: a directory with another is another file system.
-    pub(super) fn device(&self) -> u64 {
-        self.device
+    pub(super) fn into_top(self) -> OwnedFd {
+        self.top
+    }
+
+    /// Whether a directory with that `st_dev` belongs to the root. Without the mounts on top of it,
+    /// one with another is a btrfs subvolume inside.
+    pub(super) fn holds(&self, device: u64) -> bool {
+        self.alone || self.device == device
     }
 
     pub(super) fn overlay(&self) -> Option<&Overlay> {
@@ -192,8 +206,9 @@ fn open_root(
     // The copy hides what is mounted on top, so that no walk crosses into another file system, and
     // a bind mount of the same one is not taken twice. A mount of another namespace cannot be
     // copied: then the device numbers tell.
-    let top = clone_of(&path)
-        .or_else(|_| fs::open_host_dir(&path))
+    let (top, alone) = clone_of(&path)
+        .map(|top| (top, true))
+        .or_else(|_| Ok::<_, std::io::Error>((fs::open_host_dir(&path)?, false)))
         .with_context(|| format!("opening {}", path.display()))?;
     let stat = fs::stat(&top)?;
     let (overlay, lowers) = match overlay {
@@ -201,14 +216,14 @@ fn open_root(
         None => (None, Vec::new()),
     };
     let identity = RootIdentity {
-        driver: if overlay.is_some() { Driver::Overlay } else { Driver::Directory },
+        driver: if overlay.is_some() { Form::Overlay } else { Form::Directory },
         fs_type: mount.kind.clone(),
         device: stat.st_dev,
         ino: stat.st_ino,
         lowers,
         options: overlay.as_ref().map(|o| o.options.named()).unwrap_or_default(),
     };
-    let root = Root { path, identity, top, device: stat.st_dev, overlay };
+    let root = Root { path, identity, top, device: stat.st_dev, alone, overlay };
     if let Some(overlay) = &root.overlay {
         check_upper(&root, overlay)?;
     }

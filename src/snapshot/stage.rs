@@ -15,13 +15,15 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{Found, Shape, identity};
-use super::copy::copy_file;
-use super::index::{Content, Entry, Identity, Index, Kind, Meta, SCHEMA, Time};
+use super::copy::{self, copy_file};
+use super::driver::{Driver, Name};
+use super::index::{Content, Entry, Form, Identity, Index, Kind, Meta, SCHEMA, Time};
 use super::part::Part;
 use super::probe::Root;
 use super::walk::{Earlier, Seen, Still, Tree, open_existing, walk};
 use super::{shown, split};
 use crate::bytes::ByteString;
+use crate::files::Suspects;
 use crate::store::digest::FileRecord;
 use crate::sys::fs;
 
@@ -39,6 +41,8 @@ pub(super) enum Staged {
     Blob(u64),
     /// Unchanged in the part that this one is based on.
     Base(Content),
+    /// Under the file's own name in the snapshot that a driver holds.
+    Held,
 }
 
 /// What staging keeps of the part that this one is based on.
@@ -49,12 +53,14 @@ pub(super) struct Base {
 }
 
 /// What a pass did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyStats {
     /// Paths seen.
     pub entries: u64,
     /// Files with content that were copied now.
     pub copied: u64,
+    /// Those of them whose bytes the file system shares with the original.
+    pub shared: u64,
     /// Their lengths.
     pub bytes: u64,
     /// Files whose content was there already, from the first pass or the base.
@@ -73,7 +79,9 @@ pub struct Stage {
     base: HashMap<u64, (Identity, Content)>,
     /// What the walk of the running container found.
     earlier: Earlier,
-    /// What that of the frozen one found.
+    /// What changed after this shows it in its ctime, whoever wrote it.
+    since: Time,
+    /// What the walk of the frozen one found.
     taken: Option<Tree>,
 }
 
@@ -82,12 +90,20 @@ struct Copied {
     blob: Staged,
     /// What stat(2) said before, if a later change must show in it.
     identity: Option<Identity>,
+    shared: bool,
 }
 
 impl Stage {
     /// Prepares a staging directory, which must be there, be empty and be readable by its owner
     /// only. `base` is the previous snapshot of the same root.
     pub fn create(staging: &Path, root: Root, base: Option<&Part>) -> Result<Self> {
+        write_base(staging, base)?;
+        let known = base.map_or_else(HashMap::new, |base| known_content(base.index()));
+        Ok(Self { base: known, ..Self::copying(staging, root)? })
+    }
+
+    /// The same, when nothing but the bytes themselves can be known before the freeze.
+    pub(super) fn copying(staging: &Path, root: Root) -> Result<Self> {
         let dir =
             fs::open_host_dir(staging).with_context(|| format!("opening {}", staging.display()))?;
         let fresh = || -> io::Result<OwnedFd> {
@@ -95,79 +111,21 @@ impl Stage {
             fs::open_dir(&dir, BLOBS.as_bytes())
         };
         let blobs = fresh().with_context(|| format!("preparing {}", staging.display()))?;
-        let mut known = HashMap::new();
-        if let Some(base) = base {
-            let base = Base { layers: base.record().layers.clone(), index: base.index().clone() };
-            write_json(staging, STAGED_BASE, &base)?;
-            for entry in base.index.entries.into_values() {
-                if let (Kind::File { content, .. }, Some(id)) = (entry.kind, entry.identity) {
-                    known.insert(id.ino, (id, content));
-                }
-            }
-        }
         Ok(Self {
             root,
             dir: staging.to_owned(),
             blobs,
             next_blob: AtomicU64::new(0),
             copies: HashMap::new(),
-            base: known,
+            base: HashMap::new(),
             earlier: Earlier::default(),
+            since: Time::default(),
             taken: None,
         })
     }
 
-    /// Copies everything while the container runs. Nothing read here is trusted later, unless it is
-    /// proven unchanged.
-    pub fn pre_copy(&mut self) -> Result<CopyStats> {
-        let begun = coarse_now();
-        let (stats, tree) = self.pass(&HashSet::new(), Still::Running)?;
-        self.earlier = Earlier::of(&self.root, tree, begun);
-        Ok(stats)
-    }
-
-    /// Takes the snapshot while the container is frozen: looks at everything again, and copies what
-    /// [`Self::pre_copy`] has not, or what has changed since.
-    ///
-    /// `volatile` are the files, by device and inode number, that may change without a trace in
-    /// their times: mapped shared and writable, or open for direct writing.
-    pub fn take(&mut self, volatile: &HashSet<(u64, u64)>) -> Result<CopyStats> {
-        let (stats, tree) = self.pass(volatile, Still::Frozen)?;
-        self.taken = Some(tree);
-        Ok(stats)
-    }
-
-    /// Writes the index, so that [`super::pack`] can go on in another process, and removes the blobs
-    /// that a later copy replaced.
-    pub fn seal(mut self) -> Result<()> {
-        let Some(tree) = self.taken.take() else {
-            bail!("sealing a snapshot that was not taken");
-        };
-        let index = Index {
-            schema: SCHEMA,
-            driver: self.root.driver(),
-            root: self.root.identity().clone(),
-            entries: self.entries(tree)?,
-        };
-        let used: HashSet<_> = index
-            .entries
-            .values()
-            .filter_map(|entry| match entry.kind {
-                Kind::File { content: Staged::Blob(blob), .. } => Some(blob),
-                _ => None,
-            })
-            .collect();
-        for blob in 0..self.next_blob.load(Ordering::Relaxed) {
-            if !used.contains(&blob) {
-                // One that was never finished is not there.
-                let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
-            }
-        }
-        write_json(&self.dir, STAGED_INDEX, &index)
-    }
-
     /// One walk and the copies that it asks for.
-    fn pass(&mut self, volatile: &HashSet<(u64, u64)>, still: Still) -> Result<(CopyStats, Tree)> {
+    fn pass(&mut self, suspects: &Suspects, still: Still) -> Result<(CopyStats, Tree)> {
         let tree = walk(&self.root, still, &self.earlier)?;
         let mut stats = CopyStats { entries: tree.len() as u64, ..CopyStats::default() };
         let mut wanted = Vec::new();
@@ -177,8 +135,8 @@ impl Stage {
             if found.shape != Shape::File || !seen.insert(found.inode()) {
                 continue;
             }
-            let is_volatile =
-                volatile.contains(&found.inode()) || upper.is_some_and(|u| volatile.contains(&u));
+            let is_volatile = suspects.contains(found.inode())
+                || upper.is_some_and(|upper| suspects.contains(upper));
             if self.keep(found, is_volatile) {
                 stats.kept += u64::from(found.identity.size > 0);
             } else {
@@ -195,6 +153,7 @@ impl Stage {
             .collect::<Result<Vec<_>>>()?;
         for (inode, (size, copied)) in copied {
             stats.copied += u64::from(size > 0);
+            stats.shared += u64::from(size > 0 && copied.shared);
             stats.bytes += size;
             self.copies.insert(inode, copied);
         }
@@ -213,7 +172,8 @@ impl Stage {
         match self.base.get(&found.identity.ino) {
             Some((identity, content)) if *identity == found.identity => {
                 let blob = Staged::Base(content.clone());
-                self.copies.insert(inode, Copied { blob, identity: Some(identity.clone()) });
+                let identity = Some(identity.clone());
+                self.copies.insert(inode, Copied { blob, identity, shared: false });
                 true
             }
             _ => false,
@@ -229,7 +189,9 @@ impl Stage {
         still: Still,
     ) -> Result<Option<(u64, Copied)>> {
         for _ in 0..4 {
-            let started = coarse_now();
+            // Direct I/O may be under way since before we looked who does it: what it writes while
+            // the container runs is known by the time of that look only.
+            let started = if still == Still::Running { self.since } else { coarse_now() };
             let Some(source) = self.open_source(path)? else {
                 if still == Still::Running {
                     return Ok(None);
@@ -240,7 +202,7 @@ impl Stage {
                 settle(&source)?;
             }
             let before = identity(&fs::stat(&source.merged)?);
-            let (size, blob) = match self.copy_blob(&source) {
+            let (size, blob, shared) = match self.copy_blob(&source) {
                 Err(error) if still == Still::Running && !is_full(&error) => {
                     tracing::debug!("copying {} ahead: {error:#}", shown(path));
                     return Ok(None);
@@ -256,24 +218,24 @@ impl Stage {
             let unchanged = *walked == before && before == after && size == after.size;
             if still == Still::Running || unchanged {
                 let identity = trusted.then_some(before);
-                return Ok(Some((size, Copied { blob, identity })));
+                return Ok(Some((size, Copied { blob, identity, shared })));
             }
         }
         bail!("it changes, although its container is frozen: another program on the host writes it")
     }
 
-    fn copy_blob(&self, source: &Source) -> Result<(u64, Staged)> {
+    fn copy_blob(&self, source: &Source) -> Result<(u64, Staged, bool)> {
         let size = fs::stat(&source.data)?.st_size as u64;
         if size == 0 {
-            return Ok((0, Staged::Empty));
+            return Ok((0, Staged::Empty, false));
         }
         let number = self.next_blob.fetch_add(1, Ordering::Relaxed);
         let blob = fs::create_file(&self.blobs, number.to_string().as_bytes())?;
-        if let Err(error) = copy_file(&source.data, &blob) {
+        let copied = copy_file(&source.data, &blob).inspect_err(|_| {
             let _ = rustix::fs::unlinkat(&self.blobs, number.to_string(), AtFlags::empty());
-            return Err(error.into());
-        }
-        Ok((fs::stat(&blob)?.st_size as u64, Staged::Blob(number)))
+        })?;
+        let shared = copied == copy::Copied::Shared;
+        Ok((fs::stat(&blob)?.st_size as u64, Staged::Blob(number), shared))
     }
 
     /// Opens a file for its content, or `None` if it is no regular file any more.
@@ -305,52 +267,138 @@ impl Stage {
         };
         Ok(Some(Source { merged, data }))
     }
+}
 
-    /// Turns a walk into index entries: names of one inode become links to the first.
-    fn entries(&self, tree: Tree) -> Result<BTreeMap<ByteString, Entry<Staged>>> {
-        let mut first: HashMap<(u64, u64), ByteString> = HashMap::new();
-        let mut entries = BTreeMap::new();
-        for (path, seen) in tree {
-            let Seen::Inode { found, opaque, .. } = seen else {
-                let entry = Entry { kind: Kind::Whiteout, meta: Meta::default(), identity: None };
-                entries.insert(path, entry);
-                continue;
-            };
-            let shares = found.shape != Shape::Dir && found.names > 1;
-            if let (true, Some(to)) = (shares, first.get(&found.inode())) {
-                let kind = Kind::Link { to: to.clone() };
-                entries.insert(path, Entry { kind, meta: Meta::default(), identity: None });
-                continue;
-            }
-            if shares {
-                first.insert(found.inode(), path.clone());
-            }
-            let entry = self
-                .entry(found, opaque)
-                .with_context(|| format!("recording {}", shown(path.as_bytes())))?;
-            entries.insert(path, entry);
+impl Driver for Stage {
+    fn name(&self) -> Name {
+        match self.root.form() {
+            Form::Overlay => Name::Overlay,
+            Form::Directory => Name::Directory,
         }
-        Ok(entries)
     }
 
-    fn entry(&self, found: Found, opaque: bool) -> Result<Entry<Staged>> {
-        let mut trusted = None;
-        let kind = match &found.shape {
-            Shape::Dir => Kind::Dir { opaque },
-            Shape::Symlink(target) => Kind::Symlink { target: target.clone().into() },
-            Shape::Char(major, minor) => Kind::Char { major: *major, minor: *minor },
-            Shape::Block(major, minor) => Kind::Block { major: *major, minor: *minor },
-            Shape::Fifo => Kind::Fifo,
-            Shape::Socket => Kind::Socket,
-            Shape::File => {
-                let copied = self.copies.get(&found.inode()).context("it was not copied")?;
-                trusted.clone_from(&copied.identity);
-                Kind::File { size: found.identity.size, content: copied.blob.clone() }
-            }
+    fn prepare(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+        let (seconds, nanoseconds) = suspects.begun();
+        // What is written asynchronously may land long after its file was closed.
+        let flight = if suspects.asynchronous() { FLIGHT } else { 0 };
+        self.since = Time(seconds - flight, nanoseconds);
+        let begun = coarse_now();
+        let (stats, tree) = self.pass(suspects, Still::Running)?;
+        self.earlier = Earlier::of(&self.root, tree, begun);
+        Ok(stats)
+    }
+
+    /// Looks at everything again, and copies what [`Self::prepare`] has not, or what has changed
+    /// since.
+    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+        let (stats, tree) = self.pass(suspects, Still::Frozen)?;
+        self.taken = Some(tree);
+        Ok(stats)
+    }
+
+    /// Writes the index, and removes the blobs that a later copy replaced.
+    fn seal(mut self: Box<Self>) -> Result<()> {
+        let Some(tree) = self.taken.take() else {
+            bail!("sealing a snapshot that was not taken");
         };
-        Ok(Entry { kind, meta: found.meta, identity: trusted })
+        let content = |found: &Found| {
+            let copied = self.copies.get(&found.inode()).context("it was not copied")?;
+            Ok((copied.blob.clone(), copied.identity.clone()))
+        };
+        let index = Index {
+            schema: SCHEMA,
+            driver: self.root.form(),
+            root: self.root.identity().clone(),
+            entries: entries(tree, content)?,
+        };
+        let used: HashSet<_> = index
+            .entries
+            .values()
+            .filter_map(|entry| match entry.kind {
+                Kind::File { content: Staged::Blob(blob), .. } => Some(blob),
+                _ => None,
+            })
+            .collect();
+        for blob in 0..self.next_blob.load(Ordering::Relaxed) {
+            if !used.contains(&blob) {
+                // One that was never finished is not there.
+                let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
+            }
+        }
+        write_json(&self.dir, STAGED_INDEX, &index)
     }
 }
+
+/// Turns a walk into index entries: names of one inode become links to the first. `content` says where
+/// the content of a file is, and what proves that it is unchanged later.
+pub(super) fn entries(
+    tree: Tree,
+    content: impl Fn(&Found) -> Result<(Staged, Option<Identity>)>,
+) -> Result<BTreeMap<ByteString, Entry<Staged>>> {
+    let mut first: HashMap<(u64, u64), ByteString> = HashMap::new();
+    let mut entries = BTreeMap::new();
+    for (path, seen) in tree {
+        let Seen::Inode { found, opaque, .. } = seen else {
+            let entry = Entry { kind: Kind::Whiteout, meta: Meta::default(), identity: None };
+            entries.insert(path, entry);
+            continue;
+        };
+        let shares = found.shape != Shape::Dir && found.names > 1;
+        if let (true, Some(to)) = (shares, first.get(&found.inode())) {
+            let kind = Kind::Link { to: to.clone() };
+            entries.insert(path, Entry { kind, meta: Meta::default(), identity: None });
+            continue;
+        }
+        if shares {
+            first.insert(found.inode(), path.clone());
+        }
+        let entry = entry(found, opaque, &content)
+            .with_context(|| format!("recording {}", shown(path.as_bytes())))?;
+        entries.insert(path, entry);
+    }
+    Ok(entries)
+}
+
+fn entry(
+    found: Found,
+    opaque: bool,
+    content: impl Fn(&Found) -> Result<(Staged, Option<Identity>)>,
+) -> Result<Entry<Staged>> {
+    let mut trusted = None;
+    let kind = match &found.shape {
+        Shape::Dir => Kind::Dir { opaque },
+        Shape::Symlink(target) => Kind::Symlink { target: target.clone().into() },
+        Shape::Char(major, minor) => Kind::Char { major: *major, minor: *minor },
+        Shape::Block(major, minor) => Kind::Block { major: *major, minor: *minor },
+        Shape::Fifo => Kind::Fifo,
+        Shape::Socket => Kind::Socket,
+        Shape::File => {
+            let (content, identity) = content(&found)?;
+            trusted = identity;
+            Kind::File { size: found.identity.size, content }
+        }
+    };
+    Ok(Entry { kind, meta: found.meta, identity: trusted })
+}
+
+/// Files of a snapshot whose identity counts, by inode number.
+pub(super) fn known_content(index: &Index) -> HashMap<u64, (Identity, Content)> {
+    let known = |entry: &Entry| match (&entry.kind, &entry.identity) {
+        (Kind::File { content, .. }, Some(id)) => Some((id.ino, (id.clone(), content.clone()))),
+        _ => None,
+    };
+    index.entries.values().filter_map(known).collect()
+}
+
+/// Notes in a staging directory what the snapshot in it is based on.
+pub(super) fn write_base(staging: &Path, base: Option<&Part>) -> Result<()> {
+    let Some(base) = base else { return Ok(()) };
+    let base = Base { layers: base.record().layers.clone(), index: base.index().clone() };
+    write_json(staging, STAGED_BASE, &base)
+}
+
+/// How many seconds a write may be in flight that nobody waits for.
+const FLIGHT: i64 = 10;
 
 /// A file opened for its content.
 struct Source {
@@ -405,7 +453,7 @@ pub(super) fn is_racy(ctime: Time, started: Time) -> bool {
 }
 
 /// The clock that file systems stamp with.
-fn coarse_now() -> Time {
+pub(super) fn coarse_now() -> Time {
     let now = clock_gettime(ClockId::RealtimeCoarse);
     Time(now.tv_sec, now.tv_nsec as u32)
 }
@@ -418,7 +466,7 @@ fn is_full(error: &anyhow::Error) -> bool {
 }
 
 /// Writes a JSON file whole, or not at all.
-fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
+pub(super) fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
     let (path, partial) = (dir.join(name), dir.join(format!("{name}.partial")));
     let write = || -> Result<()> {
         let mut file = BufWriter::new(File::create(&partial)?);

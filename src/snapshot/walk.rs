@@ -211,7 +211,6 @@ fn look(
         opaque = is_opaque;
         whole |= renamed;
     }
-    let same_file_system = found.device == root.device();
     let upper = match &below {
         Some(below) => {
             let stat = fs::stat(below)?;
@@ -219,7 +218,7 @@ fn look(
         }
         None => None,
     };
-    let descend = (is_dir && same_file_system).then_some(whole);
+    let descend = (is_dir && root.holds(found.device)).then_some(whole);
     Ok(Some(Looked { seen: Seen::Inode { found, opaque, upper }, descend }))
 }
 

@@ -16,7 +16,7 @@ use crate::files::OpenFile;
 use crate::files::held::HeldFile;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::WithHint;
-use crate::snapshot::{Compression, PartRecord, RootIdentity};
+use crate::snapshot::{Compression, PartRecord, RootIdentity, Taken};
 use crate::store::policy::Filesystem;
 
 /// The manifest's name in an image directory.
@@ -182,6 +182,9 @@ pub struct Freeze {
     /// How many milliseconds passed from the request to freeze to the thaw, or, of a container
     /// that was stopped, to the commit.
     pub milliseconds: f64,
+    /// The control groups of others that were frozen too while the snapshot was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<PathBuf>,
 }
 
 /// A file system that belongs to a checkpoint.
@@ -193,6 +196,9 @@ pub struct Part {
     pub destination: ByteString,
     /// Where it was on the host.
     pub source: PathBuf,
+    /// How its snapshot was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Taken>,
     /// Its snapshot; none while `staged`.
     #[serde(default)]
     pub files: Option<PartRecord>,

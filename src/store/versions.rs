@@ -118,6 +118,11 @@ impl Store {
         Self { root: root.to_owned() }
     }
 
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Makes the directory of the next version. What an interrupted one left is removed.
     pub fn claim(&self, id: &str, held: &Lock) -> Result<Entry> {
         ensure_name(id)?;

@@ -103,7 +103,7 @@ pub fn open_host_dir(path: &std::path::Path) -> io::Result<OwnedFd> {
 /// Opens the regular file behind an `O_PATH` descriptor for reading, without touching its atime.
 pub fn open_for_reading(entry: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let path = proc_path(entry);
+    let path = proc_path(&entry);
     match rustix::fs::open(&path, flags | OFlags::NOATIME, Mode::empty()) {
         // Only the owner and root of the right user namespace may ask for O_NOATIME.
         Err(Errno::PERM) => Ok(rustix::fs::open(&path, flags, Mode::empty())?),
@@ -148,7 +148,7 @@ pub fn proc_path(fd: impl AsFd) -> String {
 
 /// The names of all extended attributes; none where the file system has none.
 pub fn xattr_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    let path = proc_path(fd);
+    let path = proc_path(&fd);
     let mut list = Vec::with_capacity(1024);
     loop {
         match rustix::fs::listxattr(&path, spare_capacity(&mut list)) {
@@ -166,7 +166,7 @@ pub fn xattr_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 
 /// The value of one extended attribute, `None` without it.
 pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let path = proc_path(fd);
+    let path = proc_path(&fd);
     let mut value = Vec::with_capacity(256);
     loop {
         match rustix::fs::getxattr(&path, name, spare_capacity(&mut value)) {
@@ -180,17 +180,17 @@ pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
 
 /// Sets one extended attribute.
 pub fn set_xattr(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::setxattr(proc_path(fd), name, value, rustix::fs::XattrFlags::empty())?)
+    Ok(rustix::fs::setxattr(proc_path(&fd), name, value, rustix::fs::XattrFlags::empty())?)
 }
 
 /// Removes one extended attribute.
 pub fn remove_xattr(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::removexattr(proc_path(fd), name)?)
+    Ok(rustix::fs::removexattr(proc_path(&fd), name)?)
 }
 
 /// Sets the permission bits of what an `O_PATH` descriptor refers to, never a link.
 pub fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode & 0o7777))?)
+    Ok(rustix::fs::chmod(proc_path(&fd), Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 /// Sets owner and group of what a descriptor refers to, a link too.

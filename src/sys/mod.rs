@@ -3,6 +3,7 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod btrfs;
 pub mod diag;
 pub mod fd;
 pub mod fs;

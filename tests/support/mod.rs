@@ -19,9 +19,12 @@
 mod bundle;
 mod container;
 mod daemon;
+mod filesystems;
 mod image;
 mod machine;
+mod picture;
 mod podman;
+mod random;
 mod rules;
 mod told;
 mod tree;
@@ -32,10 +35,13 @@ pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
     daemon::{Containerd, Docker},
+    filesystems::{file_system, private, scratch, subvolume},
     machine::{
         Machine, Shim, Variant, on_machine, private_criu_settings, private_network, run, try_run,
     },
+    picture::{Picture, assert_same, picture},
     podman::{IMAGE, Podman},
+    random::{Dice, all_paths, change, changes, node, set_times},
     rules::{by_shell, holds, restore, table},
     told::{Told, listed, outcome, status_of},
     tree::{Tree, tree_of},

@@ -1,0 +1,244 @@
+//! Files whose change the kernel does not record in time.
+//!
+//! A store through a shared mapping changes the inode's times only when it first dirties a page, and
+//! what direct I/O, libaio and io_uring have in flight lands after the times were set. The content of
+//! such files is copied again under the freeze, whatever their times say.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// Files that may change without a trace, and when that was found out.
+#[derive(Clone, Debug)]
+pub struct Suspects {
+    files: HashSet<(u64, u64)>,
+    asynchronous: bool,
+    begun: (i64, u32),
+}
+
+impl Default for Suspects {
+    /// Nobody is suspected, from now on.
+    fn default() -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        let begun = (now.tv_sec, now.tv_nsec as u32);
+        Self { files: HashSet::new(), asynchronous: false, begun }
+    }
+}
+
+impl Suspects {
+    /// The files that these processes map shared and writable, hold open for direct I/O, or may write
+    /// through an io_uring.
+    ///
+    /// A process that ends while it is looked at has no such file any more.
+    pub fn of(processes: &[i32]) -> Self {
+        let mut suspects = Self::default();
+        for pid in processes {
+            suspects.look_at(*pid);
+        }
+        suspects
+    }
+
+    /// Whether the file with that device and inode number is one.
+    pub fn contains(&self, inode: (u64, u64)) -> bool {
+        self.files.contains(&inode)
+    }
+
+    /// The inode numbers of those on a device.
+    pub fn on(&self, device: u64) -> impl Iterator<Item = u64> + '_ {
+        self.files.iter().filter(move |file| file.0 == device).map(|file| file.1)
+    }
+
+    /// Whether somebody can have writes in flight on files that are closed already.
+    pub fn asynchronous(&self) -> bool {
+        self.asynchronous
+    }
+
+    /// When looking began, by the clock that file systems stamp with: seconds and nanoseconds.
+    pub fn begun(&self) -> (i64, u32) {
+        self.begun
+    }
+
+    /// Adds what was found at another time; it counts from the earlier one.
+    pub fn extend(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.asynchronous |= other.asynchronous;
+        self.begun = self.begun.min(other.begun);
+    }
+
+    fn look_at(&mut self, pid: i32) {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let maps = fs::read(process.join("maps")).unwrap_or_default();
+        let maps = String::from_utf8_lossy(&maps);
+        for range in maps.lines().filter_map(shared_and_writable) {
+            self.insert(&process.join("map_files").join(range));
+        }
+        let open = Open::of(&process);
+        let in_kernel = maps.lines().any(|line| line.contains("/[aio]"));
+        let has_ring = !open.rings.is_empty()
+            || maps.lines().any(|line| line.ends_with(RING))
+            || has_ring_thread(&process);
+        self.asynchronous |= in_kernel || has_ring;
+        let suspected =
+            |file: &&File| file.flags & libc::O_DIRECT != 0 || has_ring && file.is_writable();
+        open.files.iter().filter(suspected).for_each(|file| self.insert(&file.link));
+        for path in open.rings.iter().flat_map(|fdinfo| registered(fdinfo)) {
+            self.insert_seen_by(&process, &path);
+        }
+    }
+
+    fn insert(&mut self, link: &Path) {
+        if let Ok(found) = fs::metadata(link)
+            && found.is_file()
+        {
+            self.files.insert((found.dev(), found.ino()));
+        }
+    }
+
+    /// Adds what a path means to a process. It may lie to us, about its own files only.
+    fn insert_seen_by(&mut self, process: &Path, path: &str) {
+        let look = || -> rustix::io::Result<rustix::fs::Stat> {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let root = rustix::fs::open(process.join("root"), flags, Mode::empty())?;
+            let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let file = rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), within)?;
+            rustix::fs::fstat(file)
+        };
+        // A file that has no name any more is in no snapshot.
+        if let Ok(found) = look() {
+            self.files.insert((found.st_dev, found.st_ino));
+        }
+    }
+}
+
+/// What the kernel calls an io_uring among descriptors and mappings.
+const RING: &str = "anon_inode:[io_uring]";
+
+/// The address range of a line of proc_pid_maps(5), if its mapping is shared and of a file. One that
+/// cannot be written now counts: `mprotect` leaves no trace.
+fn shared_and_writable(line: &str) -> Option<&str> {
+    let mut fields = line.split_ascii_whitespace();
+    let (range, permissions) = (fields.next()?, fields.next()?);
+    let inode = fields.nth(2)?;
+    (permissions.ends_with('s') && inode != "0").then_some(range)
+}
+
+/// A ring that was closed after its descriptor was registered with itself goes on working: what is
+/// left to see of it are its threads (io_uring/io-wq.c, io_uring/sqpoll.c).
+fn has_ring_thread(process: &Path) -> bool {
+    let Ok(threads) = fs::read_dir(process.join("task")) else { return false };
+    threads.flatten().any(|thread| {
+        fs::read(thread.path().join("comm"))
+            .is_ok_and(|name| name.starts_with(b"iou-wrk-") || name.starts_with(b"iou-sqp-"))
+    })
+}
+
+/// What a process has open.
+#[derive(Default)]
+struct Open {
+    files: Vec<File>,
+    /// What fdinfo says of each io_uring.
+    rings: Vec<String>,
+}
+
+struct File {
+    link: PathBuf,
+    flags: i32,
+}
+
+impl File {
+    fn is_writable(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+}
+
+impl Open {
+    fn of(process: &Path) -> Self {
+        let mut open = Self::default();
+        let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return open };
+        for entry in entries.flatten() {
+            let fdinfo = fs::read(entry.path()).unwrap_or_default();
+            let fdinfo = String::from_utf8_lossy(&fdinfo).into_owned();
+            let link = process.join("fd").join(entry.file_name());
+            if fs::read_link(&link).is_ok_and(|target| target == Path::new(RING)) {
+                open.rings.push(fdinfo);
+            } else if let Some(flags) = flags_of(&fdinfo) {
+                open.files.push(File { link, flags });
+            }
+        }
+        open
+    }
+}
+
+fn flags_of(fdinfo: &str) -> Option<i32> {
+    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    i32::from_str_radix(flags.trim(), 8).ok()
+}
+
+/// The files that a ring can write without a descriptor: `UserFiles:` and a line for each, number
+/// and path (io_uring/fdinfo.c).
+fn registered(fdinfo: &str) -> Vec<String> {
+    let below = fdinfo.lines().skip_while(|line| !line.starts_with("UserFiles:")).skip(1);
+    below
+        .map_while(|line| {
+            let (number, path) = line.trim_start().split_once(": ")?;
+            number.parse::<u32>().ok()?;
+            Some(unescape(path))
+        })
+        .collect()
+}
+
+/// Undoes seq_file_path's escapes, `\ooo`.
+fn unescape(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|code| std::str::from_utf8(code).ok());
+        let byte = code.and_then(|code| u8::from_str_radix(code, 8).ok());
+        match byte.filter(|_| first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_mappings_of_files() {
+        let shared = "7f0000000000-7f0000001000 rw-s 00000000 fe:00 42 /a b";
+        assert_eq!(shared_and_writable(shared), Some("7f0000000000-7f0000001000"));
+        for other in ["7f00-7f10 rw-p 0 fe:00 42 /a", "7f00-7f10 rw-s 0 00:00 0", "7f00-7f10"] {
+            assert_eq!(shared_and_writable(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn direct_io_and_writing_are_told_by_the_flags() {
+        let flags = |text| flags_of(text).unwrap();
+        assert_ne!(flags("pos:\t0\nflags:\t0140002\n") & libc::O_DIRECT, 0);
+        assert_eq!(flags("pos:\t0\nflags:\t0100002\n") & libc::O_DIRECT, 0);
+        assert!(File { link: "x".into(), flags: flags("flags:\t0100002\n") }.is_writable());
+        assert!(!File { link: "x".into(), flags: flags("flags:\t0100000\n") }.is_writable());
+        assert_eq!(flags_of(""), None);
+    }
+
+    #[test]
+    fn files_that_a_ring_keeps_by_itself() {
+        let fdinfo = "flags:\t02\nUserFiles:\t3\n    0: /data/a\\040b\n    2: /x\nUserBufs:\t0\n";
+        assert_eq!(registered(fdinfo), ["/data/a b", "/x"]);
+        assert!(registered("UserFiles:\t0\nUserBufs:\t0\n").is_empty());
+    }
+}

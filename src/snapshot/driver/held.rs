@@ -1,0 +1,208 @@
+//! What a driver holds outside of the checkpoint's directory.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::subvolume::Pool;
+use super::{Claim, Name, Program, Settings, program};
+use crate::bytes::ByteString;
+use crate::files::Suspects;
+use crate::snapshot::index::{Index, SCHEMA, Time};
+use crate::snapshot::pack::PartRecord;
+use crate::snapshot::probe::{Root, RootIdentity};
+use crate::snapshot::stage::{
+    Base, Staged, coarse_now, entries, is_racy, known_content, write_json,
+};
+use crate::snapshot::walk::{Earlier, Still, walk};
+
+const STAGED_HELD: &str = "held.json";
+
+/// A snapshot that is held outside of the staging directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Held {
+    pub(super) claim: Claim,
+    pub(super) place: Place,
+    root: RootIdentity,
+    /// Inode numbers of files whose times prove nothing.
+    suspects: BTreeSet<u64>,
+    taken: Time,
+}
+
+/// Where it is held.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Place {
+    /// In the btrfs on this device.
+    Btrfs { device: ByteString },
+    /// Where this program has it; the records are in the directory.
+    Program { program: Program, path: PathBuf, keeps: bool, records: PathBuf },
+}
+
+impl Held {
+    pub(super) fn new(claim: Claim, place: Place, root: &Root) -> Self {
+        let root = root.identity().clone();
+        Self { claim, place, root, suspects: BTreeSet::new(), taken: Time::default() }
+    }
+
+    /// Notes that it is taken now.
+    pub(super) fn note_taken(&mut self, suspects: &Suspects) {
+        self.taken = coarse_now();
+        self.suspects = suspects.on(self.root.device).collect();
+    }
+
+    pub(super) fn driver(&self) -> Name {
+        match &self.place {
+            Place::Btrfs { .. } => Name::Btrfs,
+            Place::Program { program, .. } => Name::Program(program.program.clone()),
+        }
+    }
+
+    pub(super) fn write(&self, staging: &Path) -> Result<()> {
+        write_json(staging, STAGED_HELD, self)
+    }
+
+    /// What is held for a staging directory; none where everything is in it.
+    pub fn read(staging: &Path) -> Result<Option<Self>> {
+        let path = staging.join(STAGED_HELD);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.with_context(|| format!("opening {}", path.display()))?,
+        };
+        let held =
+            serde_json::from_reader(file).with_context(|| format!("reading {}", path.display()))?;
+        Ok(Some(held))
+    }
+
+    /// Whether it is what was recorded under that name.
+    pub fn is(&self, claim: &Claim) -> bool {
+        self.claim.name == claim.name
+    }
+
+    /// Opens the content as a root, and what it is reached through.
+    fn open(&self) -> Result<(Root, Option<Pool>)> {
+        let name = &self.claim.name;
+        let (path, top, pool) = match &self.place {
+            Place::Btrfs { device } => {
+                let pool = Pool::open(device)?;
+                (PathBuf::from(name), pool.snapshot(name)?, Some(pool))
+            }
+            Place::Program { program, path, .. } => {
+                let (path, top) = program.commit(path, name)?;
+                (path, top, None)
+            }
+        };
+        Ok((Root::of_snapshot(path, top, self.root.clone())?, pool))
+    }
+
+    /// Lists what it holds, and opens it.
+    pub(in crate::snapshot) fn index(
+        &self,
+        base: Option<&Base>,
+    ) -> Result<(Index<Staged>, Content)> {
+        let (root, pool) =
+            self.open().with_context(|| format!("opening the snapshot {}", self.claim.name))?;
+        let tree = walk(&root, Still::Frozen, &Earlier::default())?;
+        let known = base.map_or_else(HashMap::new, |base| known_content(&base.index));
+        let entries = entries(tree, |found| {
+            let identity = &found.identity;
+            let is_trusted =
+                !self.suspects.contains(&identity.ino) && !is_racy(identity.ctime, self.taken);
+            let content = match known.get(&identity.ino) {
+                _ if identity.size == 0 => Staged::Empty,
+                Some((same, content)) if same == identity => Staged::Base(content.clone()),
+                _ => Staged::Held,
+            };
+            Ok((content, is_trusted.then(|| identity.clone())))
+        })?;
+        let index = Index { schema: SCHEMA, driver: root.form(), root: self.root.clone(), entries };
+        Ok((index, Content { top: root.into_top(), _pool: pool }))
+    }
+
+    /// Removes it; there may be nothing.
+    pub fn discard(&self) -> Result<()> {
+        let name = &self.claim.name;
+        let discard = || match &self.place {
+            Place::Btrfs { device } => Pool::open(device)?.discard(name),
+            Place::Program { program, path, records, .. } => {
+                program.discard(path, name, false)?;
+                program::records(records)?.forget(name)
+            }
+        };
+        discard().with_context(|| format!("removing the snapshot {name}"))
+    }
+
+    /// Its content is packed, in a checkpoint that is complete: it is kept for a restore, if it can
+    /// be, or removed.
+    pub fn release(&self, packed: &PartRecord) -> Result<()> {
+        let (name, index) = (&self.claim.name, &packed.index.blake3);
+        match &self.place {
+            Place::Btrfs { device } => Pool::open(device)?.keep(name, index),
+            Place::Program { program, path, keeps: true, records } => {
+                program.discard(path, name, true)?;
+                program::records(records)?.keep(name, index)
+            }
+            Place::Program { .. } => self.discard(),
+        }
+    }
+}
+
+/// The files of a snapshot, as long as this is there.
+pub(in crate::snapshot) struct Content {
+    pub top: OwnedFd,
+    _pool: Option<Pool>,
+}
+
+/// What this machine still holds of a packed part.
+pub struct Local {
+    claim: Claim,
+    holder: Holder,
+}
+
+enum Holder {
+    Btrfs(Pool),
+    Program(Program),
+}
+
+impl Local {
+    /// Looks for what was held of a part, for a root that is to become equal to it. Nothing in an
+    /// archive names it: it is found by the digest of the index.
+    pub fn find(root: &Root, packed: &PartRecord, settings: &Settings) -> Result<Option<Self>> {
+        let index = &packed.index.blake3;
+        if let Some(pool) = Pool::of(root)?
+            && let Some(claim) = pool.find(index)?
+        {
+            return Ok(Some(Self { claim, holder: Holder::Btrfs(pool) }));
+        }
+        let Some(program) = settings.programs.iter().find(|program| program.is_for(root.path()))
+        else {
+            return Ok(None);
+        };
+        let found = program::records(&settings.records)?.find(index)?;
+        let found = found.filter(|claim| program.took(claim));
+        let holder = Holder::Program(program.clone());
+        Ok(found.map(|claim| Self { claim, holder }))
+    }
+
+    /// Puts all of it in the place of a root; or does nothing, where that cannot be done. The root
+    /// that was open is another one then.
+    pub fn put_back(&self, root: &Root) -> Result<bool> {
+        let name = &self.claim.name;
+        let put_back = || match &self.holder {
+            Holder::Btrfs(pool) => pool.put_back(root, name),
+            Holder::Program(program) => program.restore(root.path(), &self.claim),
+        };
+        put_back().with_context(|| format!("putting back the snapshot {name}"))
+    }
+
+    /// The directory that files can be cloned from.
+    pub(in crate::snapshot) fn directory(&self) -> Option<OwnedFd> {
+        match &self.holder {
+            Holder::Btrfs(pool) => pool.snapshot(&self.claim.name).ok(),
+            Holder::Program(_) => None,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Drivers: ways to hold what a part was at one instant.
+//!
+//! | driver | for | before the freeze | in the freeze | afterwards |
+//! |---|---|---|---|---|
+//! | [`Stage`] | everything | copies or clones each file | those that changed since | - |
+//! | [`Subvolume`](subvolume) | a btrfs subvolume | writes dirty pages | a read-only snapshot | read from it; kept for a restore |
+//! | [`Program`](program) | what the administrator says | `prepare` | `take` | `commit`, read, `discard` |
+//!
+//! The last two hold the content outside of the checkpoint's directory: a [`Held`], which the
+//! guardian [discards](Held::discard) if we die, and the next run when the guardian was killed too.
+//! Whatever the driver, what is packed is the same: layers and an index.
+
+pub(super) mod held;
+mod program;
+pub(super) mod registry;
+pub(super) mod subvolume;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::part::Part;
+use super::probe::Root;
+use super::stage::{CopyStats, Stage};
+use crate::files::Suspects;
+
+pub(super) use held::Content as HeldContent;
+pub use held::{Held, Local};
+pub use program::Program;
+pub use registry::Claim;
+
+/// A way to hold what a part was at one instant.
+pub trait Driver: Send {
+    /// What it is called, and how it works.
+    fn name(&self) -> Name;
+
+    /// What is outside of the staging directory from now on, and has to be discarded if we die.
+    fn held(&self) -> Option<&Held> {
+        None
+    }
+
+    /// Does what can be done while the container runs. Nothing read here is trusted later, unless it
+    /// is proven unchanged.
+    ///
+    /// `suspects` are files that may change without a trace in their times.
+    fn prepare(&mut self, suspects: &Suspects) -> Result<CopyStats>;
+
+    /// Takes the snapshot while the container is frozen.
+    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats>;
+
+    /// Writes to the staging directory what [`super::pack`] needs, in another process maybe.
+    fn seal(self: Box<Self>) -> Result<()>;
+}
+
+/// What a driver is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Name {
+    /// The upper directory of an overlay, copied or cloned.
+    Overlay,
+    /// A directory tree, copied or cloned.
+    Directory,
+    /// A snapshot of a btrfs subvolume.
+    Btrfs,
+    /// A snapshot that a program took.
+    Program(PathBuf),
+}
+
+/// What a driver really did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Which driver.
+    pub driver: Name,
+    /// How it came by the content of files.
+    pub method: Method,
+    /// What was done before the freeze.
+    pub prepared: CopyStats,
+    /// What was done in it.
+    pub frozen: CopyStats,
+    /// Why it was not a better one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// How content came to be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// There was none to copy: it is the version's before, or there is none.
+    Nothing,
+    /// Bytes were copied.
+    Copy,
+    /// The file system shares them (`FICLONE`).
+    Reflink,
+    /// Some files were shared, others copied.
+    Mixed,
+    /// All at once.
+    Snapshot,
+}
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let driver = match &self.driver {
+            Name::Overlay => "overlay".to_owned(),
+            Name::Directory => "directory".to_owned(),
+            Name::Btrfs => "btrfs".to_owned(),
+            Name::Program(program) => program.display().to_string(),
+        };
+        match self.method {
+            Method::Nothing => write!(f, "{driver}"),
+            Method::Copy => write!(f, "{driver} by copy"),
+            Method::Reflink => write!(f, "{driver} by reflink"),
+            Method::Mixed => write!(f, "{driver} by reflink and copy"),
+            Method::Snapshot => write!(f, "{driver} snapshot"),
+        }
+    }
+}
+
+impl Taken {
+    /// What a driver did, by what it says of its two steps.
+    pub fn of(driver: Name, prepared: CopyStats, frozen: CopyStats, notes: Vec<String>) -> Self {
+        let (copied, shared) = (prepared.copied + frozen.copied, prepared.shared + frozen.shared);
+        let method = match driver {
+            Name::Btrfs | Name::Program(_) => Method::Snapshot,
+            _ if copied == 0 => Method::Nothing,
+            _ if shared == 0 => Method::Copy,
+            _ if shared == copied => Method::Reflink,
+            _ => Method::Mixed,
+        };
+        Self { driver, method, prepared, frozen, notes }
+    }
+}
+
+/// What the administrator says of drivers.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Programs, and what they are for; the first that takes a part has it.
+    pub programs: Vec<Program>,
+    /// Where it is recorded what programs hold.
+    pub records: PathBuf,
+}
+
+/// Whose snapshot it is to be.
+pub struct Purpose<'a> {
+    /// The image directory.
+    pub owner: &'a Path,
+    /// The part's name.
+    pub part: &'a str,
+    /// Whether what was recorded for a checkpoint still belongs to one.
+    pub is_alive: &'a dyn Fn(&Claim) -> bool,
+}
+
+/// Finds the driver for a root, and says why better ones were not taken. `staging` must be there,
+/// empty, and readable by its owner only; `base` is the snapshot before of the same root.
+pub fn choose(
+    staging: &Path,
+    root: Root,
+    base: Option<&Part>,
+    settings: &Settings,
+    purpose: &Purpose<'_>,
+) -> Result<(Box<dyn Driver>, Vec<String>)> {
+    let mut notes = Vec::new();
+    for program in settings.programs.iter().filter(|program| program.is_for(root.path())) {
+        match program::Holding::begin(staging, &root, base, program, settings, purpose) {
+            Ok(holding) => return Ok((Box::new(holding.with(root)), notes)),
+            Err(error) => notes.push(format!("{}: {error:#}", program.program.display())),
+        }
+    }
+    match subvolume::Holding::begin(staging, &root, base, purpose) {
+        Ok(Some(holding)) => return Ok((Box::new(holding.with(root)), notes)),
+        Ok(None) => {}
+        Err(error) => notes.push(format!("no btrfs snapshot: {error:#}")),
+    }
+    Ok((Box::new(Stage::create(staging, root, base)?), notes))
+}

@@ -1,0 +1,46 @@
+//! File systems of a test's own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
+
+use super::machine::run;
+
+/// Runs a test in a mount namespace of its own, in a thread that ends with it.
+pub fn private(test: impl FnOnce() + Send + 'static) {
+    assert!(nix::unistd::geteuid().is_root(), "these tests mount, and need root");
+    let ended = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
+        test();
+    })
+    .join();
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// An empty directory on a real file system.
+pub fn scratch() -> TempDir {
+    let top = std::env::var_os("OCICLE_SCRATCH").expect("OCICLE_SCRATCH");
+    tempfile::tempdir_in(top).unwrap()
+}
+
+/// Makes a file system in a file, mounts it, and says where.
+pub fn file_system(top: &Path, kind: &str) -> PathBuf {
+    let (file, point) = (top.join(format!("{kind}.img")), top.join(kind));
+    File::create(&file).unwrap().set_len(600 << 20).unwrap();
+    fs::create_dir(&point).unwrap();
+    run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&file));
+    run(Command::new("mount").args(["-t", kind, "-o", "loop"]).args([&file, &point]));
+    point
+}
+
+/// Makes a subvolume of a btrfs.
+pub fn subvolume(path: &Path) -> PathBuf {
+    run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(path));
+    path.to_owned()
+}
