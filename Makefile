@@ -52,7 +52,10 @@ install:
 	ln -sf ../../bin/ocicle $(DESTDIR)$(PREFIX)/libexec/ocicle/criu-action
 	ln -sf ../../bin/ocicle $(DESTDIR)$(PREFIX)/libexec/ocicle/ocicle-hook
 	cp -r hooks $(doc)/examples/
-	sed -i 's,/usr/libexec,$(PREFIX)/libexec,' $(doc)/examples/hooks/*/*
+	rm -r $(doc)/examples/hooks/drivers
+	cp -r hooks/drivers $(DESTDIR)$(PREFIX)/libexec/ocicle/
+	sed -i 's,/usr/libexec,$(PREFIX)/libexec,' $(doc)/examples/hooks/*/* \
+	    $(DESTDIR)$(PREFIX)/libexec/ocicle/drivers/*
 	install -d $(DESTDIR)$(SYSCONFDIR)/ocicle $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d
 	test -e $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml || \
 	    install -m 644 config/ocicle.toml $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml

@@ -322,7 +322,8 @@ on_each_runtime!(who_else_writes, |machine| {
     let mut writer = Process(writer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
     writer.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
 
-    let report = assert_true(&container, machine, "shared", &["--volumes", "all"]);
+    let volumes = |rule| ["--volumes=all", rule];
+    let report = assert_true(&container, machine, "shared", &volumes("--shared=warn"));
     let remarks = remarks(&report);
     let has = |words: &[&str]| {
         assert!(
@@ -334,7 +335,14 @@ on_each_runtime!(who_else_writes, |machine| {
     let pid = format!("pid {} of the host", writer.0.id());
     has(&["/shared/by-us: ", &pid, "fd 3", "open for writing"]);
     has(&["/data/ready: ", &pid, "fd 4", "open for writing"]);
-    drop((writer, other, container));
+    drop(writer);
+    let report = assert_true(&container, machine, "shared", &volumes("--shared=freeze"));
+    assert_eq!(report["works"], true, "{report:#}");
+    assert!(report["remarks"].to_string().contains("it is frozen with it"), "{report:#}");
+    let report = assert_true(&container, machine, "shared", &volumes("--shared=error"));
+    assert_eq!(report["works"], false, "{report:#}");
+    assert!(problems(&report)[0].contains("can write it too"), "{report:#}");
+    drop((other, container));
     fs::remove_dir_all(&shared).unwrap();
     remove_configuration(machine);
 });

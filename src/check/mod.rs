@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, preflight};
 use crate::config::{Allow, OnUnsupported, Substitution};
-use crate::container::{Container, Identity, Volumes};
+use crate::container::{Container, Identity, Shared, Volumes};
 use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
 use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
@@ -40,6 +40,8 @@ pub struct Request {
     pub volumes: Option<Volumes>,
     /// Which would when neither that nor the container's annotation says so.
     pub default_volumes: Volumes,
+    /// What would be done about volumes that others write too.
+    pub shared: Shared,
     /// Rules of the command line.
     pub rules: Vec<String>,
     /// What would become of open files that CRIU cannot dump and that no rule covers.
@@ -179,6 +181,9 @@ pub fn check(request: &Request) -> Result<Report> {
     remarks.extend(frozen(&container)?);
     remarks.extend(refused(&resolved, &request.allow));
     remarks.extend(processes::remarks(&dumped));
+    let (refused_users, other_users) = others::sharing(&container, &parts, request.shared);
+    problems.extend(refused_users);
+    remarks.extend(other_users);
     remarks.extend(others::remarks(&container, &dumped, &parts)?);
     let works = problems.is_empty() && files.iter().all(|fate| fate.dump != Dump::No);
     let container = request.id.clone();

@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 use super::Finding;
 use super::held::Parts;
 use crate::bytes::ByteString;
-use crate::container::{Container, group_name, shared};
+use crate::container::{Container, Shared, group_name, shared};
 use crate::files::Process;
 use crate::freezer::Version;
 use crate::sys::mountinfo::{Mount, mounts_of};
 use crate::sys::process::Status;
 
-/// Sessions that came in by `exec`, and who else has parts of the container mounted or open for
+/// Sessions that came in by `exec`, and who else has files in parts of the container open for
 /// writing.
 pub(super) fn remarks(
     container: &Container,
@@ -27,8 +27,7 @@ pub(super) fn remarks(
     let inside: BTreeSet<i32> = container.freezer.processes()?.into_iter().collect();
     found.extend(inside.difference(&dumped).filter_map(|host| session(*host)));
     let outside = writers_outside(&inside)?;
-    for (point, source, held) in parts.shareable() {
-        found.extend(users(container, &point, &source, held));
+    for (point, source, _) in parts.shareable() {
         found.extend(writers(&point, &source, &outside, container.freezer.version()));
     }
     Ok(found)
@@ -47,17 +46,34 @@ fn session(host: i32) -> Option<Finding> {
     ))
 }
 
-fn users(container: &Container, point: &Path, source: &Path, held: bool) -> Vec<Finding> {
-    let users = shared::writers_of(source, Some(container.init)).unwrap_or_default();
-    let part = if held { "is part of the snapshot" } else { "is not part of the snapshot" };
-    let said = |user: shared::User| {
-        let place = of_container(user.pid, container.freezer.version());
-        Finding::new(format!(
-            "{} {part}, and {user}{place} can write it too and is not frozen",
-            point.display()
-        ))
-    };
-    users.into_iter().map(said).collect()
+/// Who else has parts of the container mounted, and can write them: what makes a checkpoint fail by
+/// the rule, and what should be known.
+pub(super) fn sharing(
+    container: &Container,
+    parts: &Parts,
+    rule: Shared,
+) -> (Vec<Finding>, Vec<Finding>) {
+    let (mut problems, mut remarks) = (Vec::new(), Vec::new());
+    for (point, source, held) in parts.shareable() {
+        for user in shared::writers_of(&source, container.init).unwrap_or_default() {
+            let place = of_container(user.pid, container.freezer.version());
+            let is = if held { "is" } else { "is not" };
+            let point = point.display();
+            let said =
+                format!("{point} {is} part of the snapshot, and {user}{place} can write it too");
+            match rule {
+                Shared::Error if held => {
+                    problems.push(Finding::with_help(said, shared::ADVICE));
+                }
+                Shared::Freeze if held => match user.freezer(&container.freezer) {
+                    Ok(_) => remarks.push(Finding::new(format!("{said}: it is frozen with it"))),
+                    Err(error) => problems.push(Finding::new(format!("{said}: {error:#}"))),
+                },
+                _ => remarks.push(Finding::new(format!("{said} and is not frozen"))),
+            }
+        }
+    }
+    (problems, remarks)
 }
 
 /// ` in NAME`, by its control group, which engines and runtimes name after the container.

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 
 use super::Request;
 use super::dump::guard_and_freeze;
-use crate::container::shared::{User, writers_of};
+use crate::container::shared::{ADVICE, User, writers_of};
 use crate::container::{Container, Shared};
 use crate::fault;
 use crate::freezer::{Freezer, Frozen};
@@ -38,10 +38,8 @@ impl Sharing {
             let volume = volume.display();
             match rule {
                 Shared::Error => {
-                    return Err(anyhow!("{user} can write the volume {volume} too").hint(
-                        "end it, leave the volume out (--volumes), or have it frozen as well \
-                         (--shared freeze)",
-                    ));
+                    let error = anyhow!("{user} can write the volume {volume} too");
+                    return Err(error.hint(ADVICE));
                 }
                 Shared::Warn => {
                     tracing::warn!("{user} can write the volume {volume} too, and is not frozen");
@@ -61,7 +59,7 @@ impl Sharing {
     fn users(&self, container: &Container) -> Result<Vec<(PathBuf, User)>> {
         let mut found = Vec::new();
         for (destination, source) in &self.volumes {
-            let users = writers_of(source, Some(container.init))?;
+            let users = writers_of(source, container.init)?;
             found.extend(users.into_iter().map(|user| (destination.clone(), user)));
         }
         Ok(found)

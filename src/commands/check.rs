@@ -9,7 +9,7 @@ use super::{Format, Machine};
 use crate::check::{self, Finding, Report};
 use crate::checkpoint::bytes_of;
 use crate::config::OnUnsupported;
-use crate::container::{Volumes, ensure_name};
+use crate::container::{Shared, Volumes, ensure_name};
 use crate::output;
 
 /// What can be asked of a check.
@@ -27,6 +27,9 @@ pub struct Options {
     /// What would become of other open files that CRIU cannot dump
     #[arg(long, value_name = "WHAT")]
     on_unsupported: Option<OnUnsupported>,
+    /// What would be done about volumes that another container can write too
+    #[arg(long, value_enum, value_name = "RULE")]
+    shared: Option<Shared>,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -49,6 +52,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<ExitCode> {
         on_unsupported: options.on_unsupported.unwrap_or(machine.config.on_unsupported),
         volumes: options.volumes.clone(),
         default_volumes: machine.config.volumes.clone(),
+        shared: options.shared.unwrap_or(machine.config.shared),
         configured: machine.config.substitute.clone(),
         allow: machine.config.allow.clone(),
     };

@@ -26,6 +26,10 @@ pub enum Shared {
     Freeze,
 }
 
+/// What can be done about somebody who writes a volume too.
+pub const ADVICE: &str =
+    "end it, leave the volume out (--volumes), or have it frozen as well (--shared freeze)";
+
 /// A process in another mount namespace that can write a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
@@ -37,27 +41,36 @@ pub struct User {
     processes: Vec<i32>,
 }
 
-/// The processes, one for each mount namespace but ours and that of `except`, that have mounted
-/// just this directory, or in a container one above or below it, and can write it.
-pub fn writers_of(directory: &Path, except: Option<i32>) -> Result<Vec<User>> {
+/// The processes, one for each mount namespace but ours, that have mounted just this directory, and
+/// can write it.
+pub fn users_of(directory: &Path) -> Result<Vec<User>> {
     let (device, root) = place_of(directory)?;
+    users(None, |_, mount| mount.device == device && mount.root.as_path() == root)
+}
+
+/// The same but for those beside `except`; and containers count that have mounted a directory above
+/// or below it.
+pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<User>> {
+    let (device, root) = place_of(directory)?;
+    users(Some(except), |pid, mount| {
+        let other = mount.root.as_path();
+        mount.device == device
+            && (other == root
+                || (other.starts_with(&root) || root.starts_with(other)) && is_elsewhere(pid))
+    })
+}
+
+fn users(except: Option<i32>, reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<User>> {
     let mut namespaces = namespaces()?;
     for known in [Some(std::process::id().cast_signed()), except].into_iter().flatten() {
         if let Some(namespace) = namespace_of(known) {
             namespaces.remove(&namespace);
         }
     }
-    let reaches = |pid: i32, mount: &Mount| {
-        let other = mount.root.as_path();
-        mount.device == device
-            && !mount.is_read_only()
-            && (other == root
-                || (other.starts_with(&root) || root.starts_with(other)) && is_elsewhere(pid))
-    };
     let has_it = |(_, processes): &(u64, Vec<i32>)| {
         let pid = processes[0];
         let mounts = mounts_of(&pid.to_string()).unwrap_or_default();
-        mounts.iter().any(|mount| reaches(pid, mount))
+        mounts.iter().any(|mount| !mount.is_read_only() && reaches(pid, mount))
     };
     Ok(namespaces.into_iter().filter(has_it).map(User::of).collect())
 }

@@ -4,7 +4,7 @@
 //! Only what a path leads to from outside: on the root file system or on what is mounted from the
 //! host. What is deleted, or on a file system of the container's own, is in CRIU's images.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
-use super::live;
+use super::{Suspects, live};
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 
@@ -87,13 +87,13 @@ impl Digests {
         Ok(digests)
     }
 
-    /// Records what the frozen processes hold. `volatile` are files that may have been written
+    /// Records what the frozen processes hold. `suspects` are files that may have been written
     /// without a trace in their times.
     pub fn record(
         &self,
         processes: &[i32],
         bundle: &Bundle,
-        volatile: &HashSet<(u64, u64)>,
+        suspects: &Suspects,
     ) -> Result<Vec<HeldFile>> {
         let held = held_by(processes, bundle)?.into_iter();
         held.map(|(path, file)| {
@@ -101,7 +101,7 @@ impl Digests {
             let inode = (found.dev(), found.ino());
             let known = self.0.get(&inode).filter(|(stamp, _)| *stamp == Stamp::of(&found));
             let blake3 = match known {
-                Some((_, digest)) if !volatile.contains(&inode) => digest.clone(),
+                Some((_, digest)) if !suspects.contains(inode) => digest.clone(),
                 _ => digest(&file).with_context(|| format!("reading {}", path.display()))?,
             };
             Ok(HeldFile {

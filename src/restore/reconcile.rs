@@ -118,7 +118,7 @@ fn volume_at(destination: &Path, bundle: &Bundle) -> Result<PathBuf> {
 
 /// Putting a volume back under a container that writes it would destroy that one's data.
 fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
-    let users = shared::writers_of(source, None)?;
+    let users = shared::users_of(source)?;
     let Some(user) = users.first() else { return Ok(()) };
     Err(anyhow!("the volume {} is in use: {user} has it mounted", destination.display())
         .hint("end that container, or give this one a volume of its own"))

@@ -157,7 +157,7 @@ impl Now<'_> {
     fn tell_added(&self, path: &[u8], changes: &mut Vec<Change>) -> Result<()> {
         changes.push(Change::of(path, Fate::Added, vec![]));
         match self.look(path)? {
-            Some((found, _)) if found.shape == Shape::Dir && found.device == self.root.device() => {
+            Some((found, _)) if found.shape == Shape::Dir && self.root.holds(found.device) => {
                 self.tell_inside(path, changes)
             }
             _ => Ok(()),
@@ -197,7 +197,7 @@ pub fn between(before: &Part, after: &Part, lower: Option<&OwnedFd>) -> Result<D
         let change = compare().with_context(|| format!("comparing {}", shown(&path)))?;
         difference.changes.extend(change);
     }
-    if lower.is_none() && before.index().driver == super::Driver::Overlay {
+    if lower.is_none() && before.index().driver == super::Form::Overlay {
         difference.notes.push(
             "the image's layers are not mounted here: of some paths it is not known whether they \
              were there before, and they count as changed"

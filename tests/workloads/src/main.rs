@@ -16,6 +16,7 @@ mod lend;
 mod memory;
 mod odd;
 mod probe;
+mod scribble;
 mod spawn;
 mod ticker;
 mod trouble;
@@ -53,6 +54,12 @@ enum Workload {
     Kinds { dir: PathBuf, kind: String, count: usize },
     /// Starts a program by vfork, which does not begin before somebody writes to DIR/fifo.
     Spawn { dir: PathBuf },
+    /// Writes to files in DIR, in each of these ways, without an end.
+    Scribble {
+        dir: PathBuf,
+        #[arg(long, value_enum, required = true)]
+        way: Vec<scribble::Way>,
+    },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
     Lend { file: PathBuf },
     /// Gets into one trouble that a checkpoint may have, and waits.
@@ -76,6 +83,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Odd { dir, kinds } => recorded(&dir, odd::run(&dir, &kinds)),
         Workload::Kinds { dir, kind, count } => recorded(&dir, kinds::run(&dir, &kind, count)),
         Workload::Spawn { dir } => recorded(&dir, spawn::run(&dir)),
+        Workload::Scribble { dir, way } => recorded(&dir, scribble::run(&dir, &way)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Trouble { kind, dir } => recorded(&dir, trouble::run(&kind, &dir)),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
