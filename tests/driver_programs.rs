@@ -56,7 +56,8 @@ impl Hook {
         let mut request = json!({
             "schema": 1, "verb": verb, "path": self.path, "mount": self.mount, "name": NAME,
         });
-        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let Value::Object(more) = more else { panic!("{more} is no object") };
+        request.as_object_mut().unwrap().extend(more);
         request.to_string()
     }
 
