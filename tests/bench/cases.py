@@ -186,6 +186,7 @@ def podman_exports(bench, podman, compress):
     def export(runtime, around=nullcontext, options=()):
         def measure(_):
             podman.through(runtime)
+            podman.forget()
             archive.unlink(missing_ok=True)
             os.sync()
             times = {}

@@ -53,6 +53,11 @@ class Podman:
         self.runtime.write_text(f'#!/bin/sh\n{program} "$@"\n')
         self.runtime.chmod(0o755)
 
+    def forget(self):
+        """Removes what podman leaves of a checkpoint: its next archive would hold that too."""
+        configuration = self.call("inspect", "--format", "{{.OCIConfigPath}}", NAME).strip()
+        shutil.rmtree(Path(configuration).parent / "checkpoint", ignore_errors=True)
+
     def checkpoint(self, archive, *options):
         """A live checkpoint into an archive, as `podman container checkpoint` makes it."""
         self.call("container", "checkpoint", "--leave-running", "--export", archive, *options, NAME)
