@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Stage;
 use crate::container::{Identity, Shared, Volumes};
 use crate::hint::WithHint;
 use crate::policy::{Grown, Missing, Policy, Shrunk};
@@ -41,6 +42,8 @@ pub struct Config {
     pub filesystem: Filesystem,
     /// How the snapshots of files are compressed.
     pub compress: Compression,
+    /// Where CRIU writes the images of a container that goes on.
+    pub stage: Stage,
     /// How many versions of a container are kept; 0 means all.
     pub keep: Keep,
     /// What is done about volumes that others write too.
@@ -222,6 +225,7 @@ impl Default for Config {
             volumes: Volumes::default(),
             filesystem: Filesystem::default(),
             compress: Compression::default(),
+            stage: Stage::default(),
             keep: 0,
             shared: Shared::default(),
             driver: Vec::new(),

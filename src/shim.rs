@@ -83,6 +83,7 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         filesystem: filesystem_of(call)?,
         default_filesystem: config.filesystem,
         compression: config.compress,
+        stage: config.stage,
         base: None,
         shared: config.shared,
         drivers: config.drivers(&config.store),

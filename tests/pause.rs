@@ -11,7 +11,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
-use support::{Bundle, Machine, Shim, run};
+use support::{Bundle, Machine, Shim, outcome, run};
 
 const WAIT: [&str; 3] = ["sh", "-c", ": >/data/ready; exec tail -f /dev/null"];
 
@@ -35,6 +35,40 @@ fn step(manifest: &Value, within: Option<&str>, name: &str) -> (f64, f64) {
         ref other => panic!("{name}: {other:?} in {:#}", manifest["timeline"]),
     }
 }
+
+on_each_runtime!(images_are_in_memory_first_and_then_on_disk, |machine| {
+    let bundle = machine.bundle("memory").args(WAIT).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let checkpoint = |flags: &[&str]| {
+        let mut command = machine.ocicle();
+        command.args(["checkpoint", bundle.id()]).args(flags);
+        command.args(machine.variant().criu_flags());
+        outcome(&mut command)
+    };
+    let (success, _, errors) = checkpoint(&["--stage", "memory"]);
+    assert!(!success && errors.contains("--leave-running"), "{errors}");
+    for (version, stage) in [(1, "disk"), (2, "memory"), (3, "auto")] {
+        let (success, _, errors) = checkpoint(&["--leave-running", "--stage", stage]);
+        assert!(success, "{errors}");
+        let images = machine.store().join(bundle.id()).join(format!("v{version}"));
+        let manifest = manifest(&images);
+        // So small a container gains nothing.
+        let moved = steps(&manifest, None, "move");
+        assert_eq!(moved.len(), usize::from(stage == "memory"), "{stage}");
+        if let [(begin, _)] = moved[..] {
+            assert!(step(&manifest, None, "thaw").1 <= begin, "while the container runs");
+        }
+        assert!(images.join("pages-1.img").exists(), "{stage}");
+        assert_eq!(container.status(), "running");
+    }
+    drop(container);
+    run(machine
+        .ocicle()
+        .args(["restore", "--verify", &format!("{}@v2", bundle.id())])
+        .args(machine.variant().criu_flags()));
+    assert_eq!(bundle.adopt().status(), "running");
+});
 
 on_each_runtime!(the_timeline_tells_each_step, |machine| {
     let bundle = machine.bundle("steps").shim(Shim::Ocicle).args(WAIT).make();

@@ -98,9 +98,14 @@ on_each_runtime!(killed_at_any_step_the_container_goes_on, |machine| {
     container.wait_for("/data/ready");
     let control = container.control("/data");
     let mut versions = Vec::new();
-    for point in POINTS {
+    let in_memory = ["--leave-running", "--stage", "memory"];
+    let of =
+        |points: &[&'static str], flags| points.iter().map(move |point| (*point, flags)).collect();
+    let mut kills: Vec<(&str, &[&str])> = of(&POINTS, &in_memory[..1]);
+    kills.extend::<Vec<_>>(of(&["dumping", "dumped", "thawed"], &in_memory));
+    for (point, flags) in kills {
         let before = control.status();
-        let killed = kill_at(point, machine, &container, &["--leave-running"]);
+        let killed = kill_at(point, machine, &container, flags);
         control.status();
         println!("{point}: answers {:?} after the kill", killed.elapsed());
         wait_for_progress(&control, &before);

@@ -139,7 +139,7 @@ fn remove_our_files(directory: &Path) -> Result<()> {
 }
 
 /// The memory that the processes have in use, in bytes. One that ended has none.
-fn resident(processes: &[i32]) -> u64 {
+pub(super) fn resident(processes: &[i32]) -> u64 {
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
         .ok()
         .flatten()

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::aside::Cover;
 use super::foresight::{self, Foreseen};
+use super::memory::Memory;
 use super::parts::{self, Copied};
 use super::timeline::Timeline;
 use super::{ImageDirectory, Request};
@@ -34,6 +35,8 @@ pub(super) struct Dump<'a> {
     container: &'a Container,
     cover: Cover,
     directory: &'a ImageDirectory,
+    /// Where the images are while the container stands still, if not there.
+    memory: Option<Memory>,
     // Dropped in this order: nobody answers at the door any more, so that CRIU fails, and the
     // guardian waits for that.
     door: Door,
@@ -68,17 +71,18 @@ impl<'a> Dump<'a> {
         guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         let diverted = Diverted::to(door.directory(), &request.runtime);
-        let since = SystemTime::now();
+        let memory = Memory::for_images(request, &container.freezer.processes()?)?;
         Ok(Self {
             request,
             container,
             cover,
             directory,
+            memory,
             door,
             guardian,
             diverted,
             errors,
-            since,
+            since: SystemTime::now(),
             timeline,
         })
     }
@@ -121,6 +125,12 @@ impl<'a> Dump<'a> {
         let Some((parts, asked)) = taken else { bail!("the dump was not joined") };
         self.note_phases(&mut manifest, asked);
         Ok((manifest, parts))
+    }
+
+    /// Moves the images to the image directory, if they are not there.
+    pub(super) fn move_images(&mut self) -> Result<()> {
+        let Some(memory) = self.memory.take() else { return Ok(()) };
+        self.timeline.time("move", || memory.move_to(&self.request.images))
     }
 
     /// Freezes when CRIU has started and is about to stop the processes itself: what it is told
@@ -171,11 +181,28 @@ impl<'a> Dump<'a> {
 
     /// Starts the runtime's `checkpoint`; its CRIU comes to the door.
     fn start_runtime(&self, plain_cgroups: bool) -> Result<Criu<'_>> {
-        let command = self.diverted.runtime.command_line(&arguments(self.request, plain_cgroups));
+        let arguments = self.arguments(plain_cgroups);
+        let command = self.diverted.runtime.command_line(&arguments);
         self.guardian.run(&command, &self.door.environment()?, &self.errors)?;
         let criu = self.await_dump()?;
         fault::point("at-the-door");
         Ok(criu)
+    }
+
+    fn arguments(&self, plain_cgroups: bool) -> Vec<OsString> {
+        let Request { id, images, work, flags, .. } = self.request;
+        let to = self.memory.as_ref().map_or_else(|| images.clone(), Memory::path);
+        let mut rest: Vec<OsString> = vec!["checkpoint".into(), "--image-path".into(), to.into()];
+        // crun's own choice for CRIU's log is the image directory.
+        if let Some(work) = work.as_ref().or(self.memory.as_ref().map(|_| images)) {
+            rest.extend(["--work-path".into(), work.clone().into()]);
+        }
+        rest.extend(flags.iter().cloned());
+        if plain_cgroups {
+            rest.extend([foresight::MODE.into(), "ignore".into()]);
+        }
+        rest.push(id.clone().into());
+        rest
     }
 
     /// The steps of CRIU's own, as far as its log tells. They explain the pause, and nothing
@@ -435,18 +462,4 @@ pub(super) fn take(
     let parts = parts::take(parts, &suspects, frozen)?;
     fault::point("snapshot-taken");
     Ok(Taken { parts, held, begin, end: Instant::now() })
-}
-
-fn arguments(request: &Request, plain_cgroups: bool) -> Vec<OsString> {
-    let mut rest: Vec<OsString> =
-        vec!["checkpoint".into(), "--image-path".into(), request.images.clone().into()];
-    if let Some(work) = &request.work {
-        rest.extend(["--work-path".into(), work.clone().into()]);
-    }
-    rest.extend(request.flags.iter().cloned());
-    if plain_cgroups {
-        rest.extend([foresight::MODE.into(), "ignore".into()]);
-    }
-    rest.push(request.id.clone().into());
-    rest
 }

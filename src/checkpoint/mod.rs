@@ -16,6 +16,7 @@ mod directory;
 mod dump;
 mod finish;
 mod foresight;
+mod memory;
 mod parts;
 pub mod preflight;
 mod record;
@@ -46,6 +47,7 @@ pub use aside::{bytes_of, set_aside, with_standing};
 pub use directory::ImageDirectory;
 use dump::Dump;
 pub use finish::complete;
+pub use memory::Stage;
 use parts::Copied;
 pub use parts::volumes_of;
 use sharing::Sharing;
@@ -69,6 +71,8 @@ pub struct Request {
     pub leave_running: bool,
     /// How long it may take to freeze.
     pub freeze_limit: Duration,
+    /// Where CRIU writes its images first.
+    pub stage: Stage,
     /// The largest deleted file that is kept, as CRIU writes sizes.
     pub ghost_limit: String,
     /// Rules of the command line: of files that CRIU cannot dump, they say what will take the place.
@@ -133,8 +137,9 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
-    let dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
+    let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
     let (manifest, parts) = dump.run(manifest, staged)?;
+    dump.move_images()?;
     parts::seal(parts)?;
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;

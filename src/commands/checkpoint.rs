@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Machine;
-use crate::checkpoint::{self, checkpoint};
+use crate::checkpoint::{self, Stage, checkpoint};
 use crate::config::OnUnsupported;
 use crate::container::{Container, Shared, Volumes, ensure_name};
 use crate::files::dumpable::Settings;
@@ -42,6 +42,9 @@ pub struct Options {
     /// How the snapshots of files are compressed
     #[arg(long, value_enum, value_name = "HOW")]
     compress: Option<Compression>,
+    /// Where CRIU writes memory first, with --leave-running
+    #[arg(long, value_enum, value_name = "WHERE")]
+    stage: Option<Stage>,
     /// What it is for: that chooses --filesystem and --keep, unless they are given
     #[arg(long, value_enum, value_name = "WHAT")]
     purpose: Option<Purpose>,
@@ -120,11 +123,21 @@ impl CriuOptions {
     }
 }
 
+fn ensure_stage(options: &Options) -> Result<()> {
+    let last = options.stage == Some(Stage::Memory) && !options.leave_running;
+    ensure!(
+        !last,
+        "--stage memory is for --leave-running: a container that ends is on disk before it does"
+    );
+    Ok(())
+}
+
 /// Makes the next version of a container, and prints its name.
 pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     let id = &options.id;
     let context = || format!("checkpointing {id}");
     ensure_name(id)?;
+    ensure_stage(options).with_context(context)?;
     checkpoint::preflight::ensure_capable().with_context(context)?;
     if let Some(purpose) = options.purpose {
         output::remark(&purpose.explain(options.filesystem, options.keep));
@@ -157,6 +170,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         filesystem: options.filesystem(),
         default_filesystem: machine.config.filesystem,
         compression: options.compress.unwrap_or(machine.config.compress),
+        stage: options.stage.unwrap_or(machine.config.stage),
         base: base.map(|base| base.directory),
         shared: options.shared.unwrap_or(machine.config.shared),
         drivers: machine.config.drivers(machine.store.root()),

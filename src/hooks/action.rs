@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::caller::Caller;
-use crate::checkpoint;
+use crate::checkpoint::{self, Stage};
 use crate::config::Config;
 use crate::container::ensure_name;
 use crate::criu::{action, door};
@@ -73,6 +73,7 @@ fn commit() -> Result<()> {
         filesystem: None,
         default_filesystem: config.filesystem,
         compression: config.compress,
+        stage: Stage::Disk,
         base: None,
         shared: config.shared,
         // CRIU has decided over every open file.

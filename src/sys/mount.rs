@@ -17,6 +17,19 @@ pub fn clone_of(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
+/// Mounts an empty tmpfs that only root enters.
+pub fn tmpfs() -> io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "mode", "0700")?;
+    // Not half of the memory, as is usual: the caller knows how much there is room for.
+    fsconfig_set_string(&context, "size", "0")?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
 /// The layers of a read-only overlay, and the options that decide what it shows.
 #[derive(Default)]
 pub struct Lowers<'a> {

@@ -1,0 +1,137 @@
+//! CRIU's images in memory while the container stands still.
+//!
+//! They are written to a tmpfs that is mounted nowhere and lives as long as its descriptor: whoever
+//! dies leaves nothing of it behind. After the thaw they are moved to the image directory. That is
+//! for containers that go on; one that ends must be on disk before it does.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::Request;
+use super::directory::resident;
+use crate::sys::{self, mount};
+
+/// Where CRIU writes its images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// To memory, and to disk after the thaw; for --leave-running
+    Memory,
+    /// To the image directory at once
+    Disk,
+    /// To memory where the disk would make CRIU wait and half of what is free is enough
+    #[default]
+    Auto,
+}
+
+/// The images in memory.
+#[derive(Debug)]
+pub(super) struct Memory(OwnedFd);
+
+/// What the kernel knows of the machine's memory, in bytes.
+struct Machine {
+    available: u64,
+    /// From here on, written pages go to the disk at once, and soon after that writers wait for it.
+    dirty: u64,
+}
+
+impl Memory {
+    /// Makes room for the images of `processes`, if that is wished and can be.
+    pub(super) fn for_images(request: &Request, processes: &[i32]) -> Result<Option<Self>> {
+        let needed = resident(processes);
+        match request.stage {
+            Stage::Disk => return Ok(None),
+            _ if must_be_on_disk(request) => return Ok(None),
+            Stage::Auto if !Machine::read()?.gains_from(needed) => return Ok(None),
+            Stage::Auto => {}
+            Stage::Memory => Machine::read()?.ensure_room(needed)?,
+        }
+        Ok(Some(Self(mount::tmpfs().context("making a tmpfs for the images")?)))
+    }
+
+    /// How the runtime and CRIU find it, as long as this process lives.
+    pub(super) fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
+
+    /// Copies the images to the image directory. They are not synced.
+    pub(super) fn move_to(self, directory: &Path) -> Result<()> {
+        let from = self.path();
+        for entry in fs::read_dir(&from).context("reading the images in memory")? {
+            let entry = entry?;
+            let to = directory.join(entry.file_name());
+            ensure!(entry.file_type()?.is_file(), "{} is no file", entry.path().display());
+            // Memory is given back file by file.
+            copy(&entry.path(), &to)
+                .and_then(|()| Ok(fs::remove_file(entry.path())?))
+                .with_context(|| format!("moving the images to {}", to.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// A container that ends is on disk before it does; a dump on top of another one refers to it by a
+/// path.
+fn must_be_on_disk(request: &Request) -> bool {
+    let several = request.has_flag("--parent-path") || request.has_flag("--pre-dump");
+    !request.leave_running || several
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from)?;
+    let mut target = File::create(to)?;
+    std::io::copy(&mut source, &mut target)?;
+    Ok(())
+}
+
+impl Machine {
+    fn read() -> Result<Self> {
+        let available = sys::process::available_memory().context("reading /proc/meminfo")?;
+        // Of what is available, in percent, unless it is set in bytes.
+        let setting = |name: &str| -> Result<u64> {
+            let path = format!("/proc/sys/vm/{name}");
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+            text.trim().parse().with_context(|| format!("reading {path}"))
+        };
+        let dirty = match setting("dirty_background_bytes")? {
+            0 => available / 100 * setting("dirty_background_ratio")?,
+            bytes => bytes,
+        };
+        Ok(Self { available, dirty })
+    }
+
+    /// The page cache is as quick as a tmpfs, until the disk has to keep up.
+    fn gains_from(&self, needed: u64) -> bool {
+        needed > self.dirty && needed < self.available / 2
+    }
+
+    fn ensure_room(&self, needed: u64) -> Result<()> {
+        ensure!(
+            needed < self.available,
+            "there is too little memory for the images: {} MiB are available, {} MiB are needed",
+            self.available >> 20,
+            needed >> 20
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_chosen_where_the_disk_would_be_waited_for() {
+        let machine = Machine { available: 16 << 30, dirty: 1 << 30 };
+        assert!(!machine.gains_from(512 << 20));
+        assert!(machine.gains_from(2 << 30));
+        assert!(!machine.gains_from(9 << 30));
+        assert!(machine.ensure_room(9 << 30).is_ok());
+        assert!(machine.ensure_room(17 << 30).is_err());
+        Machine::read().unwrap();
+    }
+}
