@@ -6,6 +6,8 @@
 //! `subprocess`, Go and busybox start programs this way, and are done within a millisecond.
 
 use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::Freezer;
 use crate::bytes::ByteString;
@@ -18,12 +20,34 @@ pub(super) fn waiting(freezer: &Freezer) -> anyhow::Result<Option<String>> {
     Ok(freezer.processes()?.into_iter().find_map(|pid| {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
         let mut waits = tasks.flatten().filter(|task| {
+            settle(&task.path());
             let place = fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
             PLACES.contains(&place.trim())
         });
         let name = fs::read(waits.next()?.path().join("comm")).unwrap_or_default();
         Some(format!("process {pid} ({})", ByteString::from(name.trim_ascii_end())))
     }))
+}
+
+/// Waits until a thread of a frozen group is where it waits.
+///
+/// A thaw wakes the parent of a vfork, which looks whether that is over and waits on: all the while
+/// it counts as frozen again as soon as the next freeze is asked for, and the kernel names no place
+/// of a thread that runs. On a busy machine that takes as long as others have the processor.
+fn settle(task: &Path) {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let begin = Instant::now();
+    while runs(task) && begin.elapsed() < LIMIT {
+        // The kernel raises no event for it.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a thread runs or could run (proc_pid_stat(5)).
+fn runs(task: &Path) -> bool {
+    let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+    // The name before it can hold anything, but for the last bracket.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
 }
 
 #[cfg(test)]
@@ -36,6 +60,22 @@ mod tests {
     fn group_of(directory: &std::path::Path, pid: u32) -> Freezer {
         fs::write(directory.join("cgroup.procs"), format!("{pid}\n")).unwrap();
         Freezer::new(Version::V2, directory.to_owned())
+    }
+
+    #[test]
+    fn who_runs_is_waited_for() {
+        let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let task = format!("/proc/{0}/task/{0}", child.id());
+        assert!(runs(Path::new(&task)));
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id() as i32),
+            nix::sys::signal::Signal::SIGSTOP,
+        )
+        .unwrap();
+        settle(Path::new(&task));
+        assert!(!runs(Path::new(&task)));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
