@@ -5,9 +5,12 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
-use support::{Containerd, Machine, Shim};
+use support::{
+    Containerd, DEADLINE, Machine, Shim, first_number, holders, in_shell, lending, status_of,
+};
 
 /// Counts in memory and in a log.
 const COUNT: &str = "echo changed >/etc/motd; exec 3>/log; i=0; \
@@ -15,7 +18,15 @@ const COUNT: &str = "echo changed >/etc/motd; exec 3>/log; i=0; \
 
 fn lines(containerd: &Containerd<'_>) -> u64 {
     let program = "[ -e /log ] && wc -l </log || echo 0";
-    containerd.exec("web", &["sh", "-c", program]).unwrap().trim().parse().unwrap()
+    let begin = Instant::now();
+    loop {
+        let printed = containerd.exec("web", &["sh", "-c", program]).unwrap();
+        if let Ok(count) = printed.trim().parse() {
+            return count;
+        }
+        // ctr now and then ends before what the command printed has come through its pipe.
+        assert!(begin.elapsed() < DEADLINE, "{printed:?}");
+    }
 }
 
 fn start_counting(containerd: &Containerd<'_>) {
@@ -56,6 +67,32 @@ on_each_runtime!(a_container_comes_back, |machine: &Machine| {
         "without containerd's own diff"
     );
     assert!(!comes_back(&Containerd::new(machine, Shim::Bare), &[]), "containerd has learnt it");
+});
+
+on_each_runtime!(the_daemon_restores_with_what_is_lent, |machine: &Machine| {
+    let containerd = Containerd::new(machine, Shim::Ocicle);
+    start_counting(&containerd);
+    let image = ["web", "localhost/web:1"];
+    containerd.run(&[&["container", "checkpoint", "--task", "--image"], &image[..]].concat());
+    let lent = machine.state_root().join("lent");
+    let mut restore = Command::new("ctr");
+    restore.args(["container", "restore", "--live"]).args(image);
+    let rule = ["-s", "/log=fd:9"];
+    for (name, status) in [("another", 125), ("web", 0)] {
+        containerd.remove("web");
+        let with = lending(&[&["--container", name], &rule[..]].concat(), &restore);
+        let mut with = in_shell(&with, &format!("exec \"$@\" 9<>{}", lent.display()));
+        let (ended, _, said) = status_of(&mut with);
+        assert_eq!(ended, status, "{said}");
+        assert_eq!(said.contains("no restore of another asked"), name == "another", "{said}");
+        let pid = containerd.task("web").unwrap().0;
+        let log = fs::read_link(format!("/proc/{pid}/fd/3")).unwrap();
+        assert_eq!(log == lent, name == "web", "{}", log.display());
+    }
+    assert_eq!(holders(&lent).len(), 1, "only the container has it: {:?}", holders(&lent));
+    assert!(first_number(&lent) > 100, "it goes on where it was");
+    containerd.remove("web");
+    fs::remove_file(lent).unwrap();
 });
 
 on_each_runtime!(a_task_is_frozen_by_containerd, |machine: &Machine| {

@@ -4,12 +4,13 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use regex::Regex;
-use support::{DEADLINE, Docker, IMAGE, Machine, Shim};
+use support::{
+    Docker, IMAGE, Machine, Shim, Terminal, first_number, holders, in_shell, lending, outcome,
+};
 
 /// Counts in memory, in a log of the image's file system and in one of a volume.
 const COUNT: &str = "echo changed >/etc/motd; exec 3>/log 4>/vol/log; i=0; \
@@ -72,16 +73,10 @@ fn make_since(docker: &Docker<'_>) -> std::path::PathBuf {
     since
 }
 
-/// Restores a container. What its checkpoint left in containerd's store may still be there,
-/// and docker then fails to put the same there (moby #42900); its cleaning up has it swept away.
+/// Restores a container.
 fn restore(docker: &Docker<'_>, name: &str, checkpoint: &str) -> Result<String, String> {
-    let begin = Instant::now();
-    loop {
-        match docker.call(&["start", "--checkpoint", checkpoint, name]) {
-            Err(said) if said.contains("already exists") && begin.elapsed() < DEADLINE => {}
-            outcome => return outcome,
-        }
-    }
+    docker.sweep();
+    docker.call(&["start", "--checkpoint", checkpoint, name])
 }
 
 /// Whether memory and files are of one instant after a restore in place, again and again.
@@ -244,6 +239,50 @@ fn a_refused_checkpoint_leaves_the_container_running() {
         assert!(counts(&docker, "web", "/log"));
     });
 }
+
+/// What a descriptor of the container's first process is.
+fn descriptor(docker: &Docker<'_>, number: u32) -> PathBuf {
+    let pid = docker.run(&["inspect", "--format", "{{.State.Pid}}", "web"]);
+    fs::read_link(format!("/proc/{}/fd/{number}", pid.trim())).unwrap()
+}
+
+with_docker!(the_daemon_restores_with_what_is_lent, |machine| {
+    let docker = Docker::new(machine, Shim::Ocicle);
+    start_counting(&docker, &HOST);
+    docker.run(&["checkpoint", "create", "--leave-running", "web", "one"]);
+    docker.run(&["kill", "web"]);
+    docker.sweep();
+    let lent = docker.directory().join("lent");
+    let mut start = Command::new("docker");
+    start.args(["start", "--checkpoint", "one", "web"]);
+    let with = lending(&["--container", "web", "-s", "/log=fd:9"], &start);
+    let mut with = in_shell(&with, &format!("exec \"$@\" 9<>{}", lent.display()));
+    let (restored, _, said) = outcome(&mut with);
+    assert!(restored, "{said}");
+    assert_eq!(descriptor(&docker, 3), lent);
+    assert_eq!(holders(&lent).len(), 1, "only the container has it: {:?}", holders(&lent));
+    assert!(first_number(&lent) > 100, "it goes on where it was");
+    assert!(counts(&docker, "web", "/vol/log"), "another log is what it was");
+    let (started, _, said) = outcome(&mut with);
+    assert!(!started && said.contains("no restore of web"), "it runs already: {said}");
+});
+
+with_docker!(the_daemon_restores_at_the_callers_terminal, |machine| {
+    let docker = Docker::new(machine, Shim::Ocicle);
+    let answer = "exec 3>/log; echo $$ >&3; while read -r line; do echo got $line; done";
+    docker.start("web", &[&HOST[..], &["--tty", IMAGE, "sh", "-c", answer]].concat());
+    while lines(&docker, "web", "/log") < 1 {}
+    docker.run(&["checkpoint", "create", "--leave-running", "web", "one"]);
+    docker.run(&["kill", "web"]);
+    docker.sweep();
+    let mut start = Command::new("docker");
+    start.args(["start", "--checkpoint", "one", "web"]);
+    let (status, mut terminal) = Terminal::run(&lending(&["--container", "web", "-t"], &start));
+    terminal.type_in("hello\n");
+    terminal.shows("got hello");
+    assert!(status.success());
+    assert_eq!(descriptor(&docker, 1), Path::new("/dev/tty"));
+});
 
 /// Without identifiers and the name of the runtime.
 fn plain(text: &str) -> String {

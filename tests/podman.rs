@@ -6,12 +6,13 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use regex::Regex;
-use support::{IMAGE, Machine, Podman, Shim};
+use support::{
+    IMAGE, Machine, Podman, Shim, Terminal, first_number, holders, in_shell, lending, outcome,
+};
 
 const NONE: [&str; 2] = ["--network", "none"];
 
@@ -281,7 +282,7 @@ with_podman!(a_previous_checkpoint_needs_a_kernel_that_tracks_memory, |machine| 
     let second =
         podman.call(&["container", "checkpoint", "--with-previous", "-e", &archive, "web"]);
     let mut criu = Command::new("criu");
-    if support::outcome(criu.args(["check", "--feature", "mem_dirty_track"])).0 {
+    if outcome(criu.args(["check", "--feature", "mem_dirty_track"])).0 {
         first.and(second).unwrap();
         return;
     }
@@ -518,52 +519,53 @@ fn descriptor(podman: &Podman<'_>, number: u32) -> String {
     link.display().to_string()
 }
 
-fn the_callers_terminal_reaches_a_container(machine: &Machine) {
+with_podman!(the_callers_terminal_reaches_a_container, |machine| {
     let podman = Podman::new(machine, Shim::Ocicle);
     checkpoint_one_with_a_terminal(&podman, &podman.file("answers.tar"));
-    let ours = nix::pty::openpty(None, None).unwrap();
-    let side = || Stdio::from(ours.slave.try_clone().unwrap());
-    let mut session = Command::new("setsid");
-    session.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_ocicle"), "with", "-t", "--", "podman"]);
-    session.args(["--runtime", "ocicle-runtime", "container", "restore", "answers"]);
-    session.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
-    let status = session.stdin(side()).stdout(side()).stderr(side()).status().unwrap();
-    let mut master = fs::File::from(ours.master);
-    master.write_all(b"hello\n").unwrap();
-    let mut seen = String::new();
-    while !seen.contains("got hello") {
-        let mut bytes = [0; 256];
-        let count = master.read(&mut bytes).unwrap_or_else(|error| panic!("{error}: {seen}"));
-        seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
-    }
-    assert!(status.success(), "{seen}");
+    let restore = podman.command(&["container", "restore", "answers"]);
+    let (status, mut terminal) = Terminal::run(&lending(&["-t"], &restore));
+    terminal.type_in("hello\n");
+    terminal.shows("got hello");
+    assert!(status.success());
     assert_eq!(descriptor(&podman, 1), "/dev/tty");
     assert!(podman.run(&["ps"]).contains("answers"));
-}
+});
 
-#[test]
-fn runc_the_callers_terminal_reaches_a_container_through_podman() {
-    support::on_machine(support::Variant::RuncV1, the_callers_terminal_reaches_a_container);
-}
+with_podman!(a_descriptor_reaches_a_container, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "answers", &[], &format!("exec 3>/log; {LOG}"));
+    podman.wait_for_lines("answers", "/log", 100);
+    podman.run(&["container", "checkpoint", "answers"]);
+    let lent = podman.file("lent");
+    let restore = podman.command(&["container", "restore", "answers"]);
+    let with = lending(&["-s", "/log=fd:9"], &restore);
+    let (restored, _, said) = outcome(&mut in_shell(&with, &format!("exec \"$@\" 9<>{lent}")));
+    assert!(restored, "{said}");
+    assert_eq!(descriptor(&podman, 3), lent);
+    let holders = holders(Path::new(&lent));
+    assert_eq!(holders.len(), 1, "only the container has it: {holders:?}");
+    assert!(first_number(Path::new(&lent)) > 100, "it goes on where it was");
+});
 
-fn what_is_configured_for_a_name_or_an_image_holds(machine: &Machine) {
+with_podman!(what_is_configured_for_a_name_or_an_image_holds, |machine| {
     let podman = Podman::new(machine, Shim::Ocicle);
     let archive = podman.file("answers.tar");
     checkpoint_one_with_a_terminal(&podman, &archive);
+    let installed = fs::read_to_string("/etc/ocicle/ocicle.toml").unwrap();
     for (whom, becomes) in [
         ("container = 'answers'", "/dev/null"),
         ("image = 'counter'", "/dev/null"),
         ("container = 'counter'", "/log"),
         ("container = 'ans*'\nimage = '**/other'", "/log"),
     ] {
-        let text = format!("runtime = 'runc'\n[[substitute]]\n{whom}\nrule = '/log=null'\n");
-        fs::write("/etc/ocicle/ocicle.toml", text).unwrap();
+        let rule = format!("[[substitute]]\n{whom}\nrule = '/log=null'\n");
+        fs::write("/etc/ocicle/ocicle.toml", format!("{installed}{rule}")).unwrap();
         podman.remove("answers");
         podman.run(&["container", "restore", "-i", &archive]);
         assert_eq!(descriptor(&podman, 3), becomes, "{whom}");
     }
     podman.remove("answers");
-    fs::write("/etc/ocicle/ocicle.toml", "runtime = 'runc'\n").unwrap();
+    fs::write("/etc/ocicle/ocicle.toml", installed).unwrap();
     // A name that podman knows, for a restore that is not below the command.
     let pipes = ["go", "done"].map(|name| podman.file(name));
     for pipe in &pipes {
@@ -578,9 +580,4 @@ fn what_is_configured_for_a_name_or_an_image_holds(machine: &Machine) {
     let status = with.arg(format!("echo >{go}; exit $(cat {done})")).status().unwrap();
     assert!(daemon.wait().unwrap().success() && status.success());
     assert_eq!(descriptor(&podman, 3), "/dev/null");
-}
-
-#[test]
-fn runc_what_is_configured_for_a_name_or_an_image_holds_below_podman() {
-    support::on_machine(support::Variant::RuncV1, what_is_configured_for_a_name_or_an_image_holds);
-}
+});

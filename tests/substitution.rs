@@ -3,17 +3,19 @@
 #[macro_use]
 mod support;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
-use support::{Bundle, Container, Machine, Shim, by_shell, holds, restore, run, table};
+use support::{
+    Bundle, Container, Machine, Probe, Shim, Terminal, Told, by_shell, holds, in_shell, restore,
+    restore_command, run, table,
+};
 
 /// A checkpoint of a workload, of which nothing runs any more.
 fn checkpoint(machine: &Machine, container: Container<'_>) {
@@ -109,6 +111,7 @@ on_each_runtime!(every_rule_matches_exactly_one_open_file, |machine| {
     container.wait_for("/data/ready");
     checkpoint(machine, container);
     fs::write(bundle.path("/data/since"), "").unwrap();
+    let mut told = Told::new(machine);
     for (rule, fd, expected) in [
         ("/data/log=null", "", "2"),
         ("4711=null", "", "4711"),
@@ -119,10 +122,13 @@ on_each_runtime!(every_rule_matches_exactly_one_open_file, |machine| {
         ("1:3=", "", "1:3="),
         ("1:3=file:/nowhere/at/all", "", "/nowhere/at/all"),
     ] {
-        let said = restore(&bundle, machine, &[rule], fd).unwrap_err();
+        let command = restore_command(&bundle, machine, &[rule]);
+        let mut command = in_shell(&command, &format!("exec \"$@\" {fd}"));
+        let said = told.refused(format!("{rule} {fd}").trim_end(), &mut command);
         assert!(said.contains(expected), "{rule}: {said}");
         assert!(bundle.path("/data/since").exists(), "nothing was changed");
     }
+    told.compare("no-such-file");
 });
 
 on_each_runtime!(an_annotation_needs_leave_to_open_files_of_the_host, |machine| {
@@ -179,86 +185,45 @@ on_each_runtime!(many_kinds_at_once, |machine| {
     bundle.end();
 });
 
-/// A checkpoint of the probe, which does with its open files what it is asked to.
-struct Probe<'m> {
-    machine: &'m Machine,
-    bundle: Bundle<'m>,
-    numbers: Value,
+fn rules(probe: &Probe<'_>, rules: &[(&str, &str)]) -> Vec<String> {
+    rules.iter().map(|(name, source)| probe.rule(name, source)).collect()
 }
 
-impl<'m> Probe<'m> {
-    fn checkpointed(machine: &'m Machine, builder: support::BundleBuilder<'m>) -> Self {
-        let bundle = builder.args(["workload", "probe", "/data"]).make();
-        let numbers = Self::numbers_after_checkpoint(machine, bundle.run());
-        Self { machine, bundle, numbers }
-    }
+fn restore_with(probe: &Probe<'_>, rules: &[String], fd: &str) -> Result<(), String> {
+    restore(&probe.bundle, probe.machine, rules, fd)
+}
 
-    fn numbers_after_checkpoint(machine: &Machine, container: Container<'_>) -> Value {
-        let bundle = container.bundle();
-        container.wait_for("/data/ready");
-        let numbers =
-            serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
-        let mut command = machine.ocicle();
-        command.args(["checkpoint", bundle.id(), "--tcp-established", "--file-locks"]);
-        run(command.args(machine.variant().criu_flags()));
-        container.kill();
-        numbers
-    }
+fn read(probe: &Probe<'_>, name: &str) -> String {
+    probe.ask("read", name)
+}
 
-    fn fd(&self, name: &str) -> i64 {
-        self.numbers[name].as_i64().unwrap_or_else(|| panic!("{name}"))
-    }
+fn write(probe: &Probe<'_>, name: &str, text: &str) -> String {
+    probe.ask(&format!("write {text}"), name)
+}
 
-    /// A rule for one of the open files.
-    fn rule(&self, name: &str, source: &str) -> String {
-        format!("1:{}={source}", self.fd(name))
-    }
+/// The open files but those of these names, as far as they stay the same.
+fn others(probe: &Probe<'_>, reference: &str, but: &[&str]) -> Vec<Value> {
+    // The other end of a connection in the container loses its peer with it.
+    let but: Vec<_> = but.iter().chain(&["tcp-server"]).collect();
+    let is_chosen = |file: &Value| but.iter().any(|name| holds(file, 1, probe.fd(name)));
+    let form = |file: Value| {
+        let name = file["name"].as_str().unwrap();
+        // Pipes and unix sockets are made anew, with other inodes, and so are terminals.
+        let stable = ["pipe:", "unix", "/dev/pt"].iter().all(|word| !name.starts_with(word));
+        let shown = if stable { name } else { "" };
+        serde_json::json!([shown, file["type"], file["holders"], file["position"]])
+    };
+    table(probe.machine, reference).into_iter().filter(|f| !is_chosen(f)).map(form).collect()
+}
 
-    fn rules(&self, rules: &[(&str, &str)]) -> Vec<String> {
-        rules.iter().map(|(name, source)| self.rule(name, source)).collect()
-    }
-
-    fn restore(&self, rules: &[String], fd: &str) -> Result<(), String> {
-        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
-        restore(&self.bundle, self.machine, &rules, fd)
-    }
-
-    fn control(&self) -> support::Control {
-        support::Control::at(self.bundle.path("/data/control"))
-    }
-
-    fn read(&self, name: &str) -> String {
-        self.control().ask(&format!("read {}", self.fd(name)))
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        self.control().ask(&format!("write {} {text}", self.fd(name)))
-    }
-
-    /// The open files but those of these names, as far as they stay the same.
-    fn others(&self, reference: &str, but: &[&str]) -> Vec<Value> {
-        // The other end of a connection in the container loses its peer with it.
-        let but: Vec<_> = but.iter().chain(&["tcp-server"]).collect();
-        let is_chosen = |file: &Value| but.iter().any(|name| holds(file, 1, self.fd(name)));
-        let form = |file: Value| {
-            let name = file["name"].as_str().unwrap();
-            // Pipes and unix sockets are made anew, with other inodes, and so are terminals.
-            let stable = ["pipe:", "unix", "/dev/pt"].iter().all(|word| !name.starts_with(word));
-            let shown = if stable { name } else { "" };
-            serde_json::json!([shown, file["type"], file["holders"], file["position"]])
-        };
-        table(self.machine, reference).into_iter().filter(|f| !is_chosen(f)).map(form).collect()
-    }
-
-    /// Makes sure that every open file but these is what it was.
-    fn assert_others_are(&self, but: &[&str]) {
-        let before = self.others(&format!("{}@v1", self.bundle.id()), but);
-        let now = self.others(self.bundle.id(), but);
-        assert!(before.len() > 3);
-        assert!(before.iter().all(|file| now.contains(file)), "{before:#?}\n{now:#?}");
-        assert_eq!(before.len(), now.len());
-        assert_eq!(self.read("other"), "\"456789\"");
-    }
+/// Makes sure that every open file but these is what it was.
+fn assert_others_are(probe: &Probe<'_>, but: &[&str]) {
+    let before = others(probe, &format!("{}@v1", probe.bundle.id()), but);
+    let now = others(probe, probe.bundle.id(), but);
+    assert!(before.len() > 3);
+    assert!(before.iter().all(|file| now.contains(file)), "{before:#?}\n{now:#?}");
+    assert_eq!(before.len(), now.len());
+    assert_eq!(read(probe, "other"), "\"456789\"");
 }
 
 on_each_runtime!(files_and_their_absence, |machine| {
@@ -273,9 +238,9 @@ on_each_runtime!(files_and_their_absence, |machine| {
         ("unix-left", "reset"),
         ("unix-right", "empty"),
     ];
-    probe.restore(&probe.rules(&sources), "").unwrap();
-    probe.assert_others_are(&sources.map(|(name, _)| name));
-    assert_eq!(probe.write("file", "more"), "4");
+    restore_with(&probe, &rules(&probe, &sources), "").unwrap();
+    assert_others_are(&probe, &sources.map(|(name, _)| name));
+    assert_eq!(write(&probe, "file", "more"), "4");
     let new = fs::read_to_string(probe.bundle.path("/data/new")).unwrap();
     assert_eq!(new, "a file of the container\nmore");
     for (name, expected) in [
@@ -287,10 +252,10 @@ on_each_runtime!(files_and_their_absence, |machine| {
         ("unix-left", "ECONNRESET"),
         ("unix-right", "\"\""),
     ] {
-        assert_eq!(probe.read(name), expected, "{name}");
+        assert_eq!(read(&probe, name), expected, "{name}");
     }
-    assert_eq!(probe.write("pipe-write", "dropped"), "7");
-    assert_eq!(probe.write("unix-right", "dropped"), "7");
+    assert_eq!(write(&probe, "pipe-write", "dropped"), "7");
+    assert_eq!(write(&probe, "unix-right", "dropped"), "7");
     let epoll = probe.control().ask(&format!("wait {}", probe.fd("epoll")));
     assert_eq!(epoll, "[1]", "the closed descriptor is not watched, the other one is");
     let now = table(machine, probe.bundle.id());
@@ -318,19 +283,19 @@ on_each_runtime!(sockets_and_programs, |machine| {
         ("file", format!("exec:{}", program.display())),
     ];
     let sources = sources.each_ref().map(|(name, source)| (*name, source.as_str()));
-    probe.restore(&probe.rules(&sources), "").unwrap();
-    probe.assert_others_are(&sources.map(|(name, _)| name));
+    restore_with(&probe, &rules(&probe, &sources), "").unwrap();
+    assert_others_are(&probe, &sources.map(|(name, _)| name));
     let (mut peer, _) = tcp.accept().unwrap();
     peer.write_all(b"hello").unwrap();
-    assert_eq!(probe.read("tcp-client"), "\"hello\"");
+    assert_eq!(read(&probe, "tcp-client"), "\"hello\"");
     let (mut peer, _) = unix.accept().unwrap();
-    assert_eq!(probe.write("unix-left", "back"), "4");
+    assert_eq!(write(&probe, "unix-left", "back"), "4");
     let mut bytes = [0; 4];
     peer.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"back");
     TcpStream::connect(free).unwrap();
     UnixStream::connect(dir.join("listening")).unwrap();
-    assert_eq!(probe.read("file"), "\"lent by a program\"");
+    assert_eq!(read(&probe, "file"), "\"lent by a program\"");
     let told: Value =
         serde_json::from_slice(&fs::read(lent.with_extension("json")).unwrap()).unwrap();
     assert_eq!(
@@ -359,57 +324,44 @@ on_each_runtime!(descriptors_by_name_and_selectors_that_mean_several, |machine| 
         "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=x:feed; exec \"$@\" 3</dev/null 4<>{}",
         feed.display()
     );
-    let refused = by_shell(machine, &command, &named).unwrap_err();
+    let refused = by_shell(&command, &named).unwrap_err();
     assert!(refused.contains("LISTEN_FDNAMES has no nothing"), "{refused}");
     let mut arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
     *arguments.last_mut().unwrap() = probe.rule("locked", "closed").into();
     let mut command = machine.ocicle();
     command.args(&arguments[4..]);
-    by_shell(machine, &command, &named).unwrap();
-    assert_eq!(probe.read("file"), "\"fed\"");
-    assert_eq!(probe.read("other"), "\"\"");
-    assert_eq!(probe.write("other", "dropped"), "7");
-    assert_eq!(probe.read("locked"), "EBADF");
-    assert_eq!(probe.read("tcp-client"), "ECONNRESET");
+    by_shell(&command, &named).unwrap();
+    assert_eq!(read(&probe, "file"), "\"fed\"");
+    assert_eq!(read(&probe, "other"), "\"\"");
+    assert_eq!(write(&probe, "other", "dropped"), "7");
+    assert_eq!(read(&probe, "locked"), "EBADF");
+    assert_eq!(read(&probe, "tcp-client"), "ECONNRESET");
     probe.bundle.end();
 });
 
-/// `ocicle restore -t` at a new terminal, of which the master is returned.
-fn restore_at_a_terminal(probe: &Probe<'_>, flags: &[&str]) -> File {
-    let machine = probe.machine;
-    let ours = nix::pty::openpty(None, None).unwrap();
-    let mut session = Command::new("setsid");
-    session.args(["--ctty", "--wait"]).arg(env!("CARGO_BIN_EXE_ocicle"));
-    session.arg("--root").arg(machine.state_root()).arg("--store").arg(machine.store());
-    session.args(["restore", "-t"]).args(flags).arg(probe.bundle.id());
-    session.args(machine.variant().criu_flags());
-    session.env("OCICLE_RUNTIME", machine.variant().runtime());
-    let (out, errors): (OwnedFd, OwnedFd) =
-        (ours.slave.try_clone().unwrap(), ours.slave.try_clone().unwrap());
-    assert!(session.stdin(ours.slave).stdout(out).stderr(errors).status().unwrap().success());
-    File::from(ours.master)
+/// `ocicle restore -t` at a new terminal.
+fn restore_at_a_terminal(probe: &Probe<'_>, flags: &[&str]) -> Terminal {
+    let mut command = restore_command(&probe.bundle, probe.machine, &[""; 0]);
+    let (status, terminal) = Terminal::run(command.arg("-t").args(flags));
+    assert!(status.success());
+    terminal
 }
 
 /// Makes sure that what the container writes to a terminal is seen, and that it reads what is typed.
-fn assert_talks(probe: &Probe<'_>, fd: i64, mut master: File) {
+fn assert_talks(probe: &Probe<'_>, fd: i64, mut terminal: Terminal) {
     assert_eq!(probe.control().ask(&format!("write {fd} through-the-terminal")), "20");
-    let mut seen = String::new();
-    while !seen.contains("through-the-terminal") {
-        let mut bytes = [0; 256];
-        let count = master.read(&mut bytes).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
-    }
-    master.write_all(b"typed\n").unwrap();
+    terminal.shows("through-the-terminal");
+    terminal.type_in("typed\n");
     assert_eq!(probe.control().ask(&format!("read {fd}")), "\"typed\\n\"");
 }
 
 on_each_runtime!(the_callers_terminal, |machine| {
     let probe = Probe::checkpointed(machine, machine.bundle("probe"));
-    let refused = probe.restore(&["tty=tty".to_owned()], "").unwrap_err();
+    let refused = restore_with(&probe, &["tty=tty".to_owned()], "").unwrap_err();
     assert!(refused.contains("this command has no terminal"), "{refused}");
-    let master = restore_at_a_terminal(&probe, &[]);
-    probe.assert_others_are(&["terminal"]);
-    assert_talks(&probe, probe.fd("terminal"), master);
+    let terminal = restore_at_a_terminal(&probe, &[]);
+    assert_others_are(&probe, &["terminal"]);
+    assert_talks(&probe, probe.fd("terminal"), terminal);
     probe.bundle.end();
 });
 
@@ -431,16 +383,15 @@ on_each_runtime!(the_callers_terminal_for_that_of_a_console_socket, |machine| {
     start.args(["run", "--detach", "--console-socket"]).arg(&path).arg("--bundle");
     run(start.arg(bundle.dir()).arg(bundle.id()));
     let original = sent_terminal(&socket);
-    let numbers = Probe::numbers_after_checkpoint(machine, bundle.adopt());
-    let probe = Probe { machine, bundle, numbers };
+    let probe = Probe::of_running(machine, bundle);
     drop(original);
-    let master = restore_at_a_terminal(&probe, &["--console-socket", &path.to_string_lossy()]);
+    let terminal = restore_at_a_terminal(&probe, &["--console-socket", &path.to_string_lossy()]);
     // What waits there gets a terminal that nobody uses.
     drop(sent_terminal(&socket));
     let stdio = table(machine, probe.bundle.id());
     let stdio = stdio.iter().find(|file| holds(file, 1, 1)).unwrap();
     assert_eq!(stdio["type"], "tty");
-    assert_talks(&probe, 1, master);
+    assert_talks(&probe, 1, terminal);
     probe.bundle.end();
 });
 
@@ -486,6 +437,7 @@ on_each_runtime!(what_cannot_be_said_or_done, |machine| {
     let probe = Probe::checkpointed(machine, machine.bundle("probe"));
     fs::write(probe.bundle.path("/data/since"), "").unwrap();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut told = Told::new(machine);
     for (name, source, expected) in [
         ("file", "container:/data/nothing", "no such file"),
         ("file", "container:/proc/version", "only the container has"),
@@ -501,11 +453,15 @@ on_each_runtime!(what_cannot_be_said_or_done, |machine| {
         ("tcp-client", "exec:/bin/false", "returned nothing"),
         ("pipe-read", "null", "cannot be polled"),
     ] {
+        let what = format!("{name}={}", source.split(&free.to_string()).next().unwrap());
         let rule = probe.rule(name, source);
-        let said = probe.restore(std::slice::from_ref(&rule), "").unwrap_err();
+        let mut command = restore_command(&probe.bundle, machine, std::slice::from_ref(&rule));
+        let said = told.refused(&what, &mut command);
         assert!(said.contains(expected), "{rule}: {said}");
         assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
     }
-    let said = probe.restore(&["type:inet=reset".to_owned()], "").unwrap_err();
+    let mut command = restore_command(&probe.bundle, machine, &["type:inet=reset"]);
+    let said = told.refused("type:inet=reset", &mut command);
     assert!(said.contains("write `all` before the selector"), "{said}");
+    told.compare("cannot-be-done");
 });

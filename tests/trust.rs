@@ -14,68 +14,38 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Bundle, Control, Machine, Told, outcome, run};
+use support::{Machine, Probe, Terminal, Told, in_shell, outcome, restore_command, table};
 
-/// A checkpoint of the probe in ocicle's store, of which nothing runs any more.
-struct Probe<'m> {
-    machine: &'m Machine,
-    bundle: Bundle<'m>,
-    numbers: Value,
+/// A checkpoint of the probe, and a file that came since: a restore removes it.
+fn checkpointed(machine: &Machine) -> Probe<'_> {
+    let probe = Probe::checkpointed(machine, machine.bundle("probe"));
+    fs::write(probe.bundle.path("/data/since"), "").unwrap();
+    probe
 }
 
-impl<'m> Probe<'m> {
-    fn checkpointed(machine: &'m Machine) -> Self {
-        let bundle = machine.bundle("probe").args(["workload", "probe", "/data"]).make();
-        let container = bundle.run();
-        container.wait_for("/data/ready");
-        let numbers =
-            serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
-        let mut command = machine.ocicle();
-        command.args(["checkpoint", bundle.id(), "--tcp-established", "--file-locks"]);
-        run(command.args(machine.variant().criu_flags()));
-        container.kill();
-        fs::write(bundle.path("/data/since"), "").unwrap();
-        Self { machine, bundle, numbers }
-    }
+/// Whether the files are as they were before the restore.
+fn is_untouched(probe: &Probe<'_>) -> bool {
+    probe.bundle.path("/data/since").exists()
+}
 
-    fn fd(&self, name: &str) -> i64 {
-        self.numbers[name].as_i64().unwrap_or_else(|| panic!("{name}"))
-    }
+/// Writes these rules to annotations, in the place of what was there.
+fn annotate(probe: &Probe<'_>, rules: &[String]) {
+    probe.bundle.reconfigure(|config| {
+        let named = rules.iter().enumerate();
+        config["annotations"] =
+            named.map(|(at, rule)| (format!("org.ocicle.substitute.{at}"), json!(rule))).collect();
+    });
+}
 
-    /// Writes these rules to annotations, in the place of what was there.
-    fn annotate(&self, rules: &[String]) {
-        self.configure(|config| {
-            let named = rules.iter().enumerate();
-            config["annotations"] = named
-                .map(|(at, rule)| (format!("org.ocicle.substitute.{at}"), json!(rule)))
-                .collect();
-        });
-    }
+fn restore(probe: &Probe<'_>) -> Command {
+    restore_command(&probe.bundle, probe.machine, &[""; 0])
+}
 
-    fn configure(&self, change: impl FnOnce(&mut Value)) {
-        let path = self.bundle.dir().join("config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut config);
-        fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
-    }
-
-    fn restore(&self) -> Command {
-        let mut command = self.machine.ocicle();
-        command.arg("restore").arg(self.bundle.id()).args(self.machine.variant().criu_flags());
-        command
-    }
-
-    /// Whether the files are as they were before the restore.
-    fn is_untouched(&self) -> bool {
-        self.bundle.path("/data/since").exists()
-    }
-
-    /// The files with the configuration, and what it allows.
-    fn allow(&self, text: &str) -> PathBuf {
-        let config = self.bundle.dir().join("ocicle.toml");
-        fs::write(&config, format!("[allow]\n{text}\n")).unwrap();
-        config
-    }
+/// The files with the configuration, and what it allows.
+fn allow(probe: &Probe<'_>, text: &str) -> PathBuf {
+    let config = probe.bundle.dir().join("ocicle.toml");
+    fs::write(&config, format!("[allow]\n{text}\n")).unwrap();
+    config
 }
 
 /// Services of the host that rules can name.
@@ -143,15 +113,15 @@ impl Host {
 }
 
 on_each_runtime!(annotations_need_leave_for_each_source, |machine| {
-    let probe = Probe::checkpointed(machine);
+    let probe = checkpointed(machine);
     let host = Host::new(&probe);
     let rules = host.rules(&probe);
     let mut told = Told::new(machine);
     let names = ["file", "exec", "unix", "unix to listen", "tcp", "tcp to listen", "tty"];
     for (name, rule) in names.iter().zip(&rules) {
-        probe.annotate(std::slice::from_ref(rule));
-        told.refused(name, &mut probe.restore());
-        assert!(probe.is_untouched(), "{name}");
+        annotate(&probe, std::slice::from_ref(rule));
+        told.refused(name, &mut restore(&probe));
+        assert!(is_untouched(&probe), "{name}");
     }
     told.compare("leave");
     assert_eq!(host.traces(), Vec::<&str>::new());
@@ -166,27 +136,21 @@ on_each_runtime!(annotations_need_leave_for_each_source, |machine| {
         host.path("listening"),
         host.tcp.local_addr().unwrap(),
     );
-    probe.annotate(&rules);
-    let ours = nix::pty::openpty(None, None).unwrap();
-    let restore = probe.restore();
-    let mut session = Command::new("setsid");
-    session.args(["--ctty", "--wait"]).arg(restore.get_program()).args(restore.get_args());
-    session.env("OCICLE_RUNTIME", machine.variant().runtime());
-    session.env("OCICLE_CONFIG", probe.allow(&allowed));
-    let side = || Stdio::from(ours.slave.try_clone().unwrap());
-    assert!(session.stdin(side()).stdout(side()).stderr(side()).status().unwrap().success());
-    let control = Control::at(probe.bundle.path("/data/control"));
-    let read = |name: &str| control.ask(&format!("read {}", probe.fd(name)));
+    annotate(&probe, &rules);
+    let mut command = restore(&probe);
+    let (status, _terminal) = Terminal::run(command.env("OCICLE_CONFIG", allow(&probe, &allowed)));
+    assert!(status.success());
+    let read = |name: &str| probe.ask("read", name);
     assert_eq!([read("file"), read("other")], ["\"of the host\"", "\"lent by a program\""]);
     let traces = host.traces();
     assert_eq!(traces[..3], ["a TCP connection", "a unix connection", "the program has run"]);
     UnixStream::connect(host.path("listening")).unwrap();
-    assert_eq!(control.ask(&format!("write {} x", probe.fd("terminal"))), "1");
+    assert_eq!(probe.ask("write x", "terminal"), "1");
     probe.bundle.end();
 });
 
 on_each_runtime!(nothing_is_opened_before_all_rules_are_accepted, |machine| {
-    let probe = Probe::checkpointed(machine);
+    let probe = checkpointed(machine);
     let host = Host::new(&probe);
     let mut rules = host.rules(&probe);
     rules.truncate(5);
@@ -201,17 +165,17 @@ on_each_runtime!(nothing_is_opened_before_all_rules_are_accepted, |machine| {
     ];
     for (rule, allowed) in wrong {
         let rule = rule.replace("{locked}", &probe.fd("locked").to_string());
-        probe.annotate(&[rules.clone(), vec![rule.clone()]].concat());
+        annotate(&probe, &[rules.clone(), vec![rule.clone()]].concat());
         let trace = probe.bundle.dir().join("trace");
-        let restore = probe.restore();
+        let restore = restore(&probe);
         let mut traced = Command::new("strace");
         traced.args(["-f", "-e", "trace=%file,%network", "-o"]).arg(&trace);
         traced.arg(restore.get_program()).args(restore.get_args());
         traced.env("OCICLE_RUNTIME", machine.variant().runtime());
-        let (success, _, said) = outcome(traced.env("OCICLE_CONFIG", probe.allow(&allowed)));
+        let (success, _, said) = outcome(traced.env("OCICLE_CONFIG", allow(&probe, &allowed)));
         assert!(!success, "{rule}");
         assert!(said.contains(&rule) || said.contains("192.0.2.1:1"), "{rule}: {said}");
-        assert!(probe.is_untouched(), "{rule}");
+        assert!(is_untouched(&probe), "{rule}");
         assert_eq!(host.traces(), Vec::<&str>::new(), "{rule}");
         let trace = fs::read_to_string(trace).unwrap();
         assert!(trace.contains("config.json"), "it is the trace of a restore");
@@ -243,19 +207,19 @@ fn descriptors(directory: &str) -> Option<BTreeMap<i64, String>> {
 }
 
 on_each_runtime!(nobody_has_what_was_opened_but_the_container, |machine| {
-    let probe = Probe::checkpointed(machine);
+    let probe = checkpointed(machine);
     let host = Host::new(&probe);
     let hook = host.directory.join("hook");
     let text = format!("#!/bin/sh\nls -l /proc/self/fd >{}/hook-has\n", host.directory.display());
     fs::write(&hook, text).unwrap();
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
-    probe.configure(|config| {
+    probe.bundle.reconfigure(|config| {
         let hooks = json!([{ "path": hook, "args": ["hook"] }]);
         config["hooks"] = json!({ "prestart": hooks, "createRuntime": hooks, "poststart": hooks });
     });
     let given = probe.bundle.dir().join("given");
     fs::write(&given, "given").unwrap();
-    let rule = |name: &str, source: &str| format!("1:{}={source}", probe.fd(name));
+    let rule = |name: &str, source: &str| probe.rule(name, source);
     let rules = [
         rule("file", "fd:9"),
         rule("other", &format!("exec:{}", host.path("program"))),
@@ -265,29 +229,19 @@ on_each_runtime!(nobody_has_what_was_opened_but_the_container, |machine| {
         rule("unix-right", "reset"),
     ];
     let mut expected: BTreeMap<i64, BTreeSet<i64>> = BTreeMap::new();
-    let listed = run(machine
-        .ocicle()
-        .args(["files", "--format", "json"])
-        .arg(format!("{}@v1", probe.bundle.id())));
-    let table: Value = serde_json::from_str(&listed).unwrap();
+    let files = table(machine, &format!("{}@v1", probe.bundle.id()));
     let holders = |file: &Value| -> Vec<(i64, i64)> {
         let holders = file["holders"].as_array().unwrap().iter();
         holders.map(|one| (one["pid"].as_i64().unwrap(), one["fd"].as_i64().unwrap())).collect()
     };
-    for file in table["files"].as_array().unwrap().iter().map(holders) {
+    for file in files.iter().map(holders) {
         let is_closed = file.contains(&(1, probe.fd("locked")));
         for (pid, fd) in file.into_iter().filter(|_| !is_closed) {
             expected.entry(pid).or_default().insert(fd);
         }
     }
-    let mut restore = probe.restore();
-    rules.iter().for_each(|rule| {
-        restore.args(["-s", rule]);
-    });
-    let mut shell = Command::new("bash");
-    shell.arg("-c").arg(format!("exec \"$@\" 9<>{}", given.display())).arg("bash");
-    shell.arg(restore.get_program()).args(restore.get_args());
-    shell.env("OCICLE_RUNTIME", machine.variant().runtime());
+    let restore = restore_command(&probe.bundle, machine, &rules);
+    let mut shell = in_shell(&restore, &format!("exec \"$@\" 9<>{}", given.display()));
     shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
 
     let before = all_descriptors();

@@ -4,69 +4,35 @@
 mod support;
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use support::{Bundle, Control, Machine, Shim, Told, run, wait_for_exit, wait_for_file};
+use support::{
+    Machine, Probe, Shim, Terminal, Told, in_shell, run, status_of, wait_for_exit, wait_for_file,
+};
 
-/// A checkpoint of the probe, made and restored by the shim, as engines do.
-struct Probe<'m> {
-    machine: &'m Machine,
-    bundle: Bundle<'m>,
-    numbers: Value,
-}
-
-impl<'m> Probe<'m> {
-    fn checkpointed(machine: &'m Machine) -> Self {
-        Self::of(machine, machine.bundle("probe"))
-    }
-
-    fn of(machine: &'m Machine, builder: support::BundleBuilder<'m>) -> Self {
-        let bundle = builder.shim(Shim::Ocicle).args(["workload", "probe", "/data"]).make();
-        let container = bundle.run();
-        container.wait_for("/data/ready");
-        let numbers =
-            serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
-        let flags = ["--tcp-established", "--file-locks"];
-        container.checkpoint(&bundle.images("images"), &flags).unwrap();
-        container.kill();
-        Self { machine, bundle, numbers }
-    }
-
-    fn rule(&self, name: &str, source: &str) -> String {
-        format!("1:{}={source}", self.numbers[name])
-    }
-
-    /// The shim's restore with nothing of the caller's: neither environment nor descriptors.
-    fn restore(&self) -> Vec<OsString> {
-        let runtime = self.machine.runtime(Shim::Ocicle, &self.bundle.log());
-        let mut words: Vec<OsString> = ["env", "-i"].into_iter().map(OsString::from).collect();
-        let path = std::env::var("PATH").unwrap();
-        words.push(format!("PATH={path}").into());
-        words.push(format!("OCICLE_RUNTIME={}", self.machine.variant().runtime()).into());
-        words.push(runtime.get_program().to_owned());
-        words.extend(runtime.get_args().map(OsString::from));
-        words.extend(["restore", "--detach", "--image-path"].map(OsString::from));
-        words.push(self.bundle.dir().join("images").into());
-        words.extend(["--work-path".into(), self.bundle.work().into()]);
-        words.extend(["--bundle".into(), self.bundle.dir().into()]);
-        words.extend(self.machine.variant().criu_flags().iter().map(OsString::from));
-        words.push(self.bundle.id().into());
-        words
-    }
-
-    fn ask(&self, what: &str, name: &str) -> String {
-        let (verb, text) = what.split_once(' ').unwrap_or((what, ""));
-        let control = Control::at(self.bundle.path("/data/control"));
-        control.ask(format!("{verb} {} {text}", self.numbers[name]).trim_end())
-    }
+/// The shim's restore with nothing of the caller's: neither environment nor descriptors.
+fn restore(probe: &Probe<'_>) -> Vec<OsString> {
+    let (machine, bundle) = (probe.machine, &probe.bundle);
+    let runtime = machine.runtime(Shim::Ocicle, &bundle.log());
+    let mut words: Vec<OsString> = ["env", "-i"].into_iter().map(OsString::from).collect();
+    let path = std::env::var("PATH").unwrap();
+    words.push(format!("PATH={path}").into());
+    words.push(format!("OCICLE_RUNTIME={}", machine.variant().runtime()).into());
+    words.push(runtime.get_program().to_owned());
+    words.extend(runtime.get_args().map(OsString::from));
+    words.extend(["restore", "--detach", "--image-path"].map(OsString::from));
+    words.push(bundle.dir().join("images").into());
+    words.extend(["--work-path".into(), bundle.work().into()]);
+    words.extend(["--bundle".into(), bundle.dir().into()]);
+    words.extend(machine.variant().criu_flags().iter().map(OsString::from));
+    words.push(bundle.id().into());
+    words
 }
 
 /// `ocicle with`, its options, and a command.
@@ -74,20 +40,6 @@ fn with(machine: &Machine, options: &[&str], command: &[OsString]) -> Command {
     let mut ocicle = machine.ocicle();
     ocicle.arg("with").args(options).arg("--").args(command);
     ocicle
-}
-
-/// Runs it in a shell that opens descriptors, and closes them for what runs below it. Returns the
-/// status and what was said.
-fn in_shell(command: &Command, descriptors: &str, said: &Path) -> (Option<i32>, String) {
-    let mut shell = Command::new("bash");
-    shell.arg("-c").arg(format!("exec \"$@\" {descriptors}")).arg("bash");
-    shell.arg(command.get_program()).args(command.get_args());
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(said).unwrap());
-    let status = shell.status().unwrap();
-    let text = fs::read_to_string(said).unwrap();
-    fs::remove_file(said).unwrap();
-    (status.code(), text)
 }
 
 fn words(text: &str) -> Vec<OsString> {
@@ -110,20 +62,20 @@ fn sockets() -> Vec<PathBuf> {
 on_each_runtime!(descriptors_and_rules_reach_a_restore_below, |machine| {
     let builder =
         machine.bundle("probe").annotation("org.ocicle.substitute", "/data/other=fd:feed");
-    let probe = Probe::of(machine, builder);
+    let probe = Probe::checkpointed_by_shim(machine, builder);
     let (lent, feed) = (probe.bundle.dir().join("lent"), probe.bundle.dir().join("feed"));
     fs::write(&lent, "lent").unwrap();
     fs::write(&feed, "fed by name").unwrap();
     let rules = [probe.rule("file", "fd:9"), probe.rule("locked", "closed")];
     let options = ["-s", &rules[0], "-s", &rules[1]];
-    let command = with(machine, &options, &without_descriptors(&probe.restore()));
+    let command = with(machine, &options, &without_descriptors(&restore(&probe)));
     let names = "LISTEN_FDNAMES=:::::::feed LISTEN_FDS=8 LISTEN_PID=$$";
     let mut named = Command::new("bash");
     named.args(["-c", &format!("export {names}; exec \"$@\""), "bash"]);
     named.arg(command.get_program()).args(command.get_args());
     let opened = format!("9<>{} 10<>{}", lent.display(), feed.display());
-    let said = machine.state_root().join("said");
-    assert_eq!(in_shell(&named, &opened, &said), (Some(0), String::new()));
+    let mut shell = in_shell(&named, &format!("exec \"$@\" {opened}"));
+    assert_eq!(status_of(&mut shell), (0, String::new(), String::new()));
     let _container = probe.bundle.adopt();
     assert_eq!(probe.ask("read", "file"), "\"lent\"");
     assert_eq!(probe.ask("read", "locked"), "EBADF");
@@ -134,32 +86,20 @@ on_each_runtime!(descriptors_and_rules_reach_a_restore_below, |machine| {
 });
 
 on_each_runtime!(the_terminal_reaches_a_restore_below, |machine| {
-    let probe = Probe::checkpointed(machine);
-    let refused = with(machine, &["-t"], &probe.restore()).stderr(Stdio::piped()).output().unwrap();
+    let probe = Probe::checkpointed_by_shim(machine, machine.bundle("probe"));
+    let refused = with(machine, &["-t"], &restore(&probe)).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(refused.status.code(), Some(125));
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(said.contains("tty=tty: this command has no terminal"), "{said}");
-    let ours = nix::pty::openpty(None, None).unwrap();
     // A session of its own for the restore too, as conmon makes one.
-    let mut restore: Vec<OsString> = vec!["setsid".into(), "--wait".into()];
-    restore.extend(probe.restore());
-    let command = with(machine, &["-t"], &restore);
-    let mut session = Command::new("setsid");
-    session.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
-    let (out, errors): (OwnedFd, OwnedFd) =
-        (ours.slave.try_clone().unwrap(), ours.slave.try_clone().unwrap());
-    assert!(session.stdin(ours.slave).stdout(out).stderr(errors).status().unwrap().success());
-    drop(session);
+    let mut command: Vec<OsString> = vec!["setsid".into(), "--wait".into()];
+    command.extend(restore(&probe));
+    let (status, mut terminal) = Terminal::run(&with(machine, &["-t"], &command));
+    assert!(status.success());
     let _container = probe.bundle.adopt();
     assert_eq!(probe.ask("write through-the-terminal", "terminal"), "20");
-    let mut master = File::from(ours.master);
-    let mut seen = String::new();
-    while !seen.contains("through-the-terminal") {
-        let mut bytes = [0; 256];
-        let count = master.read(&mut bytes).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
-    }
-    master.write_all(b"typed\n").unwrap();
+    terminal.shows("through-the-terminal");
+    terminal.type_in("typed\n");
     assert_eq!(probe.ask("read", "terminal"), "\"typed\\n\"");
 });
 
@@ -176,18 +116,17 @@ fn daemon(probe: &Probe<'_>) -> (Child, Vec<OsString>) {
         done.display()
     );
     let mut command = Command::new("bash");
-    command.args(["-c", &text, "bash"]).args(probe.restore());
+    command.args(["-c", &text, "bash"]).args(restore(probe));
     let client = format!("echo >{}; exit $(cat {})", go.display(), done.display());
     (command.spawn().unwrap(), words(&client))
 }
 
 on_each_runtime!(a_daemon_gets_it_for_the_container_that_was_named, |machine| {
-    let probe = Probe::checkpointed(machine);
+    let probe = Probe::checkpointed_by_shim(machine, machine.bundle("probe"));
     let lent = probe.bundle.dir().join("lent");
     fs::write(&lent, "lent").unwrap();
-    let said = machine.state_root().join("said");
     let rule = probe.rule("file", "fd:9");
-    let opened = format!("9<>{}", lent.display());
+    let opened = format!("exec \"$@\" 9<>{}", lent.display());
     let mut told = Told::new(machine);
     for (what, options, status) in [
         ("not named", &["-s", &rule][..], 125),
@@ -196,9 +135,9 @@ on_each_runtime!(a_daemon_gets_it_for_the_container_that_was_named, |machine| {
     ] {
         let (mut restorer, client) = daemon(&probe);
         let command = with(machine, options, &client);
-        let (ended, text) = in_shell(&command, &opened, &said);
+        let (ended, _, text) = status_of(&mut in_shell(&command, &opened));
         assert!(restorer.wait().unwrap().success());
-        assert_eq!(ended, Some(status), "{what}: {text}");
+        assert_eq!(ended, status, "{what}: {text}");
         let _container = probe.bundle.adopt();
         if status == 0 {
             assert_eq!((probe.ask("read", "file").as_str(), text.as_str()), ("\"lent\"", ""));

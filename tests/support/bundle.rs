@@ -121,6 +121,22 @@ impl<'m> Bundle<'m> {
         &self.id
     }
 
+    /// Changes the configuration that is there.
+    pub fn reconfigure(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.dir.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(path, serde_json::to_vec_pretty(&config).unwrap()).unwrap();
+    }
+
+    /// Has the container run in the network of this machine.
+    pub fn leave_network(&self) {
+        self.reconfigure(|config| {
+            let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        });
+    }
+
     /// The merged root file system.
     pub fn rootfs(&self) -> PathBuf {
         self.dir.join("rootfs")

@@ -209,6 +209,17 @@ impl<'m> Docker<'m> {
         data_root(&self.directory)
     }
 
+    /// Has containerd sweep away what nothing refers to. docker puts a checkpoint into its store for
+    /// a restore, and fails where it is still there (moby #42900): docker removes it without waiting.
+    pub fn sweep(&self) {
+        let leases = |arguments: &[&str]| {
+            run(Command::new("ctr").args(["--namespace", "moby", "leases"]).args(arguments))
+        };
+        // A lease that is deleted so waits for the next collection (--sync in ctr's help).
+        leases(&["create", "--id", "sweep"]);
+        leases(&["delete", "--sync", "sweep"]);
+    }
+
     /// A directory that is removed with docker.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -24,8 +24,10 @@ mod image;
 mod machine;
 mod picture;
 mod podman;
+mod probe;
 mod random;
 mod rules;
+mod session;
 mod told;
 mod tree;
 mod wait;
@@ -41,11 +43,13 @@ pub use self::{
     },
     picture::{Picture, assert_same, picture},
     podman::{IMAGE, Podman},
+    probe::Probe,
     random::{Dice, all_paths, change, changes, node, set_times},
-    rules::{by_shell, holds, restore, table},
+    rules::{by_shell, find, held, holds, restore, restore_command, table},
+    session::{Terminal, holders, in_shell, lending},
     told::{Told, listed, outcome, status_of},
     tree::{Tree, tree_of},
-    wait::{DEADLINE, ask, wait_for_exit, wait_for_file},
+    wait::{DEADLINE, ask, first_number, wait_for_exit, wait_for_file},
 };
 
 /// Makes one `#[test]` of a body `|machine: &Machine| { … }` for each runtime and cgroup version.

@@ -48,12 +48,17 @@ impl<'m> Podman<'m> {
         podman
     }
 
-    /// Runs a command of podman to its end: its exit status, its output, its errors.
-    pub fn outcome(&self, arguments: &[&str]) -> (i32, String, String) {
+    /// A command of podman.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("podman");
         command.arg("--runtime").arg(&self.runtime).args(arguments);
-        let (status, output, errors) =
-            status_of(command.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1"));
+        command.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
+        command
+    }
+
+    /// Runs a command of podman to its end: its exit status, its output, its errors.
+    pub fn outcome(&self, arguments: &[&str]) -> (i32, String, String) {
+        let (status, output, errors) = status_of(&mut self.command(arguments));
         println!("$ podman {}: {status}\n{output}{errors}", arguments.join(" "));
         (status, output, errors)
     }

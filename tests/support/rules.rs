@@ -1,12 +1,13 @@
 //! Restores with rules, and what the open files are before and after.
 
-use std::fs::{self, File};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::bundle::Bundle;
 use super::machine::{Machine, run};
+use super::session::in_shell;
+use super::told::outcome;
 
 /// The open files that `ocicle files` lists.
 #[track_caller]
@@ -22,30 +23,43 @@ pub fn holds(file: &Value, pid: i64, fd: i64) -> bool {
     holders.iter().any(|holder| holder["pid"] == pid && holder["fd"] == fd)
 }
 
-/// `ocicle restore`, with `fd` open on a file as a shell would.
-pub fn restore(
+/// The open file behind a descriptor of the first process.
+pub fn find(table: &[Value], fd: i64) -> Option<&Value> {
+    table.iter().find(|file| holds(file, 1, fd))
+}
+
+/// The same; it has to be there.
+#[track_caller]
+pub fn held(table: &[Value], fd: i64) -> &Value {
+    find(table, fd).unwrap_or_else(|| panic!("fd {fd} in {table:#?}"))
+}
+
+/// `ocicle restore` with rules.
+pub fn restore_command(
     bundle: &Bundle<'_>,
     machine: &Machine,
-    rules: &[&str],
-    fd: &str,
-) -> Result<(), String> {
+    rules: &[impl AsRef<str>],
+) -> Command {
     let mut command = machine.ocicle();
     command.arg("restore").arg(bundle.id()).args(machine.variant().criu_flags());
     rules.iter().for_each(|rule| {
-        command.args(["-s", rule]);
+        command.args(["-s", rule.as_ref()]);
     });
-    by_shell(machine, &command, &format!("exec \"$@\" {fd}"))
+    command
+}
+
+/// The same, run with `fd` open on a file as a shell would.
+pub fn restore(
+    bundle: &Bundle<'_>,
+    machine: &Machine,
+    rules: &[impl AsRef<str>],
+    fd: &str,
+) -> Result<(), String> {
+    by_shell(&restore_command(bundle, machine, rules), &format!("exec \"$@\" {fd}"))
 }
 
 /// Runs a command in a shell that says how.
-pub fn by_shell(machine: &Machine, command: &Command, how: &str) -> Result<(), String> {
-    let errors = machine.state_root().join("errors");
-    let mut shell = Command::new("bash");
-    shell.args(["-c", how, "bash"]).arg(command.get_program()).args(command.get_args());
-    shell.env("OCICLE_RUNTIME", machine.variant().runtime());
-    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
-    let status = shell.status().unwrap();
-    let said = fs::read_to_string(&errors).unwrap();
-    fs::remove_file(errors).unwrap();
-    if status.success() { Ok(()) } else { Err(said) }
+pub fn by_shell(command: &Command, how: &str) -> Result<(), String> {
+    let (success, _, said) = outcome(&mut in_shell(command, how));
+    if success { Ok(()) } else { Err(said) }
 }

@@ -64,7 +64,7 @@ impl<'m> Told<'m> {
             (r"container `\w+` does not exist: open .*", "container does not exist"),
             (r"\b[2-9]:(\d)", "P:$1"),
             (r"pipe:\[\d+\]", "pipe:[N]"),
-            (r"(af_vsock|unix stream) \[\d+\]", "$1 [N]"),
+            (r"(af_vsock|xdp|unix stream) \[\d+\]", "$1 [N]"),
             (r"\bnot \d+:", "not N:"),
             (r"/[^ ]*/(ocicle-runtime is ocicle)", "/target/$1"),
             (r"\b(process|PID) \d+", "$1 N"),
@@ -72,6 +72,7 @@ impl<'m> Told<'m> {
             (r"\b\d+ bytes", "N bytes"),
             (r"door-\w+", "door"),
             (r"\btcp:127\.0\.0\.1:[1-9]\d*", "tcp:127.0.0.1:PORT"),
+            (r"127\.0\.0\.1:[1-9]\d{4}\b", "127.0.0.1:PORT"),
             (r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)", "TIME"),
         ] {
             text = Regex::new(pattern).unwrap().replace_all(&text, replacement).into_owned();

@@ -30,6 +30,19 @@ pub fn wait_for_file(path: &Path, maker: i32) {
     }
 }
 
+/// Waits until a log has a line, which is a number.
+#[track_caller]
+pub fn first_number(log: &Path) -> u64 {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let text = std::fs::read_to_string(log).unwrap();
+        if let Some((first, _)) = text.split_once('\n') {
+            return first.parse().unwrap();
+        }
+        assert!(Instant::now() < end, "{} has not got a line", log.display());
+    }
+}
+
 /// Sends a line to a port, and returns all that is answered until the other side closes.
 #[track_caller]
 pub fn ask(address: &str, line: &str) -> String {
