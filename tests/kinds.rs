@@ -11,11 +11,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
 use serde_json::{Value, json};
-use support::{Bundle, Control, Machine, Told, holds, restore, run, table};
+use support::{
+    Bundle, Control, Machine, Terminal, Told, holds, in_shell, restore, restore_command, run, table,
+};
 
 /// A kind of open file: a row of the table in docs/substitution.md, and a test.
 struct Row {
@@ -34,13 +37,26 @@ struct Row {
 }
 
 /// What can take the place of anything but a directory.
-const ANY: &[&str] = &["fd", "file", "container", "null", "empty", "unix", "tcp", "exec", "closed"];
+const ANY: &[&str] =
+    &["fd", "file", "container", "null", "empty", "tty", "unix", "tcp", "exec", "closed"];
 /// The same for a connection.
 const CONNECTION: &[&str] =
-    &["fd", "file", "container", "null", "empty", "unix", "tcp", "exec", "closed", "reset"];
+    &["fd", "file", "container", "null", "empty", "tty", "unix", "tcp", "exec", "closed", "reset"];
 /// The same for a socket that listens.
-const LISTENING: &[&str] =
-    &["fd", "file", "container", "null", "empty", "unix", "unix,listen", "tcp,listen", "closed"];
+const LISTENING: &[&str] = &[
+    "fd",
+    "file",
+    "container",
+    "null",
+    "empty",
+    "tty",
+    "unix",
+    "tcp",
+    "exec",
+    "unix,listen",
+    "tcp,listen",
+    "closed",
+];
 const DIRECTORY: &[&str] = &["fd", "file", "container", "exec", "closed"];
 
 macro_rules! kinds {
@@ -323,6 +339,30 @@ kinds! {
         follows: "mappings of it stay",
         kept: ("position", "9"),
     };
+    symbolic_link: Row {
+        name: "symlink",
+        what: "symbolic link itself",
+        listed: FileKind::Symlink,
+        sources: ANY,
+        follows: "",
+        kept: ("read", "EBADF"),
+    };
+    tun_device: Row {
+        name: "tun",
+        what: "tun device",
+        listed: FileKind::Tun,
+        sources: ANY,
+        follows: "",
+        kept: ("read", "EBADFD"),
+    };
+    namespace: Row {
+        name: "namespace",
+        what: "namespace",
+        listed: FileKind::Namespace,
+        sources: ANY,
+        follows: "",
+        kept: ("read", "EINVAL"),
+    };
     pidfd: Row {
         name: "pidfd",
         what: "pidfd",
@@ -397,27 +437,56 @@ struct Held<'m> {
 
 impl<'m> Held<'m> {
     fn checkpointed(machine: &'m Machine, kind: &str, count: usize) -> Self {
+        let held = Self::running(machine, kind, count);
+        let container = held.bundle.adopt();
+        run(&mut held.checkpoint());
+        container.kill();
+        held
+    }
+
+    /// The container, before its checkpoint.
+    fn running(machine: &'m Machine, kind: &str, count: usize) -> Self {
         let builder = machine.bundle("kinds").configure(|config| {
             for set in ["bounding", "effective", "permitted"] {
                 let set = &mut config["process"]["capabilities"][set];
                 let set = set.as_array_mut().unwrap();
-                set.extend([json!("CAP_NET_RAW"), json!("CAP_SYS_ADMIN")]);
+                let more = ["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_LEASE"];
+                set.extend(more.map(|name| json!(name)));
             }
+            let (path, major, minor) = ("/dev/net/tun", 10, 200);
+            let device = json!({ "path": path, "type": "c", "major": major, "minor": minor });
+            let rule = json!({ "allow": true, "type": "c", "major": major, "minor": minor,
+                "access": "rwm" });
+            config["linux"]["devices"] = json!([device]);
+            config["linux"]["resources"]["devices"] = json!([rule]);
         });
         let count = count.to_string();
         let bundle = builder.args(["workload", "kinds", "/data", kind, &count]).make();
+        if kind.starts_with("tun") {
+            // A network of its own, with its interfaces, is part of the checkpoint: not one by a path.
+            bundle.leave_network();
+            bundle.reconfigure(|config| {
+                let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+                namespaces.push(json!({ "type": "network" }));
+            });
+        }
         fs::write(bundle.path("/data/inside"), "inside").unwrap();
         fs::create_dir(bundle.path("/data/inside.d")).unwrap();
         fs::write(bundle.path("/data/inside.d/name"), "inside").unwrap();
         let container = bundle.run();
         container.wait_for("/data/ready");
+        // The next who adopts it ends it.
+        std::mem::forget(container);
         let numbers =
             serde_json::from_slice(&fs::read(bundle.path("/data/fds.json")).unwrap()).unwrap();
-        let mut command = machine.ocicle();
-        command.args(["checkpoint", bundle.id(), "--tcp-established", "--file-locks"]);
-        run(command.args(machine.variant().criu_flags()));
-        container.kill();
         Self { machine, bundle, numbers }
+    }
+
+    fn checkpoint(&self) -> Command {
+        let mut command = self.machine.ocicle();
+        command.args(["checkpoint", self.bundle.id(), "--tcp-established", "--file-locks"]);
+        command.args(self.machine.variant().criu_flags());
+        command
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -433,8 +502,18 @@ impl<'m> Held<'m> {
     }
 
     fn restore(&self, rules: &[String], fd: &str) -> Result<(), String> {
-        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
-        restore(&self.bundle, self.machine, &rules, fd)
+        restore(&self.bundle, self.machine, rules, fd)
+    }
+
+    /// The same at a terminal.
+    fn restore_at_a_terminal(&self, rules: &[String], fd: &str) -> Terminal {
+        let said = self.machine.state_root().join("said");
+        let command = restore_command(&self.bundle, self.machine, rules);
+        let how = format!("exec \"$@\" {fd} 2>{}", said.display());
+        let (status, terminal) = Terminal::run(&in_shell(&command, &how));
+        assert!(status.success(), "{}", fs::read_to_string(&said).unwrap());
+        fs::remove_file(said).unwrap();
+        terminal
     }
 
     fn ask_at(&self, socket: &str, request: &str, name: &str) -> String {
@@ -543,14 +622,18 @@ fn replaced_by_each_source(machine: &Machine, row: &Row) {
         numbered().map(|(at, source)| held.rule(&name(at), &written(source, row, &host))).collect();
     let lent = host.path(if row.listed == FileKind::Dir { "lent.d" } else { "lent" });
     let redirection = if row.listed == FileKind::Dir { "7<" } else { "7<>" };
-    held.restore(&rules, &format!("{redirection}{lent}")).unwrap();
+    let mut terminal = held.restore_at_a_terminal(&rules, &format!("{redirection}{lent}"));
 
     let replaced: Vec<_> = numbered().map(|(at, _)| name(at)).collect();
     let closed: Vec<_> =
         numbered().filter(|(_, source)| **source == "closed").map(|(at, _)| name(at)).collect();
     held.assert_shared(&replaced, &closed);
     for (at, source) in numbered() {
-        assert_effect(&held, &name(at), source, row, &host, access);
+        if *source == "tty" {
+            assert_types(&held, &name(at), &mut terminal, access);
+        } else {
+            assert_effect(&held, &name(at), source, row, &host, access);
+        }
     }
     let (request, answer) = row.kept;
     let request = match request {
@@ -560,6 +643,20 @@ fn replaced_by_each_source(machine: &Machine, row: &Row) {
     };
     assert_eq!(held.ask(&request, &name(row.sources.len())), answer, "the one that stays");
     held.bundle.end();
+}
+
+/// What is written is shown at the caller's terminal, and what is typed there is read.
+fn assert_types(held: &Held<'_>, name: &str, terminal: &mut Terminal, access: i64) {
+    if access != i64::from(libc::O_RDONLY) {
+        let text = format!("through-{name}");
+        let written = held.ask_child(&format!("write {text}"), name);
+        assert_eq!(written, text.len().to_string(), "{name}");
+        terminal.shows(&text);
+    }
+    if access != i64::from(libc::O_WRONLY) {
+        terminal.type_in("typed\n");
+        assert_eq!(held.ask("read", name), "\"typed\\n\"", "{name}");
+    }
 }
 
 /// What the processes read and write through what took a file's place.
@@ -692,6 +789,84 @@ fn locks(machine: &Machine, kind: &str) {
 on_each_runtime!(locks_of_files, |machine| locks(machine, "locked-flock"));
 on_each_runtime!(locks_of_ranges, |machine| locks(machine, "locked-posix"));
 on_each_runtime!(locks_of_open_files, |machine| locks(machine, "locked-ofd"));
+
+// A lease does not pass on: it is dropped with the rule's leave, and others stay.
+on_each_runtime!(leases_to_read, |machine| {
+    let held = Held::checkpointed(machine, "leased-read", 4);
+    let name = |number: usize| format!("leased-read.{number}");
+    let before = held.before();
+    let first = before.iter().find(|file| holds(file, 1, held.fd(&name(0)))).unwrap();
+    assert_eq!(first["locks"][0]["kind"], "lease");
+    let host = held.bundle.dir().join("host");
+    fs::write(&host, "a file of the host").unwrap();
+    let rule = held.rule(&name(0), &format!("file:{},pos=start", host.display()));
+    let refused = held.restore(std::slice::from_ref(&rule), "").unwrap_err();
+    assert!(refused.contains("the original has a lease, which cannot pass on"), "{refused}");
+    let rules = [
+        format!("{rule},drop"),
+        held.rule(&name(1), "closed"),
+        held.rule(&name(2), "container:/data/inside,pos=start,drop"),
+    ];
+    held.restore(&rules, "").unwrap();
+    held.assert_shared(&[name(0), name(1), name(2)], &[name(1)]);
+    assert_eq!(held.ask("read", &name(0)), "\"a file of the host\"");
+    assert_eq!(held.ask("read", &name(2)), "\"inside\"");
+    assert_eq!(held.ask("lease", &name(0)), "none");
+    assert_eq!(held.ask("lease", &name(2)), "none");
+    assert_eq!(held.ask_child("lease", &name(3)), "to read");
+    assert_eq!(held.ask("read", &name(3)), "\"456789\"");
+    held.bundle.end();
+});
+
+// Who opens a file with such a lease breaks it, and the signal may end its holder.
+on_each_runtime!(leases_to_write, |machine| {
+    let held = Held::running(machine, "leased-write", 2);
+    let container = held.bundle.adopt();
+    let mut told = Told::new(machine);
+    told.refused("a lease to write", &mut held.checkpoint());
+    told.compare("lease");
+    assert_eq!(held.ask("lease", "leased-write.0"), "to write", "nobody has broken it");
+    container.kill();
+});
+
+on_each_runtime!(a_tun_device_with_its_interface, |machine| {
+    let held = Held::checkpointed(machine, "tun-interface", 1);
+    held.restore(&[held.rule("tun-interface.0", "null")], "").unwrap();
+    held.assert_shared(&["tun-interface.0".to_owned()], &[]);
+    assert_eq!(held.ask("write x", "tun-interface.0"), "1");
+    held.bundle.end();
+});
+
+on_each_runtime!(locks_that_cannot_be_held_at_once, |machine| {
+    let mut told = Told::new(machine);
+    for kind in ["locked-flock", "locked-ofd"] {
+        let held = Held::checkpointed(machine, kind, 3);
+        let host = Host::new(&held.bundle);
+        fs::write(held.bundle.path("/data/since"), "").unwrap();
+        let both = |source: &str| [0, 1].map(|at| held.rule(&format!("{kind}.{at}"), source));
+        let anew = held.bundle.dir().join("anew");
+        for (what, source) in [
+            ("the same file of the container", "container:/data/inside".to_owned()),
+            ("the same new file of it", "container:/data/anew,create".to_owned()),
+            ("the same file of the host", format!("file:{}", host.path("file"))),
+            ("the same new file of it", format!("file:{},create", anew.display())),
+            ("what a program returns twice", format!("exec:{}", host.path("program"))),
+        ] {
+            let mut command = restore_command(&held.bundle, machine, &both(&source));
+            told.refused(&format!("{kind} for two: {what}"), &mut command);
+        }
+        let own = held.rule(&format!("{kind}.0"), &format!("container:/data/{kind}.2"));
+        let mut command = restore_command(&held.bundle, machine, &[own]);
+        told.refused(&format!("{kind} for one: a file that is locked"), &mut command);
+        assert!(held.bundle.path("/data/since").exists() && !anew.exists(), "nothing was changed");
+        // One open file has its lock once.
+        let lent = held.bundle.dir().join("lent");
+        held.restore(&both("fd:7"), &format!("7<>{}", lent.display())).unwrap();
+        assert!(is_locked(&lent, kind));
+        held.bundle.end();
+    }
+    told.compare("lock-conflicts");
+});
 
 on_each_runtime!(an_epoll_instance_watches_what_takes_the_place, |machine| {
     let held = Held::checkpointed(machine, "watched", 5);
@@ -895,12 +1070,7 @@ on_each_runtime!(all_of_a_kind, |machine| {
 on_each_runtime!(rules_that_make_no_sense_of_the_kind, |machine| {
     let mut told = Told::new(machine);
     let mut refuse = |held: &Held<'_>, what: &str, rules: &[String]| {
-        let mut command = machine.ocicle();
-        command.args(["restore", held.bundle.id()]).args(machine.variant().criu_flags());
-        rules.iter().for_each(|rule| {
-            command.args(["-s", rule]);
-        });
-        command.env("OCICLE_RUNTIME", machine.variant().runtime());
+        let mut command = restore_command(&held.bundle, machine, rules);
         fs::write(held.bundle.path("/data/since"), "").unwrap();
         told.refused(what, &mut command);
         assert!(held.bundle.path("/data/since").exists(), "{what}: nothing was changed");

@@ -10,30 +10,57 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use support::{Bundle, BundleBuilder, Container, Control, Machine, Shim, Told, outcome, run};
+use support::{
+    Bundle, BundleBuilder, Container, Control, Machine, Shim, Told, find, held, in_shell, outcome,
+    restore_command, run, table,
+};
 
 /// What the workload can hold and CRIU cannot dump, and one that the container's mounts do not have.
-const KINDS: [&str; 9] =
-    ["fuse", "mptcp", "vsock", "perf", "unix", "overmounted", "taken", "unlinked", "private"];
+const KINDS: [&str; 16] = [
+    "fuse",
+    "mptcp",
+    "vsock",
+    "perf",
+    "unix",
+    "overmounted",
+    "taken",
+    "unlinked",
+    "kvm",
+    "block",
+    "xdp",
+    "userfaultfd",
+    "bpf-hash",
+    "bpf-ring",
+    "bpf-program",
+    "private",
+];
 
 /// A bundle whose container has the devices, and may mount.
 fn bundle<'m>(machine: &'m Machine, kinds: &[&str]) -> BundleBuilder<'m> {
     let args: Vec<_> = ["workload", "odd", "/data"].iter().chain(kinds).collect();
     machine.bundle("odd").configure(|config| {
         config["process"]["args"] = json!(args);
-        let devices = [("/dev/fuse", 229), ("/dev/net/tun", 200)];
-        let device = |(path, minor)| {
-            json!({ "path": path, "type": "c", "major": 10, "minor": minor, "fileMode": 0o666 })
+        let devices = [
+            ("/dev/fuse", "c", 10, 229),
+            ("/dev/net/tun", "c", 10, 200),
+            ("/dev/kvm", "c", 10, 232),
+            ("/dev/block", "b", 7, 0),
+        ];
+        let device = |(path, kind, major, minor)| {
+            let mode = 0o666;
+            json!({ "path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode })
         };
-        let allowed = |(_, minor)| {
-            json!({ "allow": true, "type": "c", "major": 10, "minor": minor, "access": "rwm" })
+        let allowed = |(_, kind, major, minor)| {
+            let access = "rwm";
+            json!({ "allow": true, "type": kind, "major": major, "minor": minor, "access": access })
         };
         config["linux"]["devices"] = devices.map(device).to_vec().into();
         config["linux"]["resources"]["devices"] = devices.map(allowed).to_vec().into();
         for set in ["bounding", "effective", "permitted"] {
             let set = config["process"]["capabilities"][set].as_array_mut().unwrap();
-            set.extend([json!("CAP_SYS_ADMIN"), json!("CAP_NET_ADMIN")]);
+            set.extend(["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW"].map(|name| json!(name)));
         }
     })
 }
@@ -86,33 +113,6 @@ fn checkpoint(machine: &Machine, bundle: &Bundle<'_>, more: &[&str]) -> Command 
     command
 }
 
-fn restore(machine: &Machine, bundle: &Bundle<'_>, rules: &[String]) -> Command {
-    let mut command = machine.ocicle();
-    command.args(["restore", bundle.id()]).args(machine.variant().criu_flags());
-    rules.iter().for_each(|rule| {
-        command.args(["-s", rule]);
-    });
-    command
-}
-
-fn table(machine: &Machine, reference: &str) -> Vec<Value> {
-    let text = run(machine.ocicle().args(["files", "--format", "json", reference]));
-    let table: Value = serde_json::from_str(&text).unwrap();
-    table["files"].as_array().unwrap().clone()
-}
-
-/// The open file behind a descriptor of the first process.
-fn held(table: &[Value], fd: i64) -> &Value {
-    find(table, fd).unwrap_or_else(|| panic!("fd {fd} in {table:#?}"))
-}
-
-fn find(table: &[Value], fd: i64) -> Option<&Value> {
-    let holds = |file: &&Value| {
-        file["holders"].as_array().unwrap().iter().any(|one| one["pid"] == 1 && one["fd"] == fd)
-    };
-    table.iter().find(holds)
-}
-
 on_each_runtime!(uncovered_they_are_named_all_at_once, |machine| {
     let bundle = bundle(machine, &KINDS).make();
     let mut odd = Odd::run(&bundle);
@@ -120,6 +120,10 @@ on_each_runtime!(uncovered_they_are_named_all_at_once, |machine| {
     told.refused("no rule", &mut checkpoint(machine, &bundle, &[]));
     let rule = ["-s", "/dev/fuse=null", "--leave-running"];
     told.refused("a rule for one of them", &mut checkpoint(machine, &bundle, &rule));
+    let rule = ["-s", "4=null"];
+    told.refused("an identifier", &mut checkpoint(machine, &bundle, &rule));
+    let mut check = machine.ocicle();
+    told.refused("an identifier for a check", check.args(["check", bundle.id()]).args(rule));
     assert_eq!(odd.container.status(), "running");
     odd.works();
 
@@ -130,7 +134,10 @@ on_each_runtime!(uncovered_they_are_named_all_at_once, |machine| {
     fs::remove_file(config).unwrap();
     odd.works();
     odd.container.kill();
-    told.refused("a restore without replacements", &mut restore(machine, &bundle, &[]));
+    told.refused(
+        "a restore without replacements",
+        &mut restore_command(&bundle, machine, &[""; 0]),
+    );
     told.compare("unsupported");
 });
 
@@ -159,6 +166,13 @@ on_each_runtime!(covered_they_are_left_out_and_replaced, |machine| {
         format!("1:{}=closed", fds["perf"]),
         format!("1:{}=unix:{scratch}/peer", fds["unix"]),
         format!("path:/data/mount/file=file:{scratch}/other"),
+        "/dev/kvm=null".to_owned(),
+        format!("/dev/block=file:{scratch}/other,pos=start"),
+        format!("1:{}=null", fds["xdp"]),
+        format!("1:{}=closed", fds["userfaultfd"]),
+        format!("1:{}=null", fds["bpf-hash"]),
+        format!("1:{}=null", fds["bpf-ring"]),
+        format!("1:{}=empty", fds["bpf-program"]),
     ];
     let mut command = checkpoint(machine, &bundle, &["--leave-running"]);
     rules.iter().for_each(|rule| {
@@ -185,31 +199,37 @@ on_each_runtime!(covered_they_are_left_out_and_replaced, |machine| {
     let manifest = fs::read(machine.store().join(bundle.id()).join("v1/ocicle-manifest.json"));
     let manifest: Value = serde_json::from_slice(&manifest.unwrap()).unwrap();
     let recorded = manifest["unsupported"].as_array().unwrap();
-    assert_eq!((recorded.len(), manifest["external"].as_array().unwrap().len()), (8, 1));
+    assert_eq!(
+        (recorded.len(), manifest["external"].as_array().unwrap().len()),
+        (KINDS.len() - 1, 1)
+    );
     assert_eq!(recorded[0]["rule"], "/dev/fuse=null");
 
     fs::write(machine.scratch().join("other"), "another\n").unwrap();
     fs::write(machine.scratch().join("ninth"), "").unwrap();
     let peer = UnixListener::bind(machine.scratch().join("peer")).unwrap();
     let rules = [&rules[..], &[format!("1:{}=null", fds["private"])]].concat();
-    let restore = restore(machine, &bundle, &rules);
-    let mut shell = Command::new("bash");
-    shell.args(["-c", "exec \"$@\" 9<>$NINTH", "bash"]).arg(restore.get_program());
-    shell.args(restore.get_args()).env("NINTH", machine.scratch().join("ninth"));
-    shell.env("OCICLE_RUNTIME", machine.variant().runtime()).env("OCICLE_CONFIG", &config);
+    let restore = restore_command(&bundle, machine, &rules);
+    let ninth = machine.scratch().join("ninth");
+    let mut shell = in_shell(&restore, &format!("exec \"$@\" 9<>{}", ninth.display()));
+    shell.env("OCICLE_CONFIG", &config);
     let (restored, _, said) = outcome(&mut shell);
     assert!(restored, "{said}");
 
     let control = Control::at(bundle.path("/data/control"));
     let now = table(machine, bundle.id());
-    for (kind, fd) in fds.iter().filter(|(kind, _)| *kind != "perf") {
+    let closed = ["perf", "userfaultfd"];
+    for (kind, fd) in fds.iter().filter(|(kind, _)| !closed.contains(&kind.as_str())) {
         let file = held(&now, *fd);
         assert_eq!(file["holders"].as_array().unwrap().len(), 2, "{kind} is shared: {file}");
     }
-    assert!(find(&now, fds["perf"]).is_none(), "{now:#?}");
-    for kind in ["fuse", "private"] {
+    for kind in closed {
+        assert!(find(&now, fds[kind]).is_none(), "{now:#?}");
+    }
+    for kind in ["fuse", "private", "kvm", "xdp", "bpf-hash", "bpf-ring", "bpf-program"] {
         assert_eq!(held(&now, fds[kind])["name"], "/dev/null", "{kind}");
     }
+    assert_eq!(control.ask(&format!("read {}", fds["block"])), "\"another\\n\"");
     talk(&control, fds["unix"], &mut peer.accept().unwrap().0);
     assert_eq!(control.ask(&format!("write {} ninth", fds["vsock"])), "5");
     assert_eq!(fs::read_to_string(machine.scratch().join("ninth")).unwrap(), "ninth");
@@ -243,7 +263,7 @@ on_each_runtime!(through_the_shim_by_annotation, |machine| {
 
 on_each_runtime!(a_tun_device_in_the_network_of_the_host, |machine| {
     let bundle = bundle(machine, &["tun"]).make();
-    leave_network(&bundle);
+    bundle.leave_network();
     let mut odd = Odd::run(&bundle);
     odd.works();
     let refused = outcome(&mut checkpoint(machine, &bundle, &[])).2;
@@ -254,20 +274,50 @@ on_each_runtime!(a_tun_device_in_the_network_of_the_host, |machine| {
     odd.works();
     let fd = odd.fds["tun"];
     odd.container.kill();
-    let (restored, _, said) = outcome(&mut restore(machine, &bundle, &[rule.to_owned()]));
+    let (restored, _, said) = outcome(&mut restore_command(&bundle, machine, &[rule]));
     assert!(restored, "{said}");
     assert_eq!(held(&table(machine, bundle.id()), fd)["name"], "/dev/null");
     bundle.end();
 });
 
-/// Has the container run in the network of this machine.
-fn leave_network(bundle: &Bundle<'_>) {
-    let path = bundle.dir().join("config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
-    namespaces.retain(|namespace| namespace["type"] != "network");
-    fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
-}
+on_each_runtime!(a_lock_on_what_is_left_out, |machine| {
+    let bundle = bundle(machine, &["locked"]).make();
+    let mut odd = Odd::run(&bundle);
+    let fd = odd.fds["locked"];
+    let rule = |source: &str| format!("1:{fd}={source}");
+    let all = ["--on-unsupported", "substitute", "--leave-running"];
+    let refused = outcome(&mut checkpoint(machine, &bundle, &all)).2;
+    assert!(refused.contains("--file-locks"), "{refused}");
+    run(&mut checkpoint(machine, &bundle, &[&all[..], &["--file-locks"]].concat()));
+    odd.works();
+    odd.container.kill();
+    let files = table(machine, &format!("{}@v1", bundle.id()));
+    let locked = held(&files, fd);
+    assert_eq!(
+        (&locked["name"], &locked["must_substitute"]),
+        (&json!("/data/locked/file"), &json!(true))
+    );
+    let lock = &locked["locks"][0];
+    assert_eq!((&lock["kind"], &lock["exclusive"]), (&json!("flock"), &json!(true)));
+
+    let (restored, _, said) = outcome(&mut restore_command(&bundle, machine, &[rule("null")]));
+    assert!(!restored && said.contains("the original is locked"), "{said}");
+    let other = machine.state_root().with_file_name("other");
+    fs::write(&other, "another").unwrap();
+    for (end, is_locked) in [("", true), (",drop", false)] {
+        let rule = rule(&format!("file:{},pos=start{end}", other.display()));
+        let (restored, _, said) = outcome(&mut restore_command(&bundle, machine, &[rule]));
+        assert!(restored, "{said}");
+        let file = fs::File::open(&other).unwrap();
+        assert_eq!(Flock::lock(file, FlockArg::LockSharedNonblock).is_err(), is_locked, "{end}");
+        assert_eq!(
+            Control::at(bundle.path("/data/control")).ask(&format!("read {fd}")),
+            "\"another\""
+        );
+        bundle.end();
+    }
+    fs::remove_file(other).unwrap();
+});
 
 on_each_runtime!(what_criu_cannot_even_be_kept_from, |machine| {
     let bundle = bundle(machine, &["io-uring", "mapped"]).make();

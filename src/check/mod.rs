@@ -15,15 +15,15 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, preflight};
 use crate::config::{Allow, OnUnsupported, Substitution};
-use crate::container::{Container, Identity, Shared, Volumes};
+use crate::container::{Container, Shared, Volumes};
 use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
 use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
 use crate::freezer::State;
 use crate::hint::hint_of;
-use crate::restore::{ensure_allowed, parse_each, standing_rules};
+use crate::restore::ensure_allowed;
 use crate::runtime::Runtime;
-use crate::substitute::{Mismatch, Origin, Resolved, judge};
+use crate::substitute::{Mismatch, Resolved, judge};
 
 pub use held::Held;
 
@@ -159,9 +159,7 @@ pub fn check(request: &Request) -> Result<Report> {
     let facts = Facts::of(&dumped).context("listing the open files")?;
     let parts = held::Parts::of(&container, request)?;
 
-    let identity = Identity::of(&request.id, &container.bundle);
-    let mut rules = standing_rules(&identity, &request.configured, &container.bundle)?;
-    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
+    let rules = checkpoint::rules(&container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
     let aside = checkpoint::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
     let aside: Vec<_> =

@@ -11,12 +11,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::Request;
-use crate::config::OnUnsupported;
+use crate::config::{OnUnsupported, Substitution};
 use crate::container::{Container, Identity};
 use crate::criu::config::standing_options;
+use crate::criu::door::real_criu;
 use crate::criu::plugin::SetAside;
 use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
 use crate::files::facts::Facts;
@@ -51,9 +52,9 @@ impl Cover {
     /// All those that would.
     pub(super) fn of(request: &Request, container: &Container) -> Result<Self> {
         let mut cover = Self {
-            rules: rules(request, container)?,
+            rules: rules(container, &request.id, &request.configured, &request.rules)?,
             rest: request.on_unsupported,
-            settings: with_standing(&settings(request), &request.runtime)?,
+            settings: with_standing(&settings(request)?, &request.runtime)?,
             is_needed: false,
         };
         let failing = cover.failing(&container.dumped_processes()?)?;
@@ -159,15 +160,23 @@ fn refusal(stopping: &[&Failing]) -> anyhow::Error {
             text.push_str("; and it is mapped");
         }
     }
+    anyhow!(text).hint(advice(stopping))
+}
+
+fn advice(stopping: &[&Failing]) -> String {
     let replaceable = stopping.iter().find(|one| one.can_be_set_aside());
-    let hint = match replaceable.and_then(|one| one.file.holders.first()) {
-        Some(holder) => format!(
+    if let Some(holder) = replaceable.and_then(|one| one.file.holders.first()) {
+        return format!(
             "close them; or give each a rule for its replacement at the restore, such as \
              -s {holder}=null, or all of them --on-unsupported substitute"
-        ),
+        );
+    }
+    let fixed = |obstacle: &&Obstacle| matches!(obstacle, Obstacle::Locked | Obstacle::Leased);
+    let obstacles = stopping.iter().flat_map(|one| &one.obstacles);
+    match obstacles.filter(fixed).map(Obstacle::help).next() {
+        Some(help) => format!("no rule can help, but this: {help}"),
         None => "close them: no rule can help".to_owned(),
-    };
-    anyhow!(text).hint(hint)
+    }
 }
 
 /// The files that processes have mapped, by device and inode.
@@ -178,32 +187,57 @@ fn mapped_files(processes: &[Process]) -> HashSet<(u64, u64)> {
     found.map(|file| (file.dev(), file.ino())).collect()
 }
 
-/// The rules that may cover a file: none that names it by a number, as CRIU has given none yet.
-fn rules(request: &Request, container: &Container) -> Result<Vec<Rule>> {
-    let identity = Identity::of(&request.id, &container.bundle);
-    let mut rules = standing_rules(&identity, &request.configured, &container.bundle)?;
-    rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
-    Ok(without_numbers(rules))
+/// The rules that may cover a file: none that names it by its identifier, as CRIU has given none
+/// yet. One of those that stand somewhere is for the restore.
+///
+/// # Errors
+/// Those of the command line have no other purpose than this.
+pub fn rules(
+    container: &Container,
+    id: &str,
+    configured: &[Substitution],
+    given: &[String],
+) -> Result<Vec<Rule>> {
+    let identity = Identity::of(id, &container.bundle);
+    let mut rules = standing_rules(&identity, configured, &container.bundle)?;
+    rules.retain(|rule| !names_an_identifier(rule));
+    let given = parse_each(given, &Origin::CommandLine)?;
+    if let Some(rule) = given.iter().find(|rule| names_an_identifier(rule)) {
+        return Err(anyhow!("{rule}: an open file has no identifier before it is dumped").hint(
+            "name it by a process and its file descriptor, such as 1:3, or by its path; \
+             identifiers are for the restore",
+        ));
+    }
+    rules.extend(given);
+    Ok(rules)
 }
 
-fn without_numbers(mut rules: Vec<Rule>) -> Vec<Rule> {
-    let is_number = |term: &Term| matches!(term, Term::Id(_));
-    rules.retain(|rule| !rule.selector.terms.iter().any(is_number));
-    rules
+fn names_an_identifier(rule: &Rule) -> bool {
+    rule.selector.terms.iter().any(|term| matches!(term, Term::Id(_)))
 }
 
 /// What CRIU is told, as far as it decides over open files.
-fn settings(request: &Request) -> Settings {
+fn settings(request: &Request) -> Result<Settings> {
     let has = |flag: &str| request.flags.iter().any(|given| given == flag);
-    Settings {
+    Ok(Settings {
         tcp_established: has("--tcp-established"),
         tcp_skip_in_flight: has("--tcp-skip-in-flight"),
         file_locks: has("--file-locks"),
         ext_unix_sk: has("--ext-unix-sk"),
         shell_job: has("--shell-job"),
         link_remap: has("--link-remap"),
+        bpf_maps: saves_bpf_maps()?,
         ghost_limit: bytes_of(&request.ghost_limit),
-    }
+    })
+}
+
+/// Whether CRIU needs libbpf: without it it does not know BPF maps (`dump_one_file` in
+/// criu/files.c), and no feature check tells.
+pub fn saves_bpf_maps() -> Result<bool> {
+    const LIBRARY: &[u8] = b"libbpf.so";
+    let path = real_criu()?;
+    let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(program.windows(LIBRARY.len()).any(|bytes| bytes == LIBRARY))
 }
 
 /// What the administrator's files for CRIU allow as well.
@@ -230,7 +264,7 @@ pub fn set_aside(
     rest: OnUnsupported,
     settings: Settings,
 ) -> Result<Vec<OpenFile>> {
-    let cover = Cover { rules: without_numbers(rules), rest, settings, is_needed: true };
+    let cover = Cover { rules, rest, settings, is_needed: true };
     Ok(cover.choose(container)?.records.into_iter().map(|record| record.file).collect())
 }
 

@@ -43,7 +43,7 @@ use crate::store::manifest::Manifest;
 use crate::store::policy::{self, Filesystem};
 
 use aside::Cover;
-pub use aside::{bytes_of, set_aside, with_standing};
+pub use aside::{bytes_of, rules, saves_bpf_maps, set_aside, with_standing};
 pub use directory::ImageDirectory;
 use dump::Dump;
 pub use finish::complete;

@@ -4,11 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::checkpoint::CriuOptions;
+use super::checkpoint::{Cover, CriuOptions};
 use super::{Format, Machine};
 use crate::check::{self, Finding, Report};
-use crate::checkpoint::bytes_of;
-use crate::config::OnUnsupported;
 use crate::container::{Shared, Volumes, ensure_name};
 use crate::output;
 
@@ -21,12 +19,8 @@ pub struct Options {
     /// Which volumes would belong to the checkpoint, as for `ocicle checkpoint`
     #[arg(long, value_name = "WHICH")]
     volumes: Option<Volumes>,
-    /// A rule that the checkpoint would be given, as for `ocicle checkpoint`
-    #[arg(short, long, value_name = "RULE")]
-    substitute: Vec<String>,
-    /// What would become of other open files that CRIU cannot dump
-    #[arg(long, value_name = "WHAT")]
-    on_unsupported: Option<OnUnsupported>,
+    #[command(flatten)]
+    cover: Cover,
     /// What would be done about volumes that another container can write too
     #[arg(long, value_enum, value_name = "RULE")]
     shared: Option<Shared>,
@@ -47,9 +41,9 @@ pub fn run(machine: &Machine, options: &Options) -> Result<ExitCode> {
     let request = check::Request {
         runtime: machine.runtime.clone(),
         id: id.clone(),
-        settings: options.criu.settings(bytes_of(&machine.config.criu.ghost_limit)),
-        rules: options.substitute.clone(),
-        on_unsupported: options.on_unsupported.unwrap_or(machine.config.on_unsupported),
+        settings: options.criu.settings(&machine.config)?,
+        rules: options.cover.substitute.clone(),
+        on_unsupported: options.cover.rest(&machine.config),
         volumes: options.volumes.clone(),
         default_volumes: machine.config.volumes.clone(),
         shared: options.shared.unwrap_or(machine.config.shared),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Machine;
 use crate::checkpoint::{self, Stage, checkpoint};
-use crate::config::OnUnsupported;
+use crate::config::{Config, OnUnsupported};
 use crate::container::{Container, Shared, Volumes, ensure_name};
 use crate::files::dumpable::Settings;
 use crate::output;
@@ -28,13 +28,8 @@ pub struct Options {
     /// Which volumes belong to it: named, all, none, or paths of the container, with * and **
     #[arg(long, value_name = "WHICH")]
     volumes: Option<Volumes>,
-    /// Leave out an open file that CRIU cannot dump, which this will replace: SELECTOR=SOURCE, as
-    /// `ocicle restore` takes it (may be repeated)
-    #[arg(short, long, value_name = "RULE")]
-    substitute: Vec<String>,
-    /// What becomes of other open files that CRIU cannot dump
-    #[arg(long, value_name = "WHAT")]
-    on_unsupported: Option<OnUnsupported>,
+    #[command(flatten)]
+    cover: Cover,
     /// What is done about files [default: that of the container's annotation, or else of the
     /// configuration, or else snapshot]
     #[arg(long, value_enum, value_name = "WHAT", hide_default_value = true)]
@@ -72,6 +67,25 @@ impl Options {
     }
 }
 
+/// What becomes of open files that CRIU cannot dump.
+#[derive(Debug, clap::Args)]
+pub struct Cover {
+    /// Leave out an open file that CRIU cannot dump, which this will replace: SELECTOR=SOURCE, as
+    /// `ocicle restore` takes it, but without identifiers (may be repeated)
+    #[arg(short, long, value_name = "RULE")]
+    pub(super) substitute: Vec<String>,
+    /// What becomes of other open files that CRIU cannot dump
+    #[arg(long, value_name = "WHAT")]
+    on_unsupported: Option<OnUnsupported>,
+}
+
+impl Cover {
+    /// Of those that no rule covers.
+    pub(super) fn rest(&self, config: &Config) -> OnUnsupported {
+        self.on_unsupported.unwrap_or(config.on_unsupported)
+    }
+}
+
 /// Flags that the runtime hands to CRIU, for a checkpoint and a restore.
 #[derive(Debug, clap::Args)]
 pub struct CriuOptions {
@@ -94,16 +108,17 @@ pub struct CriuOptions {
 
 impl CriuOptions {
     /// What decides over a dump.
-    pub(super) fn settings(&self, ghost_limit: u64) -> Settings {
-        Settings {
+    pub(super) fn settings(&self, config: &Config) -> Result<Settings> {
+        Ok(Settings {
             tcp_established: self.tcp_established,
             tcp_skip_in_flight: false,
             file_locks: self.file_locks,
             ext_unix_sk: self.ext_unix_sk,
             shell_job: self.shell_job,
             link_remap: false,
-            ghost_limit,
-        }
+            bpf_maps: checkpoint::saves_bpf_maps()?,
+            ghost_limit: checkpoint::bytes_of(&config.criu.ghost_limit),
+        })
     }
 
     /// The flags as the runtime takes them.
@@ -161,9 +176,9 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         leave_running: options.leave_running,
         freeze_limit: machine.config.freeze_limit(),
         ghost_limit: machine.config.criu.ghost_limit.clone(),
-        rules: options.substitute.clone(),
+        rules: options.cover.substitute.clone(),
         configured: machine.config.substitute.clone(),
-        on_unsupported: options.on_unsupported.unwrap_or(machine.config.on_unsupported),
+        on_unsupported: options.cover.rest(&machine.config),
         disposable: true,
         volumes: options.volumes.clone(),
         default_volumes: machine.config.volumes.clone(),

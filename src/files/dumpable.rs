@@ -24,6 +24,8 @@ pub struct Settings {
     pub shell_job: bool,
     /// `--link-remap`.
     pub link_remap: bool,
+    /// Whether CRIU was built with libbpf, and saves BPF maps.
+    pub bpf_maps: bool,
     /// The most bytes on disk that a deleted file may have.
     pub ghost_limit: u64,
 }
@@ -151,6 +153,8 @@ pub struct Described {
     pub detail: Detail,
     /// Whether a process holds a lock or lease through it.
     pub locked: bool,
+    /// Whether that is a lease to write.
+    pub leased: bool,
 }
 
 /// What will become of an open file at a dump.
@@ -222,6 +226,10 @@ pub enum Obstacle {
     Overmounted,
     /// A lock (`dump_file_locks` in criu/file-lock.c).
     Locked,
+    /// A lease to write: CRIU opens the file (`store_validation_data_build_id` in
+    /// criu/files-reg.c), as a snapshot does; that breaks the lease, and its holder gets a signal
+    /// (fcntl(2)), while CRIU waits until it has ended the lease.
+    Leased,
 }
 
 /// What CRIU will do about an open file.
@@ -231,6 +239,7 @@ pub fn verdict(file: &Described, settings: &Settings) -> Verdict {
         .into_iter()
         .chain(place_obstacle(&file.place, settings))
         .chain(locked.then_some(Obstacle::Locked))
+        .chain(file.leased.then_some(Obstacle::Leased))
         .collect();
     match file.place {
         _ if !obstacles.is_empty() => Verdict::Fails(obstacles),
@@ -294,6 +303,7 @@ fn type_obstacle(file: &Described, settings: &Settings) -> Option<Obstacle> {
         Detail::Pidfd { thread: true, .. } => Some(Obstacle::PidfdThread),
         Detail::Pidfd { outside, .. } => outside.then_some(Obstacle::PidfdOutside),
         Detail::Watches { lost } => (*lost > 0).then_some(Obstacle::Watches(*lost)),
+        Detail::BpfMap(_) if !settings.bpf_maps => Some(Obstacle::Type("BPF maps".to_owned())),
         // BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_ARRAY.
         Detail::BpfMap(kind) => (!matches!(kind, 1 | 2)).then_some(Obstacle::BpfMap(*kind)),
         Detail::Namespace { known } => (!known).then_some(Obstacle::Namespace),
@@ -442,6 +452,9 @@ impl fmt::Display for Obstacle {
             Self::Taken => f.write_str("another file has its path"),
             Self::Overmounted => f.write_str("something is mounted over it"),
             Self::Locked => f.write_str("a process holds a lock on it"),
+            Self::Leased => f.write_str(
+                "a process holds a lease to write on it, which CRIU breaks by opening it",
+            ),
         }
     }
 }
@@ -473,7 +486,7 @@ impl Obstacle {
     /// net/core/scm.c of the kernel), and so CRIU gets to none.
     pub fn can_be_set_aside(&self) -> bool {
         match self {
-            Self::Locked => false,
+            Self::Locked | Self::Leased => false,
             Self::Type(what) => !what.ends_with("io_uring"),
             _ => true,
         }
@@ -498,6 +511,7 @@ impl Obstacle {
             Self::Watches(_) => "CRIU's irmap-scan-path, or end the watch before the checkpoint",
             Self::Unlinked => "CRIU's link-remap, or close it before the checkpoint",
             Self::Overmounted => "unmount what is over it",
+            Self::Leased => "end the lease before the checkpoint",
             _ => "close it before the checkpoint",
         }
         .to_owned()
@@ -516,6 +530,7 @@ mod tests {
             ext_unix_sk: false,
             shell_job: false,
             link_remap: false,
+            bpf_maps: true,
             ghost_limit: 1 << 20,
         }
     }
@@ -528,12 +543,13 @@ mod tests {
             ext_unix_sk: true,
             shell_job: true,
             link_remap: true,
+            bpf_maps: true,
             ghost_limit: 1 << 30,
         }
     }
 
     fn file(kind: FileKind, detail: Detail) -> Described {
-        Described { kind, flags: 0, place: Place::There, detail, locked: false }
+        Described { kind, flags: 0, place: Place::There, detail, locked: false, leased: false }
     }
 
     fn at(place: Place) -> Described {
@@ -667,6 +683,7 @@ mod tests {
             packets,
             at(Place::Overmounted),
             at(Place::Taken),
+            Described { leased: true, ..at(Place::There) },
         ];
         let mut said = Vec::new();
         for file in &refused {
@@ -676,6 +693,14 @@ mod tests {
             said.push(format!("{}: {}", obstacles[0], obstacles[0].help()));
         }
         insta::assert_snapshot!(said.join("\n"));
+    }
+
+    #[test]
+    fn a_criu_without_libbpf() {
+        let without = Settings { bpf_maps: false, ..lenient() };
+        let obstacles = obstacles(&file(FileKind::Bpfmap, Detail::BpfMap(1)), &without);
+        assert_eq!(obstacles[0].to_string(), "CRIU cannot save BPF maps");
+        assert!(obstacles[0].can_be_set_aside() && obstacles[0].is_lasting());
     }
 
     #[test]

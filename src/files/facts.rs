@@ -108,6 +108,7 @@ impl<'a> Observer<'a> {
             place: self.place(file, fd),
             detail: self.detail(file, fd),
             locked: observed.iter().any(|fd| fd.info.locked),
+            leased: observed.iter().any(|fd| fd.info.leased),
         };
         let mount = self.reach.find(fd.info.mount).map(|reached| reached.mount.clone());
         Some(Known { file: file.clone(), described, mount })

@@ -28,10 +28,15 @@ impl Table {
         let locks = locks(images);
         let flying: HashSet<_> =
             images.packets.iter().flat_map(|packet| packet.rights.iter().copied()).collect();
-        let files = images.files.iter().filter_map(|entry| {
+        let tuns = images.tun_devices();
+        let is_half = |entry: &&FileEntry| entry.kind == FdType::Reg && tuns.contains(&entry.id);
+        let files = images.files.iter().filter(|entry| !is_half(entry)).filter_map(|entry| {
             let in_flight = flying.contains(&entry.id);
             let holders = holders.remove(&entry.id).or(in_flight.then(Vec::new))?;
             let mut file = context.describe(entry);
+            if entry.kind == FdType::Tun {
+                file.flags = context.reg_half(entry.id).unwrap_or(file.flags);
+            }
             file.watched = holders.iter().any(|holder| watched.contains(holder));
             file.locks = holders.iter().filter_map(|h| locks.get(h)).flatten().copied().collect();
             file.in_flight = in_flight;
@@ -79,6 +84,7 @@ fn locks(images: &Images) -> HashMap<Holder, Vec<Lock>> {
             exclusive: lock.access != libc::F_RDLCK as u32,
             start: lock.start,
             length: lock.length,
+            pid: lock.pid,
         });
     }
     locks
@@ -87,6 +93,8 @@ fn locks(images: &Images) -> HashMap<Holder, Vec<Lock>> {
 /// What is looked up in other images to describe a file.
 struct Lookup<'a> {
     files: HashMap<u32, &'a FileEntry>,
+    /// The flags of those that a second entry has as well.
+    halves: HashMap<u32, u32>,
     deleted: HashSet<u32>,
     memfds: HashMap<u64, &'a MemfdInode>,
     ttys: HashMap<u32, &'a TtyInfo>,
@@ -94,13 +102,25 @@ struct Lookup<'a> {
 
 impl<'a> Lookup<'a> {
     fn new(images: &'a Images) -> Self {
+        let tuns = images.tun_devices();
         let gone = |kind| matches!(kind, RemapKind::Linked | RemapKind::Ghost);
         Self {
             files: images.files.iter().map(|file| (file.id, file)).collect(),
+            halves: images
+                .files
+                .iter()
+                .filter(|file| file.kind == FdType::Reg && tuns.contains(&file.id))
+                .filter_map(|file| Some((file.id, file.flags?)))
+                .collect(),
             deleted: images.remaps.iter().filter(|r| gone(r.kind)).map(|r| r.file).collect(),
             memfds: images.memfds.iter().map(|memfd| (memfd.id, memfd)).collect(),
             ttys: images.ttys.iter().map(|tty| (tty.id, tty)).collect(),
         }
+    }
+
+    /// The flags of a tun device, which its entry of type REG has.
+    fn reg_half(&self, id: u32) -> Option<u32> {
+        self.halves.get(&id).copied()
     }
 
     fn reg(&self, id: Option<u32>) -> Option<&RegFile> {

@@ -51,6 +51,8 @@ pub(super) struct FdInfo {
     pub(super) target: Option<i32>,
     /// Whether a lock or lease is held through it.
     pub(super) locked: bool,
+    /// Whether that is a lease to write.
+    pub(super) leased: bool,
     /// The files that an inotify instance or fanotify group watches.
     pub(super) watches: Vec<Watch>,
     /// The type of a BPF map.
@@ -249,7 +251,10 @@ pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
             "iff" => info.interface = Some(value.to_owned()),
             "Pid" => info.target = value.parse().ok().filter(|pid| *pid > 0),
             // A waiter for the lock has an arrow before it (lock_get_status in fs/locks.c).
-            "lock" => info.locked |= !value.contains("->"),
+            "lock" if !value.contains("->") => {
+                info.locked = true;
+                info.leased |= value.contains("LEASE ") && value.contains(" WRITE ");
+            }
             "map_type" => info.map_type = value.parse().ok(),
             name if name.starts_with("inotify ") || name.starts_with("fanotify ") => {
                 info.watches.extend(parse_watch(name, value));
@@ -464,6 +469,9 @@ mod tests {
     fn fdinfo_of_locks_pidfds_and_watches() {
         let waits = parse_fdinfo("lock:\t1: -> FLOCK  ADVISORY  WRITE 7 00:2f:5 0 EOF\n");
         assert!(!waits.locked);
+        let lease =
+            |kind| parse_fdinfo(&format!("lock:\t1: LEASE  ACTIVE    {kind} 7 00:2f:5 0 EOF\n"));
+        assert!(lease("WRITE").leased && lease("READ").locked && !lease("READ").leased);
         assert!(parse_fdinfo("lock:\t1: FLOCK  ADVISORY  WRITE 7 00:2f:5 0 EOF\n").locked);
         assert_eq!(parse_fdinfo("Pid:\t812\nNSpid:\t812\t7\n").target, Some(812));
         assert_eq!(parse_fdinfo("Pid:\t-1\n").target, None);

@@ -185,6 +185,9 @@ pub struct Lock {
     pub start: i64,
     /// How long it is, 0 for ever.
     pub length: i64,
+    /// The process that has it, or had it opened first, as the container sees it.
+    #[serde(default)]
+    pub pid: i32,
 }
 
 /// The kinds of locks.

@@ -28,7 +28,7 @@ use crate::checkpoint::{complete, preflight as machine};
 use crate::config::{Allow, FilePolicy, Substitution};
 use crate::container::{Bundle, Identity};
 use crate::criu::door::Door;
-use crate::files::{FileId, FileKind, Table};
+use crate::files::{FileId, FileKind, OpenFile, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
@@ -36,7 +36,7 @@ use crate::snapshot::{self, Progress};
 use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State, Trust};
-use crate::substitute::{self, Around, Callers, Prepared, Resolved};
+use crate::substitute::{self, Around, Callers, Prepared, Resolved, Site};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
@@ -115,27 +115,30 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(&request.bundle)?;
     ensure_not_alive(request)?;
-    let Examined { resolved, callers, parts } = examine(request, &manifest, &bundle, &images)?;
+    let examined = examine(request, &manifest, &bundle, &images)?;
+    let Examined { resolved, parts, .. } = &examined;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
-    let files = preflight::View::of(&parts, &plans, &bundle)?;
-    let remedies = preflight::check(request, &manifest, &bundle, &images, &files, &resolved)?;
-    held::ensure_same(&manifest, &bundle, &resolved)?;
-    let mut prepared = prepare(request, &resolved, &callers, &files)?;
+    let files = preflight::View::of(parts, &plans, &bundle)?;
+    let remedies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
+    held::ensure_same(&manifest, &bundle, resolved)?;
+    let site = |path: &Path| files.site(path);
+    let around = examined.around(&request.id, &site);
+    let mut prepared = substitute::prepare(resolved, &around).hint(FITTING)?;
     let relaxed = remedies.iter().filter_map(Remedy::treatment);
     let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).chain(relaxed).collect();
     let door = Door::open()?;
     let view = View::make(&door, &request.runtime, &images, &treatments)?;
-    let replacements = substitute::open(&mut prepared).hint(FITTING)?;
+    let replacements = substitute::open(&mut prepared, &around).hint(FITTING)?;
 
     if request.replace_stopped {
         make_room(&request.runtime, &request.id)?;
     }
-    for (plan, part) in plans.into_iter().zip(&parts) {
+    for (plan, part) in plans.into_iter().zip(parts) {
         part.put_back(plan, progress).with_context(|| context(part))?;
     }
     policies::carry_out(&remedies).context("obeying the policies")?;
     substitute::settle(&prepared).context("changing files of the container")?;
-    let console = if gives_up_terminal(&bundle, &resolved) {
+    let console = if gives_up_terminal(&bundle, resolved) {
         Some(Console::between(&request.flags, door.directory())?)
     } else {
         None
@@ -178,7 +181,15 @@ fn context(part: &Part) -> String {
 struct Examined {
     resolved: Vec<Resolved>,
     callers: Callers,
+    /// Locked files that no rule replaces.
+    locked: Vec<OpenFile>,
     parts: Vec<Part>,
+}
+
+impl Examined {
+    fn around<'a>(&'a self, container: &'a str, site: &'a dyn Fn(&Path) -> Site) -> Around<'a> {
+        Around { container, callers: &self.callers, site, locked: &self.locked }
+    }
 }
 
 /// Finds what the rules mean, and the file systems that are to be put back.
@@ -188,9 +199,13 @@ fn examine(
     bundle: &Bundle,
     images: &Path,
 ) -> Result<Examined> {
-    let (resolved, callers) = resolve(request, bundle, images)?;
+    let table = Table::read(images)?;
+    let (resolved, callers) = resolve(request, bundle, &table)?;
+    let replaced = substituted(&resolved);
+    let mut locked = table.files;
+    locked.retain(|file| !file.locks.is_empty() && !replaced.contains(&file.id));
     let parts = reconcile::open_parts(manifest, images, bundle, &request.drivers)?;
-    Ok(Examined { resolved, callers, parts })
+    Ok(Examined { resolved, callers, locked, parts })
 }
 
 /// Whether a terminal is replaced of which the caller, or the runtime, may expect the other side.
@@ -204,25 +219,17 @@ fn substituted(resolved: &[Resolved]) -> Vec<FileId> {
     resolved.iter().map(|resolved| resolved.file.id).collect()
 }
 
-/// Checks that what the rules name can take the open files' places.
-fn prepare(
-    request: &Request,
-    resolved: &[Resolved],
-    callers: &Callers,
-    files: &preflight::View<'_>,
-) -> Result<Vec<Prepared>> {
-    let around = Around { container: &request.id, callers, site: &|path| files.site(path) };
-    substitute::prepare(resolved, &around).hint(FITTING)
-}
-
-/// Checks as [`prepare`] does, and that CRIU can do without what is replaced.
+/// Checks that what the rules name can take the open files' places, and that CRIU can do without
+/// what is replaced.
 fn check_substitutions(
     request: &Request,
     examined: &Examined,
     files: &preflight::View<'_>,
     images: &Path,
 ) -> Result<()> {
-    let prepared = prepare(request, &examined.resolved, &examined.callers, files)?;
+    let site = |path: &Path| files.site(path);
+    let around = examined.around(&request.id, &site);
+    let prepared = substitute::prepare(&examined.resolved, &around).hint(FITTING)?;
     let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).collect();
     substitute::check(images, &treatments)
 }
@@ -262,11 +269,11 @@ fn make_room(runtime: &Runtime, id: &str) -> Result<()> {
 }
 
 /// Finds the open file of every rule, and makes sure that the rule may be obeyed.
-fn resolve(request: &Request, bundle: &Bundle, images: &Path) -> Result<(Vec<Resolved>, Callers)> {
+fn resolve(request: &Request, bundle: &Bundle, table: &Table) -> Result<(Vec<Resolved>, Callers)> {
     let identity = Identity::of(&request.id, bundle);
     let mut callers = rules::callers(request, &identity)?;
     let rules = rules::gather(request, bundle, &identity, &callers)?;
-    let resolved = substitute::resolve(&rules, &Table::read(images)?)
+    let resolved = substitute::resolve(&rules, table)
         .hint("`ocicle files` lists the open files with their identifiers")?;
     rules::ensure_allowed(&resolved, &request.allow)?;
     callers.fetch(&resolved)?;

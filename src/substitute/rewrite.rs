@@ -261,10 +261,13 @@ fn refusals(images: &Images, treatments: &[Treatment], chosen: &BTreeSet<u32>) -
     let held: BTreeSet<u32> = images.fds().map(|(_, fd)| fd.file).collect();
     let flying: BTreeSet<u32> =
         images.packets.iter().flat_map(|packet| packet.rights.iter().copied()).collect();
+    let tuns = images.tun_devices();
     let mut refused = Vec::new();
     for one in treatments {
         let id = one.id.0;
-        let entries: Vec<_> = images.files.iter().filter(|file| file.id == id).collect();
+        let is_half = |file: &FileEntry| file.kind == FdType::Reg && tuns.contains(&id);
+        let entries: Vec<_> =
+            images.files.iter().filter(|file| file.id == id && !is_half(file)).collect();
         let why = match entries[..] {
             [] => Some("there is no open file with this identifier".to_owned()),
             [_] if !held.contains(&id) && !flying.contains(&id) => {
@@ -351,6 +354,10 @@ fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewr
     let is_split = plan.split.contains_key(&file.id);
     let id = plan.seen_as(file.id);
     let entry = match plan.treatments.get(&file.id) {
+        // Its other half takes the replacement.
+        Some(How::Inherit | How::Reopen { .. }) if file.kind == FdType::Tun => {
+            return Ok(Change::Remove);
+        }
         Some(How::Inherit) => RegEntry {
             id,
             flags: file.flags.unwrap_or_default(),

@@ -10,8 +10,8 @@ pub mod entries;
 pub mod image;
 pub mod wire;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -22,8 +22,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use entries::{
-    Core, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet, Pagemap, Remap,
-    TreeEntry, TtyInfo, mount_key,
+    Core, FdEntry, FdType, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
+    Pagemap, Remap, TreeEntry, TtyInfo, mount_key,
 };
 use image::{Image, Kind, MAX_IMAGE};
 
@@ -222,6 +222,12 @@ impl Images {
             let table = task.ids.and_then(|ids| self.tables.get(&ids.files));
             table.into_iter().flatten().map(|fd| (task.tree.pid, *fd))
         })
+    }
+
+    /// The identifiers of tun devices. Each has an entry of type REG before its own, with the same
+    /// identifier (`dump_tunfile` in criu/tun.c).
+    pub fn tun_devices(&self) -> HashSet<u32> {
+        self.files.iter().filter(|file| file.kind == FdType::Tun).map(|file| file.id).collect()
     }
 
     /// The open file with that identifier.

@@ -22,6 +22,8 @@ pub(super) struct Reopen {
     path: ByteString,
     flags: OFlags,
     position: Option<u64>,
+    /// Where it is on the host, if it is of a file system that the host has.
+    host_path: Option<PathBuf>,
     /// What is to be made or truncated before, below which directory.
     change: Option<(PathBuf, PathBuf, OFlags)>,
 }
@@ -59,7 +61,8 @@ pub(super) fn prepare(
     let size = if source.truncate { 0 } else { size };
     let position = if is_regular { Some(position(source, file, size)?) } else { None };
     let change = change(source, &site, is_new);
-    Ok(Reopen { path: source.path.clone(), flags, position, change })
+    let host_path = site.directory.as_ref().map(|directory| directory.join(&site.relative));
+    Ok(Reopen { path: source.path.clone(), flags, position, host_path, change })
 }
 
 /// Refuses what is not there, and what does more than hold bytes: a device or pipe that the
@@ -116,6 +119,10 @@ impl Reopen {
     /// What becomes of the open file in the images.
     pub(super) fn how(&self) -> How {
         How::Reopen { path: self.path.clone(), flags: self.flags.bits(), position: self.position }
+    }
+
+    pub(super) fn host_path(&self) -> Option<&Path> {
+        self.host_path.as_deref()
     }
 
     /// Makes or truncates the file.

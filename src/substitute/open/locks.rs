@@ -13,7 +13,7 @@ use super::file::Pending;
 use super::{Work, file_type};
 use crate::files::{Lock, LockKind, OpenFile};
 
-const DROP: &str = "with `,drop` behind the rule it goes";
+pub(super) const DROP: &str = "with `,drop` behind the rule it goes";
 
 /// Makes sure that the locks on the original can be set on what takes its place.
 pub(super) fn check(work: &Work, file: &OpenFile) -> Result<(), String> {
@@ -33,8 +33,7 @@ pub(super) fn check(work: &Work, file: &OpenFile) -> Result<(), String> {
     }
 }
 
-/// The same for a file descriptor.
-pub(super) fn check_opened(fd: &OwnedFd, file: &OpenFile) -> Result<(), String> {
+fn check_opened(fd: &OwnedFd, file: &OpenFile) -> Result<(), String> {
     if file.locks.is_empty() {
         return Ok(());
     }
@@ -98,7 +97,7 @@ mod tests {
     use std::fs::File;
 
     fn locked(kind: LockKind) -> OpenFile {
-        let lock = Lock { kind, exclusive: true, start: 0, length: 0 };
+        let lock = Lock { kind, exclusive: true, start: 0, length: 0, pid: 1 };
         OpenFile { locks: vec![lock], ..super::super::tests::original(libc::O_RDWR, None) }
     }
 

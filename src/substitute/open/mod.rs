@@ -3,6 +3,7 @@
 //! [`prepare`] checks every rule and has no effect on anything: it opens what is there. [`open`]
 //! then connects and asks programs, and only when all of that succeeded makes and truncates files.
 
+mod conflicts;
 mod container;
 mod file;
 mod inherited;
@@ -72,6 +73,8 @@ pub struct Around<'a> {
     pub callers: &'a Callers,
     /// What will be at a path of the container once its files are put back.
     pub site: &'a dyn Fn(&Path) -> Site,
+    /// Locked files of the container that no rule replaces.
+    pub locked: &'a [OpenFile],
 }
 
 impl fmt::Debug for Around<'_> {
@@ -128,9 +131,9 @@ pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepare
         let refusal = |why| Box::new(Refusal { rule: rule.clone(), file: file.id, why });
         let file = what_stays(rule, file);
         let work = Work::of(rule, &file, around).map_err(refusal)?;
-        locks::check(&work, &file).map_err(refusal)?;
         Ok(Prepared { rule: rule.clone(), file, work })
     })?;
+    check_locks(&prepared, around)?;
     let inherited = prepared.iter().filter(|one| one.treatment().how == How::Inherit);
     match inherited.clone().nth(FD_LIMIT) {
         Some(one) => Err(Refusals(vec![*one.refusal(format!(
@@ -138,6 +141,16 @@ pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepare
         ))])),
         None => Ok(prepared),
     }
+}
+
+/// First those among each other: to try one is to take it.
+fn check_locks(prepared: &[Prepared], around: &Around<'_>) -> Result<(), Refusals> {
+    let refused = conflicts::check(prepared, around);
+    if !refused.is_empty() {
+        return Err(Refusals(refused));
+    }
+    each(prepared, |one| locks::check(&one.work, &one.file).map_err(|why| one.refusal(why)))?;
+    Ok(())
 }
 
 /// The original as far as its replacement has to be like it: what the rule drops asks nothing.
@@ -151,8 +164,9 @@ fn what_stays(rule: &Rule, file: &OpenFile) -> OpenFile {
 }
 
 /// Connects, asks, makes and truncates; returns what CRIU inherits, in the order of the rules.
-pub fn open(prepared: &mut [Prepared]) -> Result<Vec<Replacement>, Refusals> {
+pub fn open(prepared: &mut [Prepared], around: &Around<'_>) -> Result<Vec<Replacement>, Refusals> {
     each(prepared.iter_mut(), |one| one.contact().map_err(|why| one.refusal(why)))?;
+    check_locks(prepared, around)?;
     let opened = each(prepared.iter_mut(), |one| one.finish().map_err(|why| one.refusal(why)))?;
     Ok(opened.into_iter().flatten().collect())
 }
@@ -205,7 +219,6 @@ impl Prepared {
         };
         if let Some(fd) = made {
             check_type(&fd, &self.file)?;
-            locks::check_opened(&fd, &self.file)?;
             self.work = Work::Ready(fd);
         }
         Ok(())
@@ -351,11 +364,9 @@ mod tests {
             relative: PathBuf::new(),
             writable: false,
         };
-        let mut prepared = prepare(
-            resolved,
-            &Around { container: "web", callers: &Callers::default(), site: &nowhere },
-        )?;
-        open(&mut prepared)
+        let callers = Callers::default();
+        let around = Around { container: "web", callers: &callers, site: &nowhere, locked: &[] };
+        open(&mut prepare(resolved, &around)?, &around)
     }
 
     fn try_open(source: &str, file: OpenFile) -> Result<OwnedFd, String> {

@@ -30,7 +30,7 @@ use nix::unistd::{ForkResult, fork, mkfifo, pipe};
 use serde_json::{Map, Value, json};
 
 use crate::memory::words_of;
-use crate::probe;
+use crate::{odd, probe};
 
 /// Opens COUNT files of a kind in DIR, named `KIND.0` and so on, forks so that all are shared,
 /// lists them in DIR/fds.json (`{"name": fd}`), creates DIR/ready, and answers on DIR/control and
@@ -194,6 +194,15 @@ impl Held<'_> {
             }
             "pidfd" => (pidfd_of_ourselves()?, None),
             "fanotify" => (watched_by_fanotify(&Path::new("/dev/shm").join(&name))?, None),
+            "symlink" => {
+                std::os::unix::fs::symlink("witness", &path)?;
+                let link = libc::O_PATH | libc::O_NOFOLLOW;
+                (OpenOptions::new().read(true).custom_flags(link).open(&path)?.into(), None)
+            }
+            "tun" => (OpenOptions::new().read(true).write(true).open("/dev/net/tun")?.into(), None),
+            "tun-interface" => (interface(number)?.into(), None),
+            "namespace" => (File::open("/proc/self/ns/uts")?.into(), None),
+            "leased-read" | "leased-write" => (leased(&path, &kind)?.into(), None),
             "locked-flock" | "locked-posix" | "locked-ofd" => (locked(&path, &kind)?.into(), None),
             "watched" => {
                 let (reader, writer) = pipe()?;
@@ -264,6 +273,31 @@ fn locked(path: &Path, kind: &str) -> Result<File> {
         "locked-posix" => drop(fcntl(&file, FcntlArg::F_SETLK(&range))?),
         _ => drop(fcntl(&file, FcntlArg::F_OFD_SETLK(&range))?),
     }
+    Ok(file)
+}
+
+/// A file with a lease, of the only kind that it can have as it is opened.
+fn leased(path: &Path, kind: &str) -> Result<File> {
+    let (file, lease) = match kind {
+        "leased-read" => {
+            drop(positioned(path)?);
+            let mut file = File::open(path)?;
+            file.read_exact(&mut [0; 4])?;
+            (file, libc::F_RDLCK)
+        }
+        _ => (positioned(path)?, libc::F_WRLCK),
+    };
+    // SAFETY: the request takes a number.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, lease) })?;
+    Ok(file)
+}
+
+/// A tun device, with an interface of its own in the container's network.
+fn interface(number: usize) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open("/dev/net/tun")?;
+    odd::attach(&file, &format!("tun{number}"))?;
     Ok(file)
 }
 

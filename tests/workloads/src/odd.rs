@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
@@ -71,11 +72,19 @@ fn open(dir: &Path, kind: &str) -> Result<OwnedFd> {
         "tun" => device("/dev/net/tun")?.into(),
         "mptcp" => mptcp()?,
         "vsock" => socket(libc::AF_VSOCK, 0)?,
+        "xdp" => packets()?,
         "perf" => perf()?,
+        "userfaultfd" => userfaultfd()?,
+        "kvm" => device("/dev/kvm")?.into(),
+        "block" => device("/dev/block")?.into(),
+        "bpf-hash" => bpf_map(BPF_MAP_TYPE_HASH)?,
+        "bpf-ring" => bpf_map(BPF_MAP_TYPE_RINGBUF)?,
+        "bpf-program" => bpf_program()?,
         "io-uring" => io_uring()?,
         "unix" => UnixStream::connect(dir.join("outside"))?.into(),
         "private" => private(dir)?.into(),
-        "overmounted" => overmounted(dir)?.into(),
+        "overmounted" => overmounted(&dir.join("mount"))?.into(),
+        "locked" => locked(dir)?,
         "taken" => taken(dir)?.into(),
         "unlinked" => unlinked(dir)?.into(),
         "mapped" => mapped(dir)?.into(),
@@ -130,6 +139,56 @@ fn perf() -> Result<OwnedFd> {
     owned(fd as i32)
 }
 
+/// A socket for packets that no protocol sees.
+fn packets() -> Result<OwnedFd> {
+    // SAFETY: socket(2) touches no memory.
+    owned(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })
+}
+
+fn userfaultfd() -> Result<OwnedFd> {
+    /// linux/userfaultfd.h: without it a capability is needed.
+    const UFFD_USER_MODE_ONLY: i32 = 1;
+    // SAFETY: the call takes a number.
+    owned(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_NONBLOCK | UFFD_USER_MODE_ONLY) }
+        as i32)
+}
+
+/// Types of `enum bpf_map_type` (linux/bpf.h).
+const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+
+/// A map of bpf(2), of four pages or pairs.
+fn bpf_map(kind: u32) -> Result<OwnedFd> {
+    const BPF_MAP_CREATE: i32 = 0;
+    let (size, entries) = if kind == BPF_MAP_TYPE_HASH { (4, 4) } else { (0, 4 * 4096) };
+    let attributes: [u32; 5] = [kind, size, size, entries, 0];
+    bpf(BPF_MAP_CREATE, &attributes)
+}
+
+/// A filter for sockets that passes nothing.
+fn bpf_program() -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: i32 = 5;
+    const BPF_PROG_TYPE_SOCKET_FILTER: u64 = 1;
+    // `r0 = 0; exit`
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let count = (instructions.len() as u64) << 32;
+    let program = [
+        BPF_PROG_TYPE_SOCKET_FILTER | count,
+        instructions.as_ptr() as u64,
+        c"GPL".as_ptr() as u64,
+        0,
+        0,
+        0,
+    ];
+    bpf(BPF_PROG_LOAD, &program)
+}
+
+fn bpf<T>(command: i32, attributes: &[T]) -> Result<OwnedFd> {
+    let (size, attributes) = (size_of_val(attributes), attributes.as_ptr());
+    // SAFETY: the kernel reads so much of a `union bpf_attr`, and what that points to.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size) } as i32)
+}
+
 /// On a file system that was mounted in a mount namespace of which nobody is any more.
 fn private(dir: &Path) -> Result<File> {
     let place = dir.join("private");
@@ -145,13 +204,22 @@ fn private(dir: &Path) -> Result<File> {
 }
 
 /// On a file system over which another is mounted.
-fn overmounted(dir: &Path) -> Result<File> {
-    let place = dir.join("mount");
-    fs::create_dir(&place)?;
-    let mount = || mount(Some("over"), &place, Some("tmpfs"), MsFlags::empty(), None::<&str>);
+fn overmounted(place: &Path) -> Result<File> {
+    fs::create_dir(place)?;
+    let mount = || mount(Some("over"), place, Some("tmpfs"), MsFlags::empty(), None::<&str>);
     mount()?;
     let file = file_at(&place.join("file"))?;
     mount()?;
+    Ok(file)
+}
+
+/// As [`overmounted`], and locked.
+fn locked(dir: &Path) -> Result<OwnedFd> {
+    let file = overmounted(&dir.join("locked"))?;
+    let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    let file = lock.try_clone()?.into();
+    // It stays locked by the other descriptor of the open file.
+    std::mem::forget(lock);
     Ok(file)
 }
 
@@ -192,12 +260,17 @@ fn works(kind: &str, fd: &OwnedFd) -> Result<()> {
     match kind {
         // Nobody has mounted anything through it.
         "fuse" => expect(probe::read_some(fd.as_fd()), "EPERM"),
-        "tun" => attach(fd),
+        "tun" => attach(fd, ""),
         "mptcp" => connect(fd),
         "vsock" => vsock(fd),
+        "xdp" => expect(family(fd)?.to_string(), &libc::AF_XDP.to_string()),
+        "userfaultfd" => begin_faults(fd),
+        "kvm" => expect(kvm_version(fd)?.to_string(), "12"),
+        "block" => expect(block_size(fd)?.to_string(), "512"),
+        "bpf-hash" | "bpf-ring" | "bpf-program" => is_bpf(fd),
         "perf" => Ok(File::from(fd.try_clone()?).read_exact(&mut [0; size_of::<u64>()])?),
         "io-uring" => probe_ring(fd),
-        "private" | "overmounted" | "taken" | "mapped" | "unlinked" => {
+        "private" | "overmounted" | "locked" | "taken" | "mapped" | "unlinked" => {
             let mut bytes = [0; CONTENT.len()];
             File::from(fd.try_clone()?).read_exact_at(&mut bytes, 0)?;
             expect(String::from_utf8_lossy(&bytes).into_owned(), CONTENT)
@@ -215,7 +288,7 @@ fn checked(result: i64) -> Result<()> {
 }
 
 /// Makes an interface of a tun device, or finds that it is one.
-fn attach(fd: &OwnedFd) -> Result<()> {
+pub fn attach(fd: &impl AsRawFd, name: &str) -> Result<()> {
     const TUNSETIFF: u64 = 0x4004_54ca;
     const TUNGETIFF: u64 = 0x8004_54d2;
     const IFF_TUN_NO_PI: i16 = 0x1001;
@@ -224,6 +297,9 @@ fn attach(fd: &OwnedFd) -> Result<()> {
     // SAFETY: the kernel writes an `ifreq` to it.
     if unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) } == 0 {
         return Ok(());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = IFF_TUN_NO_PI;
     // SAFETY: the kernel reads an `ifreq` from it.
@@ -242,6 +318,61 @@ fn connect(listener: &OwnedFd) -> Result<()> {
 fn vsock(fd: &OwnedFd) -> Result<()> {
     let address: nix::sys::socket::VsockAddr = nix::sys::socket::getsockname(fd.as_raw_fd())?;
     expect(format!("{:?}", address.family()), "Some(Vsock)")
+}
+
+/// The family of a socket that has no address.
+fn family(fd: &OwnedFd) -> Result<i32> {
+    let mut domain = 0;
+    let mut length = size_of_val(&domain) as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_DOMAIN);
+    // SAFETY: the kernel writes an integer to it.
+    let result = unsafe {
+        let value = (&raw mut domain).cast();
+        libc::getsockopt(fd.as_raw_fd(), level, option, value, &raw mut length)
+    };
+    checked(result.into())?;
+    Ok(domain)
+}
+
+/// Agrees with the kernel on the protocol, or finds that it has done so.
+fn begin_faults(fd: &OwnedFd) -> Result<()> {
+    /// linux/userfaultfd.h: `struct uffdio_api` is the version, features and requests.
+    const UFFDIO_API: u64 = 0xc018_aa3f;
+    let mut api = [0xaa_u64, 0, 0];
+    // SAFETY: the kernel reads and writes three words.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) };
+    match checked(result.into()) {
+        Err(_) if nix::errno::Errno::last() == nix::errno::Errno::EINVAL => Ok(()),
+        result => result,
+    }
+}
+
+fn kvm_version(fd: &OwnedFd) -> Result<i32> {
+    const KVM_GET_API_VERSION: u64 = 0xae00;
+    // SAFETY: the request takes a number.
+    let version = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_GET_API_VERSION, 0) };
+    checked(version.into()).map(|()| version)
+}
+
+fn block_size(fd: &OwnedFd) -> Result<i32> {
+    const BLKSSZGET: u64 = 0x1268;
+    let mut size = 0_i32;
+    // SAFETY: the kernel writes an integer to it.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET, &raw mut size) }.into())?;
+    Ok(size)
+}
+
+/// Asks the kernel for what it knows of a map or a program.
+fn is_bpf(fd: &OwnedFd) -> Result<()> {
+    const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+    let mut info = [0_u32; 2];
+    let number = fd.as_raw_fd() as u64;
+    let attributes = [number | (size_of_val(&info) as u64) << 32, info.as_mut_ptr() as u64];
+    // SAFETY: the kernel writes the first two words of what it knows.
+    checked(unsafe {
+        let attributes = attributes.as_ptr();
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, attributes, 16)
+    })
 }
 
 fn probe_ring(fd: &OwnedFd) -> Result<()> {

@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 /// Opens everything in DIR, lists it in DIR/fds.json (`{"name": fd}`), creates DIR/ready and
 /// answers on DIR/control: `read FD`, `write FD TEXT`, `position FD`, `wait FD` (which of the
 /// watched are ready, by an epoll instance), `at FD NAME` (a file in a directory), `receive FD` (a
-/// message and the files with it), `terminal FD` (of the session; the number does not matter).
+/// message and the files with it), `lease FD` (which one it has), `terminal FD` (of the session; the number does not matter).
 pub fn run(dir: &Path) -> Result<()> {
     let control = UnixListener::bind(dir.join("control")).context("binding the control socket")?;
     let held = open(dir)?;
@@ -103,6 +103,7 @@ pub fn answer(request: &str) -> Result<String> {
         ["wait", _] => wait(fd),
         ["at", _, name] => read_at(fd, name),
         ["receive", _] => receive(fd),
+        ["lease", _] => lease(fd),
         ["terminal", _] => terminal(),
         _ => Ok("unknown request".to_owned()),
     };
@@ -157,6 +158,18 @@ fn receive(fd: BorrowedFd<'_>) -> Result<String, Errno> {
         said += &format!(" {}", read_now(unsafe { BorrowedFd::borrow_raw(fd) })?);
     }
     Ok(said)
+}
+
+/// What lease an open file has.
+fn lease(fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    // SAFETY: the request takes nothing.
+    let lease = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETLEASE) })?;
+    Ok(match lease {
+        libc::F_RDLCK => "to read",
+        libc::F_WRLCK => "to write",
+        _ => "none",
+    }
+    .to_owned())
 }
 
 /// Whether the session has a controlling terminal.
