@@ -30,6 +30,9 @@ use crate::sys::socket::{Channel, Listener};
 /// The environment variable that names the socket.
 pub const VARIABLE: &str = "OCICLE_DOOR";
 
+/// The one that names the real CRIU, for a call that need not come to the door.
+pub(super) const PROGRAM: &str = "OCICLE_CRIU";
+
 /// Where the directories are.
 const RUN: &str = "/run/ocicle";
 
@@ -140,7 +143,8 @@ impl Door {
         let path = search_path();
         let first = std::iter::once(self.directory.path().join("bin"));
         let path = std::env::join_paths(first.chain(std::env::split_paths(&path)))?;
-        Ok(vec![("PATH", path), (VARIABLE, self.directory.path().join("door").into())])
+        let door = self.directory.path().join("door");
+        Ok(vec![("PATH", path), (VARIABLE, door.into()), (PROGRAM, self.criu.clone().into())])
     }
 
     /// Lets the next one come forward.

@@ -14,6 +14,7 @@ use rustix::net::RecvFlags;
 use super::door::{Answer, Knock, Work, knock};
 use super::plugin;
 use crate::sys::inherited::inherited;
+use crate::sys::process::go_first;
 
 /// The name by which the program knows that it is to be the interposer.
 pub const NAME: &str = "criu";
@@ -38,6 +39,9 @@ pub fn main() -> ExitCode {
 
 fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     let work = work_of(&arguments)?;
+    if let (Work::Other, Some(program)) = (work, std::env::var_os(super::door::PROGRAM)) {
+        return become_program(Command::new(program).args(arguments));
+    }
     let (answer, fds) = knock(&Knock::Criu(work))?;
     let (program, configuration, set_aside) = match answer {
         Answer::Become { program, configuration, set_aside } => (program, configuration, set_aside),
@@ -49,21 +53,19 @@ fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
         go_first();
     }
     let mut command = Command::new(&program);
-    command.args(arguments).env("PATH", path_without_us()?);
+    command.args(arguments);
     if let Some(configuration) = configuration {
         command.env("CRIU_CONFIG_FILE", configuration);
     }
     if let Some(list) = set_aside {
         plugin::preload(&mut command, &list)?;
     }
-    Err(command.exec()).with_context(|| format!("executing {}", program.display()))
+    become_program(&mut command)
 }
 
-/// Has a dump run before what else wants the processors: a container is frozen as long as it takes.
-/// Nothing of the container inherits it. Where that is not allowed, it takes its turn.
-fn go_first() {
-    const NICE: i32 = -15;
-    let _ = rustix::process::setpriority_process(None, NICE);
+fn become_program(command: &mut Command) -> Result<std::convert::Infallible> {
+    command.env("PATH", path_without_us()?);
+    Err(command.exec()).with_context(|| format!("executing {}", command.get_program().display()))
 }
 
 /// Looks at the request that waits for CRIU, and leaves it there.

@@ -90,6 +90,18 @@ impl Runtime {
         arguments::value_of(&self.globals, "--root").map(PathBuf::from)
     }
 
+    /// Whether it may know a container of that name, which takes longer to ask: runc and crun keep
+    /// each in a directory of that name below their root.
+    pub fn may_know(&self, id: &str) -> bool {
+        match self.root() {
+            Some(root) if ["runc", "crun"].contains(&self.name().as_str()) => {
+                std::fs::symlink_metadata(root.join(id))
+                    .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true)
+            }
+            _ => true,
+        }
+    }
+
     /// The program, its global flags, and `rest`.
     pub fn command_line(&self, rest: &[OsString]) -> Vec<OsString> {
         std::iter::once(self.program.clone().into_os_string())
@@ -236,6 +248,19 @@ mod tests {
         assert!(is_ourselves(&copy));
         assert!(!is_ourselves(Path::new("/bin/sh")));
         assert!(Runtime::named(copy.as_os_str()).unwrap_err().to_string().contains("itself"));
+    }
+
+    #[test]
+    fn only_a_directory_of_its_name_is_a_container() {
+        let root = tempfile::tempdir().unwrap();
+        let named = |program: &str| {
+            Runtime::at(program.into()).with_globals(vec!["--root".into(), root.path().into()])
+        };
+        assert!(!named("/usr/bin/runc").may_know("web"));
+        assert!(named("/usr/bin/other").may_know("web"), "who knows where it keeps them");
+        assert!(Runtime::at("/usr/bin/runc".into()).may_know("web"));
+        std::fs::create_dir(root.path().join("web")).unwrap();
+        assert!(named("/usr/bin/runc").may_know("web"));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
+use rustix::fs::AtFlags;
 
-use super::attributes::{Found, Shape};
+use super::attributes::{Found, Shape, identity};
 use super::copy::BUFFER;
 use super::driver::Local;
 use super::index::{Content, Entry, Form, Kind, PATH_LIMIT};
@@ -189,23 +190,50 @@ impl<'a> Comparison<'a> {
     fn compare_dir(&self, job: &Job) -> Result<(Vec<Verdict>, Vec<Job>)> {
         ensure!(job.path.len() <= PATH_LIMIT, "the path is longer than {PATH_LIMIT} bytes");
         let view = View::open(self, job)?;
-        let mut verdicts = Vec::new();
-        let mut jobs = Vec::new();
-        for name in view.candidates(self, job)? {
-            let path = join(&job.path, &name);
-            let compare = || -> Result<(Verdict, Option<Job>)> {
-                let wanted = self.wanted(&view, job, &path, &name)?;
-                let present = view.look(&name)?;
-                let verdict = self.judge(&path, &wanted, present.as_ref())?;
-                let child = self.child(&view, job, &path, &name, &wanted, present.as_ref())?;
-                Ok((verdict, child))
-            };
-            let (verdict, child) =
-                compare().with_context(|| format!("comparing {}", shown(&path)))?;
-            jobs.extend(child);
-            verdicts.push(verdict);
+        let names: Vec<_> = view.candidates(self, job)?.into_iter().collect();
+        let compare = |name: &Vec<u8>| {
+            let path = join(&job.path, name);
+            self.compare_name(&view, job, &path, name)
+                .with_context(|| format!("comparing {}", shown(&path)))
+        };
+        // A directory of many files is shared among the processors.
+        let compared =
+            names.par_iter().with_min_len(64).map(compare).collect::<Result<Vec<_>>>()?;
+        let (verdicts, jobs): (Vec<_>, Vec<_>) = compared.into_iter().unzip();
+        Ok((verdicts, jobs.into_iter().flatten().collect()))
+    }
+
+    fn compare_name(
+        &self,
+        view: &View,
+        job: &Job,
+        path: &[u8],
+        name: &[u8],
+    ) -> Result<(Verdict, Option<Job>)> {
+        if let Some(verdict) = self.recognize(view, path, name) {
+            return Ok((verdict, None));
         }
-        Ok((verdicts, jobs))
+        let wanted = self.wanted(view, job, path, name)?;
+        let present = view.look(name)?;
+        let verdict = self.judge(path, &wanted, present.as_ref())?;
+        let child = self.child(view, job, path, name, &wanted, present.as_ref())?;
+        Ok((verdict, child))
+    }
+
+    /// A file that has not changed since: stat(2) says so, and it need not be opened.
+    fn recognize(&self, view: &View, path: &[u8], name: &[u8]) -> Option<Verdict> {
+        let (first, entry) = self.part.index().inode(path)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let now = rustix::fs::statat(view.merged.as_ref()?, name, flags).ok()?;
+        let same = entry.identity.as_ref() == Some(&identity(&now));
+        let kept = Some((now.st_dev, now.st_ino));
+        same.then(|| Verdict {
+            path: path.into(),
+            first: first.into(),
+            remove: false,
+            verb: None,
+            kept,
+        })
     }
 
     fn wanted<'b>(

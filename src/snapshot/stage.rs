@@ -20,12 +20,13 @@ use super::driver::{Driver, Name};
 use super::index::{Content, Entry, Form, Identity, Index, Kind, Meta, SCHEMA, Time};
 use super::part::Part;
 use super::probe::Root;
-use super::walk::{Earlier, Seen, Still, Tree, open_existing, walk};
+use super::walk::{Earlier, Seen, Still, Tree, Walked, open_existing, walk};
 use super::{shown, split};
 use crate::bytes::ByteString;
 use crate::files::Suspects;
 use crate::store::digest::FileRecord;
 use crate::sys::fs;
+use crate::sys::process::go_first;
 
 pub(super) const STAGED_INDEX: &str = "index.json";
 pub(super) const STAGED_BASE: &str = "base.json";
@@ -125,18 +126,21 @@ impl Stage {
     }
 
     /// One walk and the copies that it asks for.
-    fn pass(&mut self, suspects: &Suspects, still: Still) -> Result<(CopyStats, Tree)> {
-        let tree = walk(&self.root, still, &self.earlier)?;
-        let mut stats = CopyStats { entries: tree.len() as u64, ..CopyStats::default() };
+    fn pass(&mut self, suspects: &Suspects, still: Still) -> Result<(CopyStats, Walked)> {
+        let known = std::mem::take(&mut self.earlier);
+        let walked = walk(&self.root, still, known, suspects)?;
+        let Walked { tree, fresh, kept, .. } = &walked;
+        let entries = tree.len() as u64;
+        let mut stats = CopyStats { entries, kept: *kept, ..CopyStats::default() };
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
-        for (path, this) in &tree {
-            let Seen::Inode { found, upper, .. } = this else { continue };
+        for path in fresh {
+            let Some(Seen::Inode { found, upper, .. }) = tree.get(path) else { continue };
             if found.shape != Shape::File || !seen.insert(found.inode()) {
                 continue;
             }
             let is_volatile = suspects.contains(found.inode())
-                || upper.is_some_and(|upper| suspects.contains(upper));
+                || upper.as_ref().is_some_and(|upper| suspects.contains(upper.inode()));
             if self.keep(found, is_volatile) {
                 stats.kept += u64::from(found.identity.size > 0);
             } else {
@@ -157,7 +161,7 @@ impl Stage {
             stats.bytes += size;
             self.copies.insert(inode, copied);
         }
-        Ok((stats, tree))
+        Ok((stats, walked))
     }
 
     /// Whether the content of a file is there already; what the base has is noted as a copy.
@@ -283,16 +287,22 @@ impl Driver for Stage {
         let flight = if suspects.asynchronous() { FLIGHT } else { 0 };
         self.since = Time(seconds - flight, nanoseconds);
         let begun = coarse_now();
-        let (stats, tree) = self.pass(suspects, Still::Running)?;
-        self.earlier = Earlier::of(&self.root, tree, begun);
+        let (stats, walked) = self.pass(suspects, Still::Running)?;
+        let is_copied = |found: &Found| {
+            let copied =
+                self.copies.get(&found.inode()).and_then(|copied| copied.identity.as_ref());
+            copied == Some(&found.identity)
+        };
+        self.earlier = Earlier::of(&self.root, walked, begun, is_copied);
         Ok(stats)
     }
 
     /// Looks at everything again, and copies what [`Self::prepare`] has not, or what has changed
     /// since.
     fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
-        let (stats, tree) = self.pass(suspects, Still::Frozen)?;
-        self.taken = Some(tree);
+        let hurry = rayon::ThreadPoolBuilder::new().start_handler(|_| go_first()).build()?;
+        let (stats, walked) = hurry.install(|| self.pass(suspects, Still::Frozen))?;
+        self.taken = Some(walked.tree);
         Ok(stats)
     }
 

@@ -105,9 +105,9 @@ impl Held {
     ) -> Result<(Index<Staged>, Content)> {
         let (root, pool) =
             self.open().with_context(|| format!("opening the snapshot {}", self.claim.name))?;
-        let tree = walk(&root, Still::Frozen, &Earlier::default())?;
+        let all = walk(&root, Still::Frozen, Earlier::default(), &Suspects::default())?;
         let known = base.map_or_else(HashMap::new, |base| known_content(&base.index));
-        let entries = entries(tree, |found| {
+        let entries = entries(all.tree, |found| {
             let identity = &found.identity;
             let is_trusted =
                 !self.suspects.contains(&identity.ino) && !is_racy(identity.ctime, self.taken);
