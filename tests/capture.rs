@@ -113,6 +113,10 @@ fn holds_and_puts_back(machine: &Machine, kind: Rootfs) {
     let images = bundle.images("images");
     let container = start(&bundle);
     make_one_of_each(&bundle.path("/data"));
+    if kind == Rootfs::FuseOverlay {
+        // It tells nobody of holes: what was one is put back as zeros.
+        fs::write(bundle.path("/data/sparse"), "no holes").unwrap();
+    }
     // By the container itself, and by a process that came in later.
     container.exec(&[
         "sh",
@@ -152,6 +156,11 @@ on_each_runtime!(one_of_each_in_a_directory, |machine| holds_and_puts_back(
 on_each_runtime!(one_of_each_in_a_subvolume, |machine| holds_and_puts_back(
     machine,
     Rootfs::Subvolume
+));
+
+on_each_runtime!(one_of_each_on_fuse_overlayfs, |machine| holds_and_puts_back(
+    machine,
+    Rootfs::FuseOverlay
 ));
 
 on_each_runtime!(unchanged_content_is_kept_once, |machine| {

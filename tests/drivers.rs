@@ -220,8 +220,11 @@ fn a_snapshot_that_was_left_behind_is_removed_by_the_next() {
         // As long as the process lives, it is not taken for one.
         drop(subject.begin("b", None));
         assert!(left.iter().all(|name| kept(&pool).contains(name)), "{:?}", kept(&pool));
-        drop(driver);
+        let lease = driver.seal().unwrap();
         drop(subject.begin("c", None));
+        assert!(kept(&pool).starts_with(&left), "sealed and not packed: {:?}", kept(&pool));
+        drop(lease);
+        drop(subject.begin("f", None));
         assert!(kept(&pool).iter().all(|name| !left.contains(name)), "{:?}", kept(&pool));
         // What the guardian does.
         let (mut driver, _) = subject.begin("d", None);

@@ -70,7 +70,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for kind in ["btrfs", "xfs"] {
+        for kind in ["btrfs", "xfs", "there/btrfs"] {
             let _ = nix::mount::umount2(&self.0.join(kind), nix::mount::MntFlags::MNT_DETACH);
         }
         let _ = fs::remove_dir_all(&self.0);
@@ -88,6 +88,13 @@ fn mess_up(volume: &Path) {
     fs::remove_file(volume.join("gone")).unwrap();
     fs::write(volume.join("deep"), "a file now").unwrap();
     fs::create_dir_all(volume.join("since/then")).unwrap();
+}
+
+/// Takes the inode numbers that files would have by chance.
+fn take_inodes(volume: &Path) {
+    for number in 0..1000 {
+        fs::write(volume.join(format!("since-{number}")), "x").unwrap();
+    }
 }
 
 /// Another directory in the place of a volume, as an engine makes one for an imported container.
@@ -128,6 +135,40 @@ on_each_runtime!(a_volume_on_a_subvolume, |machine| {
     succeeds(ocicle(machine, "restore", bundle.id()));
     tree_of(&fresh).assert_is(&before, "a fresh volume elsewhere");
     drop(bundle.adopt());
+});
+
+on_each_runtime!(a_subvolume_that_is_sent_to_another_file_system, |machine| {
+    let place = Place::new(machine);
+    let pool = file_system(&place.0, "btrfs");
+    let volume = subvolume(&pool.join("volume"));
+    let bundle = machine.bundle("sent").bind(&volume, "/volume").args(WAIT).make();
+    let container = start(&bundle);
+    fill(&volume);
+    container.exec(&["sh", "-c", "echo of the container >/volume/own"]);
+    let before = tree_of(&volume);
+    succeeds(checkpoint(machine, &bundle, &[]));
+    drop(container);
+
+    let there = file_system(&place.directory("there"), "btrfs");
+    let index = &manifest(machine, &bundle, "v1")["parts"][1]["files"]["index"]["blake3"];
+    let kept = format!(".ocicle/ocicle-{}", index.as_str().unwrap());
+    fs::create_dir(there.join(".ocicle")).unwrap();
+    fs::set_permissions(there.join(".ocicle"), fs::Permissions::from_mode(0o700)).unwrap();
+    let send = "btrfs send -q \"$1\" | btrfs receive -q \"$2\"";
+    let mut sent = Command::new("bash");
+    run(sent.args(["-ec", send, "-"]).args([pool.join(&kept), there.join(".ocicle")]));
+    nix::mount::umount2(&pool, nix::mount::MntFlags::MNT_DETACH).unwrap();
+
+    let fresh = subvolume(&there.join("volume"));
+    take_inodes(&fresh);
+    mount_instead(&bundle, &volume, &fresh);
+    succeeds(ocicle(machine, "restore", bundle.id()));
+    let restored = bundle.adopt();
+    tree_of(&fresh).assert_is(&before, "on another file system");
+    let inode = |path: PathBuf| path.join("deep/file").metadata().unwrap().ino();
+    assert_eq!(inode(fresh.clone()), inode(there.join(&kept)), "a snapshot of what was received");
+    assert_eq!(restored.exec(&["cat", "/volume/own"]), "of the container\n");
+    drop(restored);
 });
 
 /// What guardians have to do is done when they are gone.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::thread;
 use std::time::{Instant, SystemTime};
 
@@ -295,7 +296,8 @@ impl<'a> Dump<'a> {
         if self.request.leave_running {
             return (parts, Ok(()));
         }
-        let committed = parts::seal(parts).and_then(|()| self.directory.commit_staged(manifest));
+        let committed =
+            parts::seal(parts).and_then(|_leases| self.directory.commit_staged(manifest));
         (Vec::new(), committed)
     }
 
@@ -431,11 +433,12 @@ pub(super) struct Taken {
     pub end: Instant,
 }
 
-/// Of files that are mounted from outside, and not part of the snapshot.
+/// Of files that the checkpoint does not hold: on what is mounted from outside, or all of them.
 fn owners_outside(container: &Container, owned: Vec<Owned>, manifest: &Manifest) -> Vec<Owner> {
     let binds = container.bundle.binds();
     let is_outside = |mount: &ByteString| {
-        binds.iter().any(|bind| bind.destination == mount.as_path())
+        let is_bind = binds.iter().any(|bind| bind.destination == mount.as_path());
+        (is_bind || mount.as_path() == Path::new("/"))
             && !manifest.parts.iter().any(|part| part.destination == *mount)
     };
     let outside = owned.into_iter().filter(|file| is_outside(&file.mount));

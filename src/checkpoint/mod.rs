@@ -140,7 +140,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
     let (manifest, parts) = dump.run(manifest, staged)?;
     dump.move_images()?;
-    parts::seal(parts)?;
+    let _leases = parts::seal(parts)?;
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;
     Ok(manifest)

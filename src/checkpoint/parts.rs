@@ -14,7 +14,7 @@ use crate::files::held::Digests;
 use crate::freezer::Frozen;
 use crate::guardian::Guardian;
 use crate::snapshot::{
-    self, Claim, CopyStats, Driver, Held, Part as Packed, Purpose, Root, Taken, choose,
+    self, Claim, CopyStats, Driver, Held, Lease, Part as Packed, Purpose, Root, Taken, choose,
 };
 use crate::store::manifest::{self, Manifest, Part, State};
 use crate::store::staged_parts;
@@ -194,11 +194,13 @@ pub(super) fn take(
 }
 
 /// Writes the indexes, so that whoever comes can pack what is staged.
-pub(super) fn seal(staged: Vec<Staged>) -> Result<()> {
-    for Staged { part, driver, .. } in staged {
-        driver.seal().with_context(|| format!("writing the index of {}", part.destination))?;
-    }
-    Ok(())
+///
+/// What drivers hold elsewhere stays until there is a manifest as long as the leases are there.
+pub(super) fn seal(staged: Vec<Staged>) -> Result<Vec<Lease>> {
+    let seal = |Staged { part, driver, .. }: Staged| {
+        driver.seal().with_context(|| format!("writing the index of {}", part.destination))
+    };
+    staged.into_iter().filter_map(|staged| seal(staged).transpose()).collect()
 }
 
 /// What the manifest says of parts that are not packed yet.

@@ -43,7 +43,7 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     manifest.parts = parts::records(&parts);
     manifest.held = files;
     manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
-    parts::seal(parts)?;
+    let _leases = parts::seal(parts)?;
     directory.commit_staged(&manifest)?;
     frozen.thaw()?;
     guardian.dismiss()

@@ -40,7 +40,7 @@ mod walk;
 
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
 pub use driver::{
-    Claim, Driver, Held, Local, Method, Name, Program, Purpose, Settings, Taken, choose,
+    Claim, Driver, Held, Lease, Local, Method, Name, Program, Purpose, Settings, Taken, choose,
 };
 pub use execute::Report;
 pub use index::{Content, Entry, Form, Identity, Index, Kind, Meta, Time};

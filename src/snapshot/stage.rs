@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attributes::{Found, Shape, identity};
 use super::copy::{self, copy_file};
-use super::driver::{Driver, Name};
+use super::driver::{Driver, Lease, Name};
 use super::index::{Content, Entry, Form, Identity, Index, Kind, Meta, SCHEMA, Time};
 use super::part::Part;
 use super::probe::Root;
@@ -307,7 +307,7 @@ impl Driver for Stage {
     }
 
     /// Writes the index, and removes the blobs that a later copy replaced.
-    fn seal(mut self: Box<Self>) -> Result<()> {
+    fn seal(mut self: Box<Self>) -> Result<Option<Lease>> {
         let Some(tree) = self.taken.take() else {
             bail!("sealing a snapshot that was not taken");
         };
@@ -335,7 +335,8 @@ impl Driver for Stage {
                 let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
             }
         }
-        write_json(&self.dir, STAGED_INDEX, &index)
+        write_json(&self.dir, STAGED_INDEX, &index)?;
+        Ok(None)
     }
 }
 

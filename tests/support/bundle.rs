@@ -16,6 +16,8 @@ use super::machine::{Machine, Shim, run, try_run};
 pub enum Rootfs {
     /// An overlay: `lower` is the image, `upper` and `work` are in the bundle.
     Overlay,
+    /// The same by fuse-overlayfs, which is another kind of file system to the kernel.
+    FuseOverlay,
     /// A copy of the image in a plain directory.
     Directory,
     /// A copy of the image in a subvolume of a btrfs of its own.
@@ -213,10 +215,14 @@ impl<'m> Bundle<'m> {
         let rootfs = self.rootfs();
         match kind {
             Rootfs::Overlay => {
-                for directory in ["rootfs", "upper", "overlay-work"] {
-                    fs::create_dir(self.dir.join(directory)).unwrap();
-                }
-                self.mount_overlay();
+                let options = self.layers();
+                let kind = Some("overlay");
+                mount(kind, &rootfs, kind, MsFlags::empty(), Some(options.as_str()))
+                    .expect("mounting the overlay");
+            }
+            Rootfs::FuseOverlay => {
+                let options = self.layers();
+                run(Command::new("fuse-overlayfs").args(["-o", &options]).arg(&rootfs));
             }
             Rootfs::Directory => copy_tree(image(), &rootfs),
             Rootfs::Subvolume => {
@@ -232,16 +238,17 @@ impl<'m> Bundle<'m> {
         }
     }
 
-    fn mount_overlay(&self) {
-        let options = format!(
+    /// Makes what an overlay needs: its options.
+    fn layers(&self) -> String {
+        for directory in ["rootfs", "upper", "overlay-work"] {
+            fs::create_dir(self.dir.join(directory)).unwrap();
+        }
+        format!(
             "lowerdir={},upperdir={},workdir={}",
             image().display(),
             self.upper().display(),
             self.dir.join("overlay-work").display()
-        );
-        let kind = Some("overlay");
-        mount(kind, &self.rootfs(), kind, MsFlags::empty(), Some(options.as_str()))
-            .expect("mounting the overlay");
+        )
     }
 
     fn make_btrfs(&self) -> PathBuf {

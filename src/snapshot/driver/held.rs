@@ -143,7 +143,7 @@ impl Held {
             Place::Btrfs { device } => Pool::open(device)?.keep(name, index),
             Place::Program { program, path, keeps: true, records } => {
                 program.discard(path, name, true)?;
-                program::records(records)?.keep(name, index)
+                program::records(records)?.keep(name, name, index)
             }
             Place::Program { .. } => self.discard(),
         }
@@ -157,14 +157,11 @@ pub(in crate::snapshot) struct Content {
 }
 
 /// What this machine still holds of a packed part.
-pub struct Local {
-    claim: Claim,
-    holder: Holder,
-}
+pub struct Local(Holder);
 
 enum Holder {
-    Btrfs(Pool),
-    Program(Program),
+    Btrfs { pool: Pool, name: String },
+    Program { program: Program, claim: Claim },
 }
 
 impl Local {
@@ -173,9 +170,9 @@ impl Local {
     pub fn find(root: &Root, packed: &PartRecord, settings: &Settings) -> Result<Option<Self>> {
         let index = &packed.index.blake3;
         if let Some(pool) = Pool::of(root)?
-            && let Some(claim) = pool.find(index)?
+            && let Some(name) = pool.find(index)
         {
-            return Ok(Some(Self { claim, holder: Holder::Btrfs(pool) }));
+            return Ok(Some(Self(Holder::Btrfs { pool, name })));
         }
         let Some(program) = settings.programs.iter().find(|program| program.is_for(root.path()))
         else {
@@ -183,26 +180,26 @@ impl Local {
         };
         let found = program::records(&settings.records)?.find(index)?;
         let found = found.filter(|claim| program.took(claim));
-        let holder = Holder::Program(program.clone());
-        Ok(found.map(|claim| Self { claim, holder }))
+        Ok(found.map(|claim| Self(Holder::Program { program: program.clone(), claim })))
     }
 
     /// Puts all of it in the place of a root; or does nothing, where that cannot be done. The root
     /// that was open is another one then.
     pub fn put_back(&self, root: &Root) -> Result<bool> {
-        let name = &self.claim.name;
-        let put_back = || match &self.holder {
-            Holder::Btrfs(pool) => pool.put_back(root, name),
-            Holder::Program(program) => program.restore(root.path(), &self.claim),
+        let (name, done) = match &self.0 {
+            Holder::Btrfs { pool, name } => (name, pool.put_back(root, name)),
+            Holder::Program { program, claim } => {
+                (&claim.name, program.restore(root.path(), claim))
+            }
         };
-        put_back().with_context(|| format!("putting back the snapshot {name}"))
+        done.with_context(|| format!("putting back the snapshot {name}"))
     }
 
     /// The directory that files can be cloned from.
     pub(in crate::snapshot) fn directory(&self) -> Option<OwnedFd> {
-        match &self.holder {
-            Holder::Btrfs(pool) => pool.snapshot(&self.claim.name).ok(),
-            Holder::Program(_) => None,
+        match &self.0 {
+            Holder::Btrfs { pool, name } => pool.snapshot(name).ok(),
+            Holder::Program { .. } => None,
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::files::Suspects;
 pub(super) use held::Content as HeldContent;
 pub use held::{Held, Local};
 pub use program::Program;
-pub use registry::Claim;
+pub use registry::{Claim, Lease};
 
 /// A way to hold what a part was at one instant.
 pub trait Driver: Send {
@@ -49,8 +49,9 @@ pub trait Driver: Send {
     /// Takes the snapshot while the container is frozen.
     fn take(&mut self, suspects: &Suspects) -> Result<CopyStats>;
 
-    /// Writes to the staging directory what [`super::pack`] needs, in another process maybe.
-    fn seal(self: Box<Self>) -> Result<()>;
+    /// Writes to the staging directory what [`super::pack`] needs, in another process maybe. Without
+    /// a manifest beside it, it is the lease that keeps the snapshot from being removed by others.
+    fn seal(self: Box<Self>) -> Result<Option<Lease>>;
 }
 
 /// What a driver is called.

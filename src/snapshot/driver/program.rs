@@ -223,7 +223,7 @@ pub(super) struct Holding {
     program: Program,
     path: PathBuf,
     held: Held,
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl Holding {
@@ -265,7 +265,7 @@ impl Holding {
         write_base(staging, base)?;
         let held = Held::new(claim, place, root);
         let staging = staging.to_owned();
-        Ok(Self { staging, program: program.clone(), path, held, _lease: lease })
+        Ok(Self { staging, program: program.clone(), path, held, lease })
     }
 
     /// Lets go of the root, which the program reaches by its path.
@@ -301,7 +301,8 @@ impl Driver for Holding {
         Ok(CopyStats::default())
     }
 
-    fn seal(self: Box<Self>) -> Result<()> {
-        self.held.write(&self.staging)
+    fn seal(self: Box<Self>) -> Result<Option<Lease>> {
+        self.held.write(&self.staging)?;
+        Ok(Some(self.lease))
     }
 }

@@ -43,7 +43,8 @@ pub(super) struct Registry {
 }
 
 /// Keeps others from taking what is recorded for something left behind.
-pub(super) struct Lease(#[expect(dead_code, reason = "what it does is being open")] File);
+#[must_use]
+pub struct Lease(#[expect(dead_code, reason = "what it does is being open")] File);
 
 impl Registry {
     /// The records in a directory.
@@ -67,17 +68,18 @@ impl Registry {
         Ok(Lease(file))
     }
 
-    /// Records that what is held belongs to a packed part.
-    pub(super) fn keep(&self, name: &str, index: &str) -> Result<()> {
+    /// Records that what is held belongs to a packed part, and is called `kept` from now on.
+    pub(super) fn keep(&self, name: &str, kept: &str, index: &str) -> Result<()> {
         let _alone = self.lock()?;
         let mut claim = self.read(name)?;
         claim.index = Some(index.to_owned());
-        let partial = format!("{name}.partial");
+        kept.clone_into(&mut claim.name);
+        let partial = format!("{kept}.partial");
         let _ = rustix::fs::unlinkat(&self.directory, &partial, AtFlags::empty());
         let file = File::from(fs::create_file(&self.directory, partial.as_bytes())?);
         serde_json::to_writer(&file, &claim)?;
         file.sync_all()?;
-        rustix::fs::renameat(&self.directory, &partial, &self.directory, file_name(name))?;
+        rustix::fs::renameat(&self.directory, &partial, &self.directory, file_name(kept))?;
         Ok(rustix::fs::fsync(&self.directory)?)
     }
 
@@ -176,12 +178,13 @@ mod tests {
         };
         assert_eq!(abandoned(""), ["b"]);
         assert_eq!(abandoned("b"), Vec::<String>::new());
-        registry.keep("b", "digest").unwrap();
-        assert_eq!(registry.find("digest").unwrap().unwrap().name, "b");
+        registry.keep("b", "c", "digest").unwrap();
+        registry.forget("b").unwrap();
+        assert_eq!(registry.find("digest").unwrap().unwrap().name, "c");
         assert!(registry.find("other").unwrap().is_none());
         drop(lease);
-        registry.forget("b").unwrap();
-        registry.forget("b").unwrap();
+        registry.forget("c").unwrap();
+        registry.forget("c").unwrap();
         assert_eq!(abandoned(""), ["a"]);
         assert!(registry.record(&claim("a")).is_err(), "it is there");
     }

@@ -64,18 +64,29 @@ impl Pool {
         Ok(fs::open_dir(self.registry.directory(), name.as_bytes())?)
     }
 
-    pub(super) fn find(&self, index: &str) -> Result<Option<Claim>> {
-        let found = self.registry.find(index)?;
-        // Somebody may have removed the snapshot itself, or written to it.
-        let is_whole = |claim: &Claim| {
-            let snapshot = self.snapshot(&claim.name);
-            snapshot.is_ok_and(|snapshot| btrfs::is_read_only(snapshot).unwrap_or(false))
-        };
-        Ok(found.filter(is_whole))
+    /// The name of what is held of a packed part: taken here, or received from another file system.
+    pub(super) fn find(&self, index: &str) -> Option<String> {
+        if !index.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let name = kept_name(index);
+        let is_subvolume = |snapshot: &OwnedFd| btrfs::is_subvolume(snapshot).unwrap_or(false);
+        // Somebody may have written to it.
+        let is_read_only = |snapshot: OwnedFd| btrfs::is_read_only(snapshot).unwrap_or(false);
+        let snapshot = self.snapshot(&name).ok().filter(is_subvolume)?;
+        is_read_only(snapshot).then_some(name)
     }
 
+    /// Names a snapshot after the part that it belongs to: so it is found, and keeps the name where
+    /// it is received.
     pub(super) fn keep(&self, name: &str, index: &str) -> Result<()> {
-        self.registry.keep(name, index)
+        let kept = kept_name(index);
+        // Another checkpoint of just the same may be gone before this one.
+        self.discard(&kept)?;
+        self.registry.keep(name, &kept, index)?;
+        let directory = self.registry.directory();
+        rustix::fs::renameat(directory, name, directory, &kept)?;
+        self.registry.forget(name)
     }
 
     /// Removes a snapshot and its record.
@@ -149,6 +160,11 @@ fn place_of(root: &Root) -> Result<Option<Vec<u8>>> {
     Ok(Some(ByteString::from(path).as_bytes().to_vec()))
 }
 
+/// The name of a snapshot that a packed part is left with.
+fn kept_name(index: &str) -> String {
+    format!("ocicle-{index}")
+}
+
 /// A name that nothing else has.
 pub(super) fn new_name() -> String {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
@@ -163,7 +179,7 @@ pub(super) struct Holding {
     held: Held,
     /// What is done instead, should there be a subvolume inside by then.
     instead: Option<Stage>,
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl Holding {
@@ -199,14 +215,7 @@ impl Holding {
         let lease = pool.registry.record(&claim)?;
         write_base(staging, base)?;
         let held = Held::new(claim, Place::Btrfs { device }, root);
-        Ok(Some(Self {
-            staging: staging.to_owned(),
-            root: None,
-            pool,
-            held,
-            instead: None,
-            _lease: lease,
-        }))
+        Ok(Some(Self { staging: staging.to_owned(), root: None, pool, held, instead: None, lease }))
     }
 
     /// Takes the root over.
@@ -253,13 +262,16 @@ impl Driver for Holding {
         Ok(CopyStats::default())
     }
 
-    fn seal(mut self: Box<Self>) -> Result<()> {
+    fn seal(mut self: Box<Self>) -> Result<Option<Lease>> {
         match self.instead.take() {
             Some(stage) => {
                 self.pool.discard(&self.held.claim.name)?;
                 Box::new(stage).seal()
             }
-            None => self.held.write(&self.staging),
+            None => {
+                self.held.write(&self.staging)?;
+                Ok(Some(self.lease))
+            }
         }
     }
 }
