@@ -24,6 +24,10 @@ const TEXT: &str = "0123456789";
 
 impl<'m> Case<'m> {
     fn new(machine: &'m Machine, annotation: &str) -> Self {
+        Self::with(machine, annotation, &[])
+    }
+
+    fn with(machine: &'m Machine, annotation: &str, flags: &[&str]) -> Self {
         let volume = machine.scratch().join("volume");
         fs::create_dir(&volume).unwrap();
         let bundle = machine
@@ -39,7 +43,7 @@ impl<'m> Case<'m> {
         chown(&file, Some(12), Some(34)).unwrap();
         let mut checkpoint = machine.ocicle();
         checkpoint.args(["checkpoint", bundle.id(), "--volumes", "none", "--file-locks"]);
-        run(checkpoint.arg("--tcp-established").args(machine.variant().criu_flags()));
+        run(checkpoint.arg("--tcp-established").args(flags).args(machine.variant().criu_flags()));
         drop(container);
         Self { machine, bundle, volume }
     }
@@ -191,4 +195,65 @@ on_each_runtime!(what_no_policy_changes, |machine| {
     drop(restored);
     drop(bundle);
     fs::remove_dir_all(&volume).unwrap();
+});
+
+on_each_runtime!(policies_for_files_that_were_verified, |machine| {
+    let case = Case::with(machine, "", &["--filesystem", "verify"]);
+    let refused = |options: &[&str], words: &str| {
+        let (works, _, errors) = outcome(&mut case.restore(options));
+        assert!(!works && errors.contains(words), "{options:?}: {errors}");
+    };
+    grow(&case.file());
+    refused(&[], "it has 13 bytes, it had 10 at the checkpoint");
+    let answers = case.restored(&["--policy", "grown=accept"], &["position", "read"]);
+    assert_eq!(answers, ["4", "\"456789XYZ\""]);
+    // To grow is not to change what was there.
+    fs::write(case.file(), "rotated, and longer").unwrap();
+    for policy in ["--policy=grown=accept", "--policy=grown=truncate"] {
+        refused(&[policy], "/volume/file: its first 10 bytes are others");
+        refused(&[policy, "--dry-run"], "/volume/file: its first 10 bytes are others");
+        assert_eq!(fs::read_to_string(case.file()).unwrap(), "rotated, and longer");
+    }
+    case.reset();
+    grow(&case.file());
+    assert_eq!(case.restored(&["--policy", "grown=truncate"], &["read"]), ["\"456789\""]);
+    assert_eq!(fs::read_to_string(case.file()).unwrap(), TEXT);
+
+    fs::write(case.file(), "98").unwrap();
+    refused(&["--policy", "grown=accept"], "it has 2 bytes");
+    assert_eq!(case.restored(&["--policy", "shrunk=accept"], &["position"]), ["2"]);
+    fs::remove_file(case.file()).unwrap();
+    assert_eq!(case.restored(&["--policy", "missing=recreate"], &["position"]), ["0"]);
+    assert_eq!(fs::read_to_string(case.file()).unwrap(), "");
+
+    // Of the same size: no policy speaks of that.
+    case.reset();
+    fs::write(case.file(), "abcdefghij").unwrap();
+    let all = "--policy=missing=recreate,grown=accept,shrunk=accept";
+    refused(&[all], "/volume/file: its content is another");
+    case.end();
+});
+
+on_each_runtime!(a_verified_file_that_was_open_for_appending, |machine| {
+    let script = "exec 5>>/data/log; echo line >&5; touch /data/ready; exec tail -f /dev/null";
+    let bundle = machine.bundle("appender").args(["sh", "-c", script]).shim(Shim::Ocicle).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let images = bundle.images("images");
+    container.checkpoint(&images, &["--filesystem=verify"]).unwrap();
+    drop(container);
+    let log = bundle.path("/data/log");
+    OpenOptions::new().append(true).open(&log).unwrap().write_all(b"more\n").unwrap();
+    let restore = |policy: &str| bundle.restore(&images, &[policy]).map(drop);
+    // CRIU would not look at its size.
+    let error = restore("--policy=missing=recreate").unwrap_err();
+    assert!(error.contains("(/data/log): it has 10 bytes, it had 5"), "{error}");
+    restore("--policy=grown=accept").unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "line\nmore\n");
+    restore("--policy=grown=truncate:/data/log").unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "line\n");
+    // On the root file system, of which there is no snapshot.
+    fs::remove_file(&log).unwrap();
+    restore("--policy=missing=recreate:/data/log").unwrap();
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
 });

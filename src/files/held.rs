@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
+use std::io::{Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -33,20 +34,39 @@ pub struct HeldFile {
     pub blake3: String,
 }
 
+/// How much of a file is compared with one that was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it, and its size.
+    All,
+    /// As many bytes as there were: it may have grown.
+    Beginning,
+    /// None: what is left of it cannot be told from other bytes.
+    Nothing,
+}
+
 impl HeldFile {
     /// In what another file differs; nothing if it can take this one's place. A time alone is no
     /// difference: what copies a file to another host need not keep it.
-    pub fn differences(&self, file: &File) -> Result<Vec<String>> {
+    pub fn differences(&self, file: &File, extent: Extent) -> Result<Vec<String>> {
         let found = file.metadata()?;
         let mut differences = Vec::new();
         if found.mode() != self.mode {
             differences.push(format!("its mode is {:o}, not {:o}", found.mode(), self.mode));
         }
-        if found.len() != self.size {
-            differences.push(format!("it has {} bytes, not {}", found.len(), self.size));
-        } else if found.is_file() && digest(file)? != self.blake3 {
-            differences.push("its content is another".to_owned());
-        }
+        let content = match extent {
+            Extent::All if found.len() != self.size => {
+                Some(format!("it has {} bytes, not {}", found.len(), self.size))
+            }
+            Extent::Beginning if found.len() < self.size => {
+                Some(format!("it has {} bytes, and had {}", found.len(), self.size))
+            }
+            Extent::Nothing => None,
+            _ if !found.is_file() || digest_of(file, self.size)? == self.blake3 => None,
+            Extent::All => Some("its content is another".to_owned()),
+            Extent::Beginning => Some(format!("its first {} bytes are others", self.size)),
+        };
+        differences.extend(content);
         Ok(differences)
     }
 }
@@ -122,10 +142,15 @@ fn changed(found: &Metadata) -> SystemTime {
 }
 
 fn digest(file: &File) -> std::io::Result<String> {
+    digest_of(file, u64::MAX)
+}
+
+/// The digest of as many bytes from the beginning.
+fn digest_of(file: &File, bytes: u64) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut reader = file;
-    std::io::Seek::rewind(&mut reader)?;
-    hasher.update_reader(reader)?;
+    reader.rewind()?;
+    hasher.update_reader(reader.take(bytes))?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
@@ -209,12 +234,17 @@ mod tests {
         fs::write(&path, "content").unwrap();
         let file = File::open(&path).unwrap();
         let was = held(&file);
-        assert_eq!(was.differences(&file).unwrap(), Vec::<String>::new());
+        let differences = |extent| was.differences(&file, extent).unwrap();
+        assert_eq!(differences(Extent::All), Vec::<String>::new());
         fs::write(&path, "CONTENT").unwrap();
-        assert_eq!(was.differences(&file).unwrap(), ["its content is another"]);
+        assert_eq!(differences(Extent::All), ["its content is another"]);
+        fs::write(&path, "content, and more").unwrap();
+        assert_eq!(differences(Extent::Beginning), Vec::<String>::new());
         fs::write(&path, "longer content").unwrap();
+        assert_eq!(differences(Extent::Beginning), ["its first 7 bytes are others"]);
+        assert_eq!(differences(Extent::Nothing), Vec::<String>::new());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let said = was.differences(&file).unwrap().join("; ");
+        let said = differences(Extent::All).join("; ");
         assert!(said.contains("its mode is 100600") && said.contains("14 bytes, not 7"), "{said}");
     }
 

@@ -103,7 +103,7 @@ pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(parts, &plans, &bundle)?;
     let policies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
-    held::ensure_same(&manifest, &bundle, resolved)?;
+    held::ensure_same(&manifest, &bundle, resolved, &policies)?;
     check_substitutions(request, &examined, &files, &images)?;
     Ok(Forecast {
         schema: 1,

@@ -5,22 +5,27 @@ use std::fmt::Write as _;
 use anyhow::{Result, anyhow};
 
 use crate::container::Bundle;
-use crate::files::held::{HeldFile, on_host, open_below};
+use crate::files::held::{Extent, HeldFile, on_host, open_below};
 use crate::hint::WithHint;
 use crate::store::manifest::Manifest;
 use crate::substitute::Resolved;
 
+use super::policies::{Remedy, What};
+
 /// Makes sure that every file which the container had open or mapped is what it was, but for those
-/// that something else takes the place of.
+/// that something else takes the place of, and as far as a policy does not know better.
 pub(super) fn ensure_same(
     manifest: &Manifest,
     bundle: &Bundle,
     resolved: &[Resolved],
+    remedies: &[Remedy],
 ) -> Result<()> {
     let is_replaced = |held: &&HeldFile| resolved.iter().any(|one| one.file.name == held.path);
     let mut text = String::new();
     for held in manifest.held.iter().filter(|held| !is_replaced(held)) {
-        let differences = differences(held, bundle)?;
+        let remedy = remedies.iter().find(|remedy| remedy.path == held.path);
+        let Some(extent) = extent(held, remedy) else { continue };
+        let differences = differences(held, bundle, extent)?;
         if !differences.is_empty() {
             let _ = write!(text, "\n  {}: {}", held.path, differences.join("; "));
         }
@@ -32,10 +37,21 @@ pub(super) fn ensure_same(
         .hint("bring them back as they were, or let something take their places with -s"))
 }
 
-fn differences(held: &HeldFile, bundle: &Bundle) -> Result<Vec<String>> {
+/// How much of a file is compared, after what a policy does about it: nothing of one that is made
+/// again. To grow is not to change what was there.
+fn extent(held: &HeldFile, remedy: Option<&Remedy>) -> Option<Extent> {
+    Some(match remedy.map(|remedy| remedy.what) {
+        None => Extent::All,
+        Some(What::Recreate { .. }) => return None,
+        Some(What::Accept { size }) if size < held.size => Extent::Nothing,
+        Some(What::Accept { .. } | What::Truncate { .. }) => Extent::Beginning,
+    })
+}
+
+fn differences(held: &HeldFile, bundle: &Bundle, extent: Extent) -> Result<Vec<String>> {
     let found = on_host(bundle, held.path.as_path());
     match found.and_then(|(directory, below)| open_below(&directory, &below)) {
-        Some(file) => held.differences(&file),
+        Some(file) => held.differences(&file, extent),
         None => Ok(vec!["it is missing".to_owned()]),
     }
 }

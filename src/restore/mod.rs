@@ -120,7 +120,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     let files = preflight::View::of(parts, &plans, &bundle)?;
     let remedies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
-    held::ensure_same(&manifest, &bundle, resolved)?;
+    held::ensure_same(&manifest, &bundle, resolved, &remedies)?;
     let site = |path: &Path| files.site(path);
     let around = examined.around(&request.id, &site);
     let mut prepared = substitute::prepare(resolved, &around).hint(FITTING)?;
@@ -165,7 +165,7 @@ pub fn put_back(
     let parts = reconcile::open_parts(&manifest, images, &bundle, drivers)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
     preflight::check_plainly(images, &preflight::View::of(&parts, &plans, &bundle)?)?;
-    held::ensure_same(&manifest, &bundle, &[])?;
+    held::ensure_same(&manifest, &bundle, &[], &[])?;
     // The runtime has mounted them already.
     for (plan, part) in plans.into_iter().zip(&parts) {
         part.put_back_in_place(plan, &()).with_context(|| context(part))?;

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::criu::images::Images;
+use crate::criu::images::entries::FileBody;
 use crate::files::{Found, preflight};
 use crate::hint::WithHint;
 use crate::snapshot::{Kind, Lookup, Part as Packed, Plan, Verb};
@@ -33,11 +34,16 @@ pub(super) fn check(
     resolved: &[Resolved],
 ) -> Result<Vec<Remedy>> {
     let policies = policies::gather(request, bundle)?;
-    let images = Images::load(images).context("reading CRIU's images")?;
+    let mut images = Images::load(images).context("reading CRIU's images")?;
+    compare_all_sizes(&mut images, manifest);
     let problems = preflight(&images, &substituted(resolved), &|path| view.look(path));
     let plan = policies::plan(problems, &policies, &images, manifest, view);
     let Some(first) = plan.left.first() else { return Ok(plan.remedies) };
-    let mut text = String::from("some files are not as CRIU needs them:");
+    let mut text = String::from(if manifest.held.is_empty() {
+        "some files are not as CRIU needs them:"
+    } else {
+        "some files are not what they were at the checkpoint:"
+    });
     for problem in &plan.left {
         let _ = write!(text, "\n  {problem}");
     }
@@ -45,6 +51,19 @@ pub(super) fn check(
         let _ = write!(text, "\n  a policy cannot help {refused}");
     }
     Err(anyhow!(text).hint(first.hint()))
+}
+
+/// CRIU does not look at the size of what was open for appending only; a checkpoint that recorded
+/// the files does.
+fn compare_all_sizes(images: &mut Images, manifest: &Manifest) {
+    let sizes: HashMap<_, _> = manifest.held.iter().map(|held| (&held.path, held.size)).collect();
+    for entry in &mut images.files {
+        if let FileBody::Reg(reg) = &mut entry.body
+            && let Some(size) = sizes.get(&reg.name)
+        {
+            reg.size = Some(*size);
+        }
+    }
 }
 
 /// The same where no rule and no policy can help: CRIU has begun with the images as they are.
