@@ -66,12 +66,13 @@ mod tests {
     fn who_runs_is_waited_for() {
         let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         let task = format!("/proc/{0}/task/{0}", child.id());
-        assert!(runs(Path::new(&task)));
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(child.id() as i32),
-            nix::sys::signal::Signal::SIGSTOP,
-        )
-        .unwrap();
+        let begin = Instant::now();
+        // Its shell has to be read first.
+        while !runs(Path::new(&task)) {
+            assert!(begin.elapsed() < Duration::from_secs(30), "it does not run");
+        }
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
         settle(Path::new(&task));
         assert!(!runs(Path::new(&task)));
         child.kill().unwrap();
