@@ -29,9 +29,9 @@ demo: build workloads testbed
 test: check testbed
 	cargo build --workspace --features $(test_features) --locked
 	@if tests/testbed/have-nextest; then \
-	    cargo nextest run --features $(test_features) --locked; \
+	    cargo nextest run --workspace --features $(test_features) --locked; \
 	else \
-	    cargo test --features $(test_features) --locked -- --test-threads 2; \
+	    cargo test --workspace --features $(test_features) --locked -- --test-threads 2; \
 	fi
 
 check:
