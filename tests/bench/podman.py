@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -96,4 +97,5 @@ class Podman:
         points = [line.split()[1] for line in mounts]
         for point in reversed(points):
             if point.startswith(f"{self.dir}/"):
-                run("umount", "--lazy", point)
+                # One on top of another may have gone with it.
+                subprocess.run(["umount", "--lazy", point], stderr=subprocess.DEVNULL, check=False)
