@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{file_system, private, run, scratch, tree_of};
+use support::{Tree, file_system, private, run, scratch, tree_of};
 
 const NAME: &str = "ocicle-1a-2b-3c";
 
@@ -82,6 +82,19 @@ impl Hook {
     #[track_caller]
     fn committed(&self) -> PathBuf {
         PathBuf::from(self.ask("commit")["directory"].as_str().unwrap())
+    }
+
+    /// Has a snapshot taken of what is in `part`, and kept; what was in it.
+    #[track_caller]
+    fn take_and_keep(&self, part: &Path) -> Tree {
+        assert_eq!(self.ask("probe"), json!({ "usable": true, "keeps": true }));
+        self.ask("prepare");
+        let was = tree_of(part);
+        self.ask("take");
+        fs::write(part.join("other"), "afterwards").unwrap();
+        tree_of(&self.committed()).assert_is(&was, "the snapshot");
+        self.ask_with("discard", json!({ "keep": true })).unwrap();
+        was
     }
 
     fn held(&self) -> usize {
@@ -196,13 +209,7 @@ case "$1 $*" in
     *) exit 9 ;;
 esac"#,
     );
-    assert_eq!(hook.ask("probe"), json!({ "usable": true, "keeps": true }));
-    hook.ask("prepare");
-    let was = tree_of(&part);
-    hook.ask("take");
-    fs::write(part.join("other"), "afterwards").unwrap();
-    tree_of(&hook.committed()).assert_is(&was, "the snapshot");
-    hook.ask_with("discard", json!({ "keep": true })).unwrap();
+    let was = hook.take_and_keep(&part);
     tree_of(&hook.committed()).assert_is(&was, "kept");
     // The part is but a directory of the dataset, which a rollback would put back whole.
     assert_eq!(hook.ask("restore")["restored"], false);
@@ -258,13 +265,7 @@ esac"#,
             "device=$top/devices/vg/ocicle-1a-2b-3c; rm $top/snapshot\n\
              [[ ! -L $device ]] || { losetup -d $(readlink $device); rm $device; }",
         );
-        assert_eq!(hook.ask("probe"), json!({ "usable": true, "keeps": true }));
-        hook.ask("prepare");
-        let was = tree_of(&part);
-        hook.ask("take");
-        fs::write(part.join("other"), "afterwards").unwrap();
-        tree_of(&hook.committed()).assert_is(&was, "the snapshot");
-        hook.ask_with("discard", json!({ "keep": true })).unwrap();
+        let was = hook.take_and_keep(&part);
         assert!(hook.held() == 0 && top.path().join("snapshot").exists());
         tree_of(&hook.committed()).assert_is(&was, "kept");
         assert_eq!(hook.ask("restore")["restored"], false);

@@ -288,6 +288,21 @@ fn device(kind: libc::mode_t, major: u32, minor: u32) -> Result<OwnedFd> {
     Ok(File::open(path)?.into())
 }
 
+/// What a child does once it is as wanted, which the closing of its pipe tells.
+fn stay(pipe: (OwnedFd, OwnedFd)) -> ! {
+    drop(pipe);
+    loop {
+        pause();
+    }
+}
+
+/// Waits until every child has closed its end.
+fn await_closed(reader: &OwnedFd, writer: OwnedFd) -> Result<()> {
+    drop(writer);
+    nix::unistd::read(reader, &mut [0])?;
+    Ok(())
+}
+
 /// A namespace that no process is in: of a child that has ended.
 fn other_namespace(kind: CloneFlags, name: &str) -> Result<File> {
     let (reader, writer) = nix::unistd::pipe()?;
@@ -300,8 +315,7 @@ fn other_namespace(kind: CloneFlags, name: &str) -> Result<File> {
             std::process::exit(0);
         }
         ForkResult::Parent { child } => {
-            drop(writer);
-            nix::unistd::read(&reader, &mut [0])?;
+            await_closed(&reader, writer)?;
             let file = File::open(format!("/proc/{child}/ns/{name}"))?;
             nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL)?;
             nix::sys::wait::waitpid(child, None)?;
@@ -323,13 +337,9 @@ fn in_child(kind: CloneFlags) -> Result<Vec<OwnedFd>> {
         if !is_for_children {
             unshare(kind)?;
         }
-        drop((reader, writer));
-        loop {
-            pause();
-        }
+        stay((reader, writer));
     }
-    drop(writer);
-    nix::unistd::read(&reader, &mut [0])?;
+    await_closed(&reader, writer)?;
     Ok(Vec::new())
 }
 
@@ -339,22 +349,15 @@ fn traced() -> Result<Vec<OwnedFd>> {
     // SAFETY: there is one thread, so the child may do everything.
     let tracee = match unsafe { fork() }? {
         ForkResult::Child => {
-            drop((reader, writer));
-            loop {
-                pause();
-            }
+            stay((reader, writer));
         }
         ForkResult::Parent { child } => child,
     };
     // SAFETY: as above.
     if let ForkResult::Child = unsafe { fork() }? {
         nix::sys::ptrace::seize(tracee, nix::sys::ptrace::Options::empty())?;
-        drop((reader, writer));
-        loop {
-            pause();
-        }
+        stay((reader, writer));
     }
-    drop(writer);
-    nix::unistd::read(&reader, &mut [0])?;
+    await_closed(&reader, writer)?;
     Ok(Vec::new())
 }
