@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use regex::Regex;
-use support::{Bundle, Machine, Shim, outcome, run, status_of, wait_for_exit};
+use support::{
+    Bundle, Machine, Shim, outcome, run, status_of, try_run, wait_for_exit, wait_for_program,
+};
 
 /// What a call of a runtime came to.
 #[derive(Debug, PartialEq)]
@@ -46,13 +48,15 @@ impl<'a> Life<'a> {
         });
     }
 
-    /// Without names, paths, process numbers, times and counts.
+    /// Without names, paths, process numbers, times and counts. Of a container's statistics no
+    /// more than that there are some: the runtime leaves out what is zero.
     fn plain(&self, text: &str) -> String {
         let runtime = self.machine.variant().runtime();
         let text =
             Regex::new(&format!(r"(/usr)?/s?bin/{runtime}\b")).unwrap().replace_all(text, runtime);
         let text = text.replace(self.bundle.id(), "ID");
         let text = text.replace("\\/", "/").replace(self.bundle.dir().to_str().unwrap(), "BUNDLE");
+        let text = Regex::new(r#""data":\{"cpu":.*"#).unwrap().replace_all(&text, "STATISTICS");
         let text = Regex::new(r"[0-9][0-9.:TZ+-]*").unwrap().replace_all(&text, "N").into_owned();
         Regex::new(r"[ \t]+").unwrap().replace_all(&text, " ").into_owned()
     }
@@ -137,6 +141,10 @@ fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
     ] {
         let init = (*call == ["kill", id, "KILL"]).then(|| init_of(machine, &bundle)).flatten();
         life.call(call);
+        if *call == ["start", id] {
+            // What was started is the runtime's own program for a moment.
+            init_of(machine, &bundle).into_iter().for_each(|pid| wait_for_program(pid, "tail"));
+        }
         init.into_iter().for_each(wait_for_exit);
     }
     for call in [&["state", id][..], &["delete", id], &["delete", id], &["delete", "--force", id]] {
@@ -147,7 +155,7 @@ fn life(machine: &Machine, shim: Shim, name: &str) -> Vec<Answer> {
 
 fn init_of(machine: &Machine, bundle: &Bundle<'_>) -> Option<i32> {
     let log = bundle.dir().join("other.log");
-    let state = run(machine.runtime(Shim::Bare, &log).args(["state", bundle.id()]));
+    let state = try_run(machine.runtime(Shim::Bare, &log).args(["state", bundle.id()])).ok()?;
     let state: serde_json::Value = serde_json::from_str(&state).unwrap();
     i32::try_from(state["pid"].as_i64()?).ok()
 }

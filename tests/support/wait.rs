@@ -43,6 +43,16 @@ pub fn first_number(log: &Path) -> u64 {
     }
 }
 
+/// Waits until a process runs a program.
+#[track_caller]
+pub fn wait_for_program(pid: i32, program: &str) {
+    let end = Instant::now() + DEADLINE;
+    let name = format!("/proc/{pid}/comm");
+    while std::fs::read_to_string(&name).unwrap().trim_end() != program {
+        assert!(Instant::now() < end, "process {pid} does not run {program}");
+    }
+}
+
 /// Sends a line to a port, and returns all that is answered until the other side closes.
 #[track_caller]
 pub fn ask(address: &str, line: &str) -> String {
