@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{Suspects, live};
 use crate::bytes::ByteString;
 use crate::container::Bundle;
+use crate::sys;
 
 /// A file as it was at a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,18 +198,17 @@ pub fn on_host(bundle: &Bundle, path: &Path) -> Option<(PathBuf, PathBuf)> {
 
 /// Opens a regular file below a directory, through no link; a bind mount of one file is that file.
 pub fn open_below(directory: &Path, path: &Path) -> Option<File> {
-    if path.as_os_str().is_empty() {
-        return File::open(directory).ok().filter(is_regular);
-    }
-    let directory = File::open(directory).ok()?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat2(directory, path, flags, Mode::empty(), resolve).ok()?;
-    Some(File::from(file)).filter(is_regular)
-}
-
-fn is_regular(file: &File) -> bool {
-    file.metadata().is_ok_and(|found| found.is_file())
+    let found = match path.as_os_str().is_empty() {
+        true => directory,
+        false => rustix::fs::openat2(directory, path, flags, Mode::empty(), resolve).ok()?,
+    };
+    // To open what a container has put there may be to wait, or to set a device to work.
+    let mode = rustix::fs::fstat(&found).ok()?.st_mode;
+    let is_file = FileType::from_raw_mode(mode) == FileType::RegularFile;
+    is_file.then(|| sys::fs::open_for_reading(&found).ok().map(File::from)).flatten()
 }
 
 #[cfg(test)]
@@ -255,6 +255,9 @@ mod tests {
         std::os::unix::fs::symlink("file", directory.path().join("link")).unwrap();
         assert!(open_below(directory.path(), Path::new("file")).is_some());
         assert!(open_below(directory.path(), Path::new("link")).is_none());
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open_below(&pipe, Path::new("")).is_none(), "or it would wait for ever");
         assert!(open_below(directory.path(), Path::new("../file")).is_none());
     }
 }

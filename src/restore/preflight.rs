@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -186,17 +186,18 @@ impl<'a> Mount<'a> {
 }
 
 fn look_in(source: &Path, path: &Path) -> Found {
-    match File::open(source) {
+    // To open a pipe is to wait, and some devices begin to work.
+    match rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) if path.as_os_str().is_empty() => found(&file),
         Ok(directory) => look_below(&directory, path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Missing,
+        Err(Errno::NOENT) => Found::Missing,
         Err(_) => Found::Unknown,
     }
 }
 
 /// Looks a path up below a directory, through no link: CRIU's names have none. Where there is
 /// one now, what it leads to depends on the container's mounts, and CRIU has to judge.
-fn look_below(directory: &File, path: &Path) -> Found {
+fn look_below(directory: &OwnedFd, path: &Path) -> Found {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(
@@ -206,7 +207,7 @@ fn look_below(directory: &File, path: &Path) -> Found {
         Mode::empty(),
         resolve,
     ) {
-        Ok(fd) => found(&File::from(fd)),
+        Ok(fd) => found(&fd),
         Err(Errno::NOENT) => Found::Missing,
         Err(Errno::NOTDIR) => Found::NotADirectory(ByteString::from(path.parent().unwrap_or(path))),
         Err(_) => Found::Unknown,
@@ -227,7 +228,7 @@ fn kind_and_size(kind: &Kind) -> (FileType, u64) {
     }
 }
 
-fn found(file: &File) -> Found {
+fn found(file: &OwnedFd) -> Found {
     rustix::fs::fstat(file).map_or(Found::Unknown, |stat| Found::Present {
         mode: stat.st_mode,
         size: u64::try_from(stat.st_size).unwrap_or_default(),
