@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -105,7 +106,7 @@ impl Entry {
             return;
         }
         if let Err(error) = fs::remove_dir_all(&self.directory)
-            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != ErrorKind::NotFound
         {
             tracing::warn!("removing {}: {error}", self.directory.display());
         }
@@ -239,7 +240,10 @@ impl Store {
 fn names_in(directory: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A file in the store is none of ours.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         Err(error) => {
             return Err(error).with_context(|| format!("reading {}", directory.display()));
         }
@@ -288,6 +292,7 @@ mod tests {
         let error = store.find(&second).unwrap_err();
         assert_eq!(format!("{error:#}"), "web has no version v2");
         assert_eq!(crate::hint::hint_of(&error), Some("there is v1, v10"));
+        fs::write(directory.path().join("README"), "of the administrator's").unwrap();
         let listed = store.list().unwrap();
         let names: Vec<String> =
             listed.iter().map(|(entry, _)| entry.version.to_string()).collect();
