@@ -179,7 +179,11 @@ impl Part {
             name: part.name.clone(),
             destination: part.destination.clone(),
             layers: layers.map_or(0, Vec::len),
-            bytes: layers.into_iter().flatten().map(|layer| layer.size).sum(),
+            bytes: layers
+                .into_iter()
+                .flatten()
+                .map(|layer| layer.size)
+                .fold(0, u64::saturating_add),
         }
     }
 }
@@ -289,7 +293,8 @@ fn sizes(gathered: &Gathered) -> BTreeMap<&'static str, u64> {
             () if name.starts_with("ocicle-") => "files",
             () => "images",
         };
-        *sizes.entry(category).or_default() += size;
+        let sum = sizes.entry(category).or_default();
+        *sum = u64::saturating_add(*sum, *size);
     }
     sizes
 }
