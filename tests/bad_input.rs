@@ -11,9 +11,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
-    Bundle, Container, DEADLINE, Machine, Shim, Told, Tree, outcome, run, tree_of, wait_for_exit,
+    Bundle, Container, DEADLINE, Machine, Shim, Told, Tree, outcome, run, status_of, tree_of,
+    wait_for_exit, wait_for_guardians,
 };
 
 /// A container that holds open files and changes nothing.
@@ -175,6 +176,99 @@ on_each_runtime!(a_checkpoint_of_a_newer_ocicle, |machine| {
     });
     assert_restores(machine, &bundle);
     told.compare("newer");
+});
+
+/// A checkpoint of `hold` that was interrupted when the container had ended.
+fn staged_version(machine: &Machine, bundle: &Bundle<'_>) -> PathBuf {
+    let container = start(bundle);
+    let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
+    assert_eq!(status_of(command.env("OCICLE_FAULT", "thawed")).0, 128 + 9);
+    wait_for_guardians();
+    drop(container);
+    machine.store().join(bundle.id()).join("v1")
+}
+
+/// What a snapshot driver of the administrator's choice would have written, in other words.
+fn held_by(program: &Path, records: &Path, root: &Value) -> Value {
+    json!({
+        "claim": { "schema": 1, "owner": null, "part": "rootfs", "name": "ocicle-1-2-3",
+            "path": "/", "program": program },
+        "place": { "Program": {
+            "program": { "path": "**", "program": program, "timeout": 5 },
+            "path": "/", "keeps": false, "records": records,
+        } },
+        "root": root, "suspects": [], "taken": [0, 0],
+    })
+}
+
+on_each_runtime!(an_interrupted_checkpoint_that_somebody_made_up, |machine| {
+    let bundle = hold(machine, "hold", Shim::Bare);
+    let version = staged_version(machine, &bundle);
+    let part = version.join("ocicle-staging/parts/rootfs");
+    let manifest = fs::read(version.join("ocicle-manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["state"], "staged");
+    let host = machine.state_root().with_file_name("host");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("secret"), "of the host").unwrap();
+    write_script(&host.join("program"), &format!(": >{}; exit 1", host.join("has-run").display()));
+
+    let mut told = Told::new(machine);
+    let mut refuse = |what: &str| {
+        let before = tree_of(&bundle.upper());
+        told.refused(what, &mut ocicle(machine, "restore", &[bundle.id()]));
+        tree_of(&bundle.upper()).assert_is(&before, what);
+        let names = fs::read_dir(&host).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.count(), 2, "{what}: something has run, or was written");
+    };
+    let held = part.join("held.json");
+    let made_up = held_by(&host.join("program"), &host, &manifest["root"]);
+    fs::write(&held, made_up.to_string()).unwrap();
+    refuse("a program is to show the files");
+    let mut made_up = made_up;
+    made_up["place"] = json!({ "Btrfs": { "device": "/dev/zero" } });
+    fs::write(&held, made_up.to_string()).unwrap();
+    refuse("a device is to be mounted");
+    fs::remove_file(held).unwrap();
+
+    let blobs = fs::read_dir(part.join("blobs")).unwrap();
+    let blob = blobs.map(|blob| blob.unwrap().path()).next().unwrap();
+    let kept = version.join("kept");
+    fs::rename(&blob, &kept).unwrap();
+    symlink(host.join("secret"), &blob).unwrap();
+    refuse("a file of the host is to be copied");
+    fs::remove_file(&blob).unwrap();
+    fs::rename(kept, blob).unwrap();
+
+    let index: Value = serde_json::from_slice(&fs::read(part.join("index.json")).unwrap()).unwrap();
+    let size = fs::metadata(host.join("secret")).unwrap().len();
+    let layer = json!({ "name": "../../../host/secret", "size": size, "blake3": "" });
+    let mut root = index.clone();
+    root["entries"].as_object_mut().unwrap().retain(|path, _| path.is_empty());
+    let base = json!({ "layers": [layer], "index": root });
+    fs::write(part.join("base.json"), base.to_string()).unwrap();
+    refuse("a file of the host is to be a layer");
+    fs::remove_file(part.join("base.json")).unwrap();
+
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 2] = [
+        ("a flag for the runtime", |manifest| {
+            manifest["flags"] = json!(["--pid-file=/scratch/host/number"]);
+        }),
+        ("a part outside", |manifest| manifest["parts"][0]["name"] = "../../../host".into()),
+    ];
+    for (what, change) in changes {
+        rewrite_manifest(&version, change);
+        refuse(what);
+        rewrite_manifest(&version, |now| *now = manifest.clone());
+    }
+    symlink(host.join("secret"), version.join("pages-9.img")).unwrap();
+    refuse("a file of the host is to be memory");
+    fs::remove_file(version.join("pages-9.img")).unwrap();
+
+    fs::remove_dir_all(host).unwrap();
+    assert_restores(machine, &bundle);
+    told.compare("made-up");
 });
 
 /// The same command, started with a file open as a descriptor.

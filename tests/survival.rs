@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use ocicle::fault::{POINTS, STOPPING};
 use serde_json::Value;
-use support::{Container, Control, DEADLINE, Machine, run, try_run, wait_for_exit};
+use support::{Container, Control, DEADLINE, Machine, run, try_run, wait_for_guardians};
 
 /// Kills a checkpoint at a point, and waits until what cleans up behind it is done.
 fn kill_at(point: &str, machine: &Machine, container: &Container<'_>, flags: &[&str]) -> Instant {
@@ -21,9 +21,7 @@ fn kill_at(point: &str, machine: &Machine, container: &Container<'_>, flags: &[&
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let killed = Instant::now();
     assert_eq!(status.unwrap().signal(), Some(9), "the point {point} was not reached");
-    for guardian in guardians() {
-        wait_for_exit(guardian);
-    }
+    wait_for_guardians();
     killed
 }
 
@@ -33,18 +31,6 @@ fn wait_for_progress(control: &Control, before: &Value) {
     while control.status()["counter"].as_u64() <= before["counter"].as_u64() {
         assert!(begin.elapsed() < DEADLINE, "it does not go on");
     }
-}
-
-fn guardians() -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if let Some(pid) = pid.filter(|_| command.starts_with(b"ocicle-guardian")) {
-            found.push(pid);
-        }
-    }
-    found
 }
 
 fn doors() -> Vec<String> {

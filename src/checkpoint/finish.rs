@@ -7,20 +7,65 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::timeline::Timeline;
+use crate::bytes::ByteString;
 use crate::fault;
 use crate::files::{self, FileKind, OpenFile, Table};
+use crate::hint::WithHint;
 use crate::snapshot::{self, Compression, Held, Progress};
 use crate::store::digest::FileRecord;
 use crate::store::manifest::{
-    self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
+    self, DAMAGED, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
 };
 use crate::store::{STAGING, staged_parts};
 
+/// Makes a complete checkpoint of one that was interrupted, or that somebody says was.
+pub fn finish(
+    images: &Path,
+    manifest: Manifest,
+    drivers: &snapshot::Settings,
+    progress: &dyn Progress,
+) -> Result<Manifest> {
+    let staging = images.join(STAGING);
+    ensure_plain(&staging)
+        .with_context(|| format!("looking at {}", staging.display()))
+        .hint(DAMAGED)?;
+    for part in &manifest.parts {
+        if let Some(held) = Held::read(&staged_parts(images).join(&part.name))? {
+            held.ensure_recorded(drivers)
+                .with_context(|| format!("looking for the files of {}", part.destination))
+                .hint(ELSEWHERE)?;
+        }
+    }
+    complete(images, manifest, None, progress)
+}
+
+const ELSEWHERE: &str =
+    "restore it once where it was made: that finishes it, and then it can be taken elsewhere";
+
+/// An archive that anybody made may have a staging directory: nothing leads out of it.
+fn ensure_plain(staging: &Path) -> Result<()> {
+    ensure!(fs::symlink_metadata(staging)?.is_dir(), "it is no directory");
+    let mut todo = vec![staging.to_owned()];
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                todo.push(entry.path());
+            } else {
+                let name = ByteString::from(entry.path().as_path());
+                ensure!(kind.is_file(), "{name} is neither a file nor a directory");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes a complete checkpoint of what is staged in `images`.
-pub fn complete(
+pub(super) fn complete(
     images: &Path,
     mut manifest: Manifest,
     timeline: Option<&Timeline>,

@@ -46,7 +46,7 @@ use aside::Cover;
 pub use aside::{bytes_of, rules, saves_bpf_maps, set_aside, with_standing};
 pub use directory::ImageDirectory;
 use dump::Dump;
-pub use finish::complete;
+pub use finish::finish;
 pub use memory::Stage;
 use parts::Copied;
 pub use parts::volumes_of;

@@ -76,13 +76,12 @@ fn features(filesystem: Filesystem) -> Features {
     Features { incompatible, ..Features::default() }
 }
 
-/// What `checkpoint` was told and `restore` has to be told too.
+/// What a restore has to be told too.
 fn restore_flags(flags: &[OsString]) -> Vec<String> {
-    const BOTH: [&str; 4] = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
     flags
         .iter()
         .filter_map(|flag| flag.to_str())
-        .filter(|flag| BOTH.contains(flag))
+        .filter(|flag| manifest::FLAGS.contains(flag))
         .map(str::to_owned)
         .collect()
 }

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::checkpoint::{complete, preflight as machine};
+use crate::checkpoint::{finish, preflight as machine};
 use crate::config::{Allow, FilePolicy, Substitution};
 use crate::container::{Bundle, Identity};
 use crate::criu::door::Door;
@@ -111,7 +111,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     machine::ensure_criu()?;
     let images = fs::canonicalize(&request.images)
         .with_context(|| format!("opening the checkpoint {}", request.images.display()))?;
-    let manifest = read(&images, request.trust, progress)
+    let manifest = read(&images, request.trust, &request.drivers, progress)
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(&request.bundle)?;
     ensure_not_alive(request)?;
@@ -159,7 +159,7 @@ pub fn put_back(
     _held: &Lock,
 ) -> Result<()> {
     machine::ensure_capable()?;
-    let manifest = read(images, trust, &())
+    let manifest = read(images, trust, drivers, &())
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(bundle)?;
     let parts = reconcile::open_parts(&manifest, images, &bundle, drivers)?;
@@ -252,11 +252,16 @@ fn ensure_not_alive(request: &Request) -> Result<()> {
 }
 
 /// Reads the manifest and makes sure that everything is as it was written.
-fn read(images: &Path, trust: Trust, progress: &dyn Progress) -> Result<Manifest> {
+fn read(
+    images: &Path,
+    trust: Trust,
+    drivers: &snapshot::Settings,
+    progress: &dyn Progress,
+) -> Result<Manifest> {
     let manifest = Manifest::read(images)?;
     let manifest = match manifest.state {
         State::Complete => manifest,
-        State::Staged => complete(images, manifest, None, progress)
+        State::Staged => finish(images, manifest, drivers, progress)
             .context("finishing the interrupted checkpoint")?,
     };
     manifest.verify(images, trust)?;

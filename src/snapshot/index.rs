@@ -318,7 +318,8 @@ impl Index<Content> {
     }
 }
 
-fn check_content(size: u64, content: &Content, layers: &[u64]) -> Result<()> {
+/// Checks where the content of a file is against the lengths of the layers.
+pub(super) fn check_content(size: u64, content: &Content, layers: &[u64]) -> Result<()> {
     let digest = &content.digest;
     ensure!(digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "no digest");
     if content.length == 0 {

@@ -11,12 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use super::copy::{BUFFER, stretches};
 use super::driver::{Held, HeldContent};
-use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta};
+use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta, check_content};
 use super::layer::{self, Compression, Reader};
+use super::part::open_file;
 use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
+use crate::hint::WithHint;
 use crate::store::digest::FileRecord;
+use crate::store::manifest::DAMAGED;
 use crate::sys::fs;
 
 /// The files of a part, for the manifest.
@@ -389,6 +392,8 @@ impl<'a> Packer<'a> {
                 Ok(Source { bytes: Bytes::Nowhere, runs: Vec::new(), stretches: Vec::new(), known })
             }
             Staged::Base(content) => {
+                let lengths: Vec<u64> = self.base_layers.iter().map(Reader::length).collect();
+                check_content(size, content, &lengths)?;
                 let layer = self.base_layers.get(content.layer as usize);
                 let layer = layer.context("finding a layer of the base")?;
                 Ok(Source {
@@ -493,11 +498,12 @@ impl Source<'_> {
 }
 
 fn open_layers(base: &Base, out: &Path) -> Result<Vec<Reader>> {
+    let directory = fs::open_host_dir(out).with_context(|| format!("opening {}", out.display()))?;
     let open = |record: &FileRecord| {
-        File::open(out.join(&record.name))
-            .map_err(Into::into)
+        open_file(&directory, record)
             .and_then(|file| Reader::open(file, &record.name))
-            .with_context(|| format!("opening {}, a layer of the base", record.name))
+            .with_context(|| format!("opening {:?}, a layer of the base", record.name))
+            .hint(DAMAGED)
     };
     base.layers.iter().map(open).collect()
 }

@@ -232,7 +232,8 @@ impl Part {
     }
 }
 
-fn open_file(dir: &OwnedFd, record: &FileRecord) -> Result<File> {
+/// Opens a file of a part: it is a file, of the length on record.
+pub(super) fn open_file(dir: &OwnedFd, record: &FileRecord) -> Result<File> {
     fs::check_name(record.name.as_bytes())?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(dir, &record.name, flags, Mode::empty())?);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::digest::{FileRecord, digest};
+use super::digest::{FileRecord, digest, ensure_plain};
 use crate::bytes::ByteString;
 use crate::criu::images::DumpStats;
 use crate::fault;
@@ -25,7 +25,8 @@ pub const NAME: &str = "ocicle-manifest.json";
 pub const DIGEST: &str = "ocicle-manifest.b3sum";
 /// The version of the schema that is written, and the newest that is read.
 pub const SCHEMA: u32 = 1;
-const DAMAGED: &str = "nothing was changed; copy it again from where it came from, or use another \
+/// What to do about a checkpoint that is not as it was written.
+pub const DAMAGED: &str = "nothing was changed; copy it again from where it came from, or use another \
                        version (`ocicle list` shows them)";
 const NEWER: &str = "a newer ocicle made it: use one of that version";
 /// A manifest larger than this is refused.
@@ -124,6 +125,9 @@ pub struct Features {
 
 /// The features that this version knows.
 const KNOWN: [&str; 1] = [HELD_FILES];
+
+/// What the runtime's `checkpoint` was told and its `restore` has to be told too.
+pub const FLAGS: [&str; 4] = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
 
 /// A restore has to compare the files that the container held.
 pub const HELD_FILES: &str = "held-files";
@@ -343,7 +347,22 @@ impl Manifest {
             return Err(anyhow!("it needs what this ocicle does not know: {}", unknown.join(", "))
                 .hint(NEWER));
         }
-        Ok(serde_json::from_slice(text)?)
+        let manifest: Self = serde_json::from_slice(text)?;
+        manifest.ensure_harmless()?;
+        Ok(manifest)
+    }
+
+    /// Anybody may have made it: what it says becomes part of paths, and of a command line.
+    fn ensure_harmless(&self) -> Result<()> {
+        for part in &self.parts {
+            ensure_plain(&part.name).context("reading the name of a part").hint(DAMAGED)?;
+        }
+        match self.flags.iter().find(|flag| !FLAGS.contains(&flag.as_str())) {
+            Some(flag) => {
+                Err(anyhow!("the runtime's {flag:?} is no flag of a checkpoint's").hint(NEWER))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Writes the manifest: the last step of a checkpoint, since its existence is what says that
@@ -388,7 +407,7 @@ impl Manifest {
 
     /// Makes sure that every file of the checkpoint is what it was.
     pub fn verify(&self, directory: &Path, trust: Trust) -> Result<()> {
-        let mut wrong = Vec::new();
+        let mut wrong = foreign_images(directory)?;
         let doubtful =
             |record: &&FileRecord| trust == Trust::Nothing || !self.is_unwritten(record, directory);
         for record in self.all_files().filter(doubtful) {
@@ -401,6 +420,22 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Images that are no files: CRIU opens whatever has the name of one, and what it reads then becomes
+/// the container's memory.
+fn foreign_images(directory: &Path) -> Result<Vec<String>> {
+    let reading = || format!("reading {}", directory.display());
+    let mut foreign = Vec::new();
+    for entry in fs::read_dir(directory).with_context(reading)? {
+        let entry = entry.with_context(reading)?;
+        let name = ByteString::from(entry.file_name());
+        if name.as_bytes().ends_with(b".img") && !entry.file_type()?.is_file() {
+            foreign.push(format!("{name} is not a regular file"));
+        }
+    }
+    foreign.sort();
+    Ok(foreign)
 }
 
 /// Takes a manifest back: what it stood for is no checkpoint any more.

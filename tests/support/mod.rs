@@ -49,7 +49,10 @@ pub use self::{
     session::{Terminal, holders, in_shell, lending},
     told::{Told, listed, outcome, status_of},
     tree::{Tree, tree_of},
-    wait::{DEADLINE, ask, first_number, wait_for_exit, wait_for_file, wait_for_program},
+    wait::{
+        DEADLINE, ask, first_number, wait_for_exit, wait_for_file, wait_for_guardians,
+        wait_for_program,
+    },
 };
 
 /// Makes one `#[test]` of a body `|machine: &Machine| { … }` for each runtime and cgroup version.

@@ -73,6 +73,18 @@ pub fn wait_for_exit(pid: i32) {
     }
 }
 
+/// Waits until what cleans up behind every ocicle that was killed is done, this test's and others'.
+#[track_caller]
+pub fn wait_for_guardians() {
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if let Some(pid) = pid.filter(|_| command.starts_with(b"ocicle-guardian")) {
+            wait_for_exit(pid);
+        }
+    }
+}
+
 /// A descriptor of a process; none when there is no such process any more.
 fn pidfd(pid: i32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()

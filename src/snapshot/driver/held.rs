@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::subvolume::Pool;
@@ -19,6 +19,8 @@ use crate::snapshot::stage::{
     Base, Staged, coarse_now, entries, is_racy, known_content, write_json,
 };
 use crate::snapshot::walk::{Earlier, Still, walk};
+use crate::sys::fs::check_name;
+use crate::sys::mountinfo::{Mount, mounts_of};
 
 const STAGED_HELD: &str = "held.json";
 
@@ -75,6 +77,35 @@ impl Held {
         let held =
             serde_json::from_reader(file).with_context(|| format!("reading {}", path.display()))?;
         Ok(Some(held))
+    }
+
+    /// Makes sure that it was held here, and that what reaches it is of the administrator's choice:
+    /// the staging directory may be of an archive that anybody made.
+    pub fn ensure_recorded(&self, settings: &Settings) -> Result<()> {
+        let name = &self.claim.name;
+        check_name(name.as_bytes())?;
+        let is_recorded = match &self.place {
+            Place::Btrfs { device } => {
+                let mounts = mounts_of("thread-self")?;
+                let is_it = |mount: &Mount| mount.kind == "btrfs" && mount.source == *device;
+                ensure!(mounts.iter().any(is_it), "no btrfs is mounted from {device}");
+                Pool::open(device)?.has(&self.claim)
+            }
+            Place::Program { program, path, records, .. } => {
+                let is_it = |known: &Program| known.program == program.program;
+                ensure!(
+                    settings.programs.iter().any(is_it),
+                    "{} is no driver of the configuration",
+                    ByteString::from(program.program.as_path())
+                );
+                *records == settings.records
+                    && *path == self.claim.path
+                    && program.took(&self.claim)
+                    && program::records(records)?.has(&self.claim)
+            }
+        };
+        ensure!(is_recorded, "the snapshot {} was not taken here", ByteString::from(name.as_str()));
+        Ok(())
     }
 
     /// Whether it is what was recorded under that name.

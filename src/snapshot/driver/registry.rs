@@ -97,6 +97,11 @@ impl Registry {
         Ok(self.claims()?.into_iter().find(is_it))
     }
 
+    /// Whether there is just that record.
+    pub(super) fn has(&self, claim: &Claim) -> bool {
+        self.read(&claim.name).is_ok_and(|known| known == *claim)
+    }
+
     /// Everything that was left behind, by what nobody works on and who is not alive.
     pub(super) fn abandoned(&self, is_alive: &dyn Fn(&Claim) -> bool) -> Result<Vec<Claim>> {
         let _alone = self.lock()?;

@@ -60,6 +60,11 @@ impl Pool {
         })
     }
 
+    /// Whether that is on record here.
+    pub(super) fn has(&self, claim: &Claim) -> bool {
+        self.registry.has(claim)
+    }
+
     pub(super) fn snapshot(&self, name: &str) -> Result<OwnedFd> {
         Ok(fs::open_dir(self.registry.directory(), name.as_bytes())?)
     }
