@@ -93,9 +93,8 @@ fn put_back() -> Result<()> {
     let caller = Caller::find("restore")?;
     ensure_name(&caller.call.id)?;
     let held = Lock::take(&caller.call.id)?;
-    let named = caller.call.path("--bundle").or_else(|| caller.call.path("-b"));
-    let bundle = caller.path(&named.unwrap_or_else(|| ".".into()));
+    let bundle = caller.bundle();
     let config = Config::load()?;
     let drivers = config.drivers(&config.store);
-    restore::put_back(&images, &bundle, &drivers, Trust::Unwritten, &held)
+    restore::put_back(&images, bundle, &drivers, Trust::Unwritten, &held)
 }

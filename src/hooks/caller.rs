@@ -18,7 +18,7 @@ pub(super) struct Caller {
     pub runtime: Runtime,
     /// Its call.
     pub call: Call,
-    /// Where it was called.
+    /// Where it is.
     directory: PathBuf,
 }
 
@@ -52,9 +52,10 @@ impl Caller {
         Ok(Some(Self { runtime, call, directory: read("cwd")? }))
     }
 
-    /// A path of its command line.
-    pub(super) fn path(&self, path: &Path) -> PathBuf {
-        self.directory.join(path)
+    /// The bundle of a restore: both runtimes have changed to it before they start CRIU
+    /// (`setupSpec` in runc's utils.go, `crun_command_restore` in crun's src/restore.c).
+    pub(super) fn bundle(&self) -> &Path {
+        &self.directory
     }
 }
 
