@@ -1,7 +1,7 @@
 //! `ocicle-runtime`: the command line of runc and crun, with another checkpoint and restore.
 //!
 //! Everything else is the real runtime's, by `exec`: same arguments, descriptors, environment and
-//! exit status.
+//! exit status; but for the [`delete`](ended) of what a checkpoint of ours has ended and crun forgotten.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ use crate::container::ensure_name;
 use crate::guardian::Ended;
 use crate::hint::hint_of;
 use crate::restore;
-use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
 use crate::runtime::log::{append, file_of};
+use crate::runtime::{Runtime, ended};
 use crate::store::lock::Lock;
 use crate::store::manifest::Trust;
 use crate::store::policy::{self, Filesystem};
@@ -52,6 +52,11 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
         }
         (Some("restore"), Some(call)) => {
             serve_restore(runtime, config, call, inherited, &line.rest)
+        }
+        (Some("delete"), Some(call))
+            if ensure_name(&call.id).is_ok() && ended::take(&runtime, &call.id) =>
+        {
+            Ok(ExitCode::SUCCESS)
         }
         _ => Err(runtime.exec(&line.rest)),
     }

@@ -34,18 +34,23 @@ fn on_docker_with(variant: support::Variant, body: impl FnOnce(&Machine) + Send 
 /// wants a controller of crun that there is none of.
 macro_rules! with_docker {
     ($name:ident, $body:expr) => {
-        with_docker!($name, $body, runc_v1 RuncV1, runc_v2 RuncV2, crun_v1 CrunV1);
-    };
-    ($name:ident, $body:expr, $($case:ident $variant:ident),*) => {
         mod $name {
             use super::*;
 
-            $(
-                #[test]
-                fn $case() {
-                    on_docker_with(support::Variant::$variant, $body);
-                }
-            )*
+            #[test]
+            fn runc_v1() {
+                on_docker_with(support::Variant::RuncV1, $body);
+            }
+
+            #[test]
+            fn runc_v2() {
+                on_docker_with(support::Variant::RuncV2, $body);
+            }
+
+            #[test]
+            fn crun_v1() {
+                on_docker_with(support::Variant::CrunV1, $body);
+            }
         }
     };
 }
@@ -120,16 +125,13 @@ fn forgets(docker: &Docker<'_>) -> bool {
     !since.exists()
 }
 
-// crun forgets a container that its checkpoint has ended, and docker fails to delete that.
-with_docker!(
-    what_came_since_is_gone,
-    |machine| {
-        assert!(forgets(&Docker::new(machine, Shim::Ocicle)));
+with_docker!(what_came_since_is_gone, |machine| {
+    assert!(forgets(&Docker::new(machine, Shim::Ocicle)));
+    // docker gives crun a flag that it refuses.
+    if machine.variant().runtime() == "runc" {
         assert!(!forgets(&Docker::new(machine, Shim::Bare)), "docker has learnt it");
-    },
-    runc_v1 RuncV1,
-    runc_v2 RuncV2
-);
+    }
+});
 
 /// Makes another container of the same image, gives it the checkpoint of the first, and restores it.
 fn comes_back_as_another(docker: &Docker<'_>, options: &[&str]) -> Result<String, String> {

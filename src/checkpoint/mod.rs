@@ -37,6 +37,7 @@ use crate::files::Suspects;
 use crate::guardian::Guardian;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
+use crate::runtime::ended::Notice;
 use crate::snapshot::{self, Compression, Progress, Root};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
@@ -137,8 +138,11 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     fault::point("pre-copied");
     directory.ensure_space(&container.freezer.processes()?)?;
 
+    let notice =
+        if request.leave_running { None } else { Notice::give(&request.runtime, &request.id)? };
     let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
     let (manifest, parts) = dump.run(manifest, staged)?;
+    notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;
     let _leases = parts::seal(parts)?;
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;

@@ -1,17 +1,12 @@
 //! What crun 1.28 does not get right by itself at a restore.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 
 use crate::criu::images::{ImageDir, mount_keys};
 use crate::runtime::Runtime;
-
-/// Whether that is the real runtime.
-fn is_crun(runtime: &Runtime) -> bool {
-    runtime.name() == "crun"
-}
 
 /// A flag of runc's that containerd gives whatever runtime it calls. crun refuses it, and does what
 /// it asks for anyway.
@@ -19,7 +14,7 @@ const NO_SUBREAPER: [&str; 2] = ["--no-subreaper", "-no-subreaper"];
 
 /// The flags that the runtime knows.
 pub(super) fn known(runtime: &Runtime, mut flags: Vec<OsString>) -> Vec<OsString> {
-    if is_crun(runtime) {
+    if runtime.is_crun() {
         flags.retain(|flag| !NO_SUBREAPER.iter().any(|known| flag == known));
     }
     flags
@@ -34,10 +29,10 @@ const EMPTY: &str = ".empty-directory";
 /// it has forgotten `--root` (`read_container_config_from_state` leaves the context of the
 /// container unset, in src/libcrun/container.c), at a restore that of `--root`.
 pub(super) fn mounts(runtime: &Runtime, images: &Path) -> Result<Vec<String>> {
-    if !is_crun(runtime) {
+    if !runtime.is_crun() {
         return Ok(Vec::new());
     }
-    let directory = state_directory(runtime).join(EMPTY);
+    let directory = runtime.crun_directory().join(EMPTY);
     let Some(directory) = directory.to_str().filter(|path| is_plain(path)) else {
         return Ok(Vec::new());
     };
@@ -55,13 +50,6 @@ fn is_empty_directory(key: &str) -> bool {
 fn is_plain(path: &str) -> bool {
     path.starts_with('/')
         && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte))
-}
-
-/// As `get_run_directory` in src/libcrun/status.c finds it.
-fn state_directory(runtime: &Runtime) -> PathBuf {
-    let session = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
-    let session = session.map(|path| PathBuf::from(path).join("crun"));
-    runtime.root().or(session).unwrap_or_else(|| "/run/crun".into())
 }
 
 #[cfg(test)]

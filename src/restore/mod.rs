@@ -31,7 +31,7 @@ use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
 use crate::guardian::Ended;
 use crate::hint::WithHint;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, ended};
 use crate::snapshot::{self, Progress};
 use crate::store::STAGING;
 use crate::store::lock::Lock;
@@ -143,6 +143,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     } else {
         None
     };
+    ended::withdraw(&request.id);
     run::run(request, &manifest, &door, &view, &replacements, console.as_ref())
 }
 

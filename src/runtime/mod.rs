@@ -1,6 +1,7 @@
 //! The real runtime: runc, crun, or another that has their command line.
 
 pub mod arguments;
+pub mod ended;
 pub mod log;
 
 use std::ffi::{OsStr, OsString};
@@ -88,6 +89,18 @@ impl Runtime {
     /// The `--root` among its global flags.
     pub fn root(&self) -> Option<PathBuf> {
         arguments::value_of(&self.globals, "--root").map(PathBuf::from)
+    }
+
+    /// Whether that is crun.
+    pub fn is_crun(&self) -> bool {
+        self.name() == "crun"
+    }
+
+    /// Where crun keeps its containers, as `get_run_directory` in src/libcrun/status.c finds it.
+    pub fn crun_directory(&self) -> PathBuf {
+        let session = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+        let session = session.map(|path| PathBuf::from(path).join("crun"));
+        self.root().or(session).unwrap_or_else(|| "/run/crun".into())
     }
 
     /// Whether it may know a container of that name, which takes longer to ask: runc and crun keep
