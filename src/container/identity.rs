@@ -9,17 +9,13 @@
 //! | docker | `config.v2.json` beside what it mounts at `/etc/hostname` (moby, `container.CommonContainer`) |
 //! | containerd and CRI-O for Kubernetes, nerdctl | annotations |
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Bundle;
+use super::records::{self, DockerContainer, Stored};
 use crate::glob;
-
-/// The largest file of an engine's that is read; real ones have kilobytes for each container.
-const LIMIT: u64 = 64 << 20;
 
 /// What a container is called.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,59 +72,29 @@ fn storage(id: &str, bundle: &Bundle) -> Option<Called> {
     let mounted = source_of(bundle, "/run/.containerenv");
     let userdata = [Some(bundle.directory.as_path()), mounted.as_deref().and_then(Path::parent)];
     userdata.into_iter().flatten().find_map(|userdata| {
-        let containers = userdata.parent()?.parent()?;
-        ["containers.json", "volatile-containers.json"]
-            .iter()
-            .find_map(|file| parse_storage(&read(&containers.join(file))?, id))
+        let all = records::stored(userdata.parent()?.parent()?);
+        all.into_iter().find(|stored| stored.id == id).map(Called::from)
     })
 }
 
-fn parse_storage(text: &[u8], id: &str) -> Option<Called> {
-    #[derive(Deserialize)]
-    struct Record {
-        id: String,
-        #[serde(default)]
-        names: Vec<String>,
-        #[serde(default)]
-        image: String,
-        #[serde(default)]
-        metadata: String,
+impl From<Stored> for Called {
+    fn from(stored: Stored) -> Self {
+        let image_name = stored.metadata().image_name.unwrap_or_default();
+        Self { names: stored.names, images: said([image_name, stored.image]) }
     }
-    #[derive(Deserialize, Default)]
-    #[serde(rename_all = "kebab-case", default)]
-    struct Metadata {
-        image_name: String,
-    }
-    let records: Vec<Record> = serde_json::from_slice(text).ok()?;
-    let record = records.into_iter().find(|record| record.id == id)?;
-    let metadata: Metadata = serde_json::from_str(&record.metadata).unwrap_or_default();
-    Some(Called { names: record.names, images: said([metadata.image_name, record.image]) })
 }
 
 fn docker(id: &str, bundle: &Bundle) -> Option<Called> {
     let hostname = source_of(bundle, "/etc/hostname")?;
     let directory = hostname.parent().filter(|directory| directory.ends_with(id))?;
-    parse_docker(&read(&directory.join("config.v2.json"))?)
+    records::docker(directory).map(Called::from)
 }
 
-fn parse_docker(text: &[u8]) -> Option<Called> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Record {
-        name: String,
-        #[serde(default)]
-        image: String,
-        config: Config,
+impl From<DockerContainer> for Called {
+    fn from(container: DockerContainer) -> Self {
+        let names = container.name().map(str::to_owned).into_iter().collect();
+        Self { names, images: said([container.config.image, container.image]) }
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Config {
-        #[serde(default)]
-        image: String,
-    }
-    let record: Record = serde_json::from_slice(text).ok()?;
-    let name = record.name.trim_start_matches('/').to_owned();
-    Some(Called { names: said([name]), images: said([record.config.image, record.image]) })
 }
 
 /// The annotations that say a container's name, those that say its image, its pod, and the pod's
@@ -160,13 +126,6 @@ fn source_of(bundle: &Bundle, destination: &str) -> Option<PathBuf> {
     let mounts = bundle.spec.mounts().as_ref()?;
     let mount = mounts.iter().find(|mount| mount.destination() == Path::new(destination))?;
     mount.source().clone()
-}
-
-fn read(path: &Path) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
-    let file = File::open(path).ok()?;
-    file.take(LIMIT).read_to_end(&mut text).ok()?;
-    Some(text)
 }
 
 /// The forms of a reference: `docker.io/library/nginx:1` is `docker.io/library/nginx`, `nginx:1`
@@ -209,22 +168,29 @@ mod tests {
 
     #[test]
     fn what_podman_keeps() {
+        let directory = tempfile::tempdir().unwrap();
+        let userdata = directory.path().join("b/userdata");
+        let bundle =
+            Bundle { directory: userdata.clone(), rootfs: userdata, spec: Spec::default() };
+        let list = directory.path().join("volatile-containers.json");
         let text = br#"[{"id":"a","names":["x"]},{"id":"b","names":["web"],"image":"84a0",
             "metadata":"{\"image-name\":\"localhost/counter:latest\",\"name\":\"web\"}"}]"#;
-        let called = parse_storage(text, "b").unwrap();
+        std::fs::write(&list, text).unwrap();
+        let called = storage("b", &bundle).unwrap();
         assert_eq!(called.names, ["web"]);
         assert_eq!(called.images, ["localhost/counter:latest", "84a0"]);
-        assert_eq!(parse_storage(text, "c"), None);
-        assert_eq!(parse_storage(b"[{", "a"), None);
+        assert_eq!(storage("c", &bundle), None);
+        std::fs::write(&list, "[{").unwrap();
+        assert_eq!(storage("a", &bundle), None);
     }
 
     #[test]
     fn what_docker_keeps() {
         let text =
             br#"{"ID":"b","Name":"/web","Image":"sha256:84a0","Config":{"Image":"nginx:1"}}"#;
-        let called = parse_docker(text).unwrap();
+        let container: DockerContainer = serde_json::from_slice(text).unwrap();
         assert_eq!(
-            called,
+            Called::from(container),
             Called {
                 names: vec!["web".to_owned()],
                 images: vec!["nginx:1".to_owned(), "sha256:84a0".to_owned()],

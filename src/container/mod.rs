@@ -3,6 +3,7 @@
 mod cgroup;
 mod engine;
 mod identity;
+pub mod records;
 pub mod shared;
 mod volumes;
 

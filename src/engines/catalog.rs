@@ -1,13 +1,13 @@
 //! The lists that engines keep of their containers, those that do not run among them.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::states::in_place;
-use super::{Checkpoint, Listed, directories_in, read_json, read_small};
+use super::{Checkpoint, Listed, directories_in};
 use crate::bytes::ByteString;
+use crate::container::records::{self, Stored, read_json, read_small};
 use crate::container::{Engine, ensure_name};
 
 /// A container, as its engine knows it.
@@ -65,45 +65,22 @@ pub(super) fn graph_root() -> PathBuf {
     root.unwrap_or_else(|| "/var/lib/containers/storage".into())
 }
 
-/// An entry of `containers.json` of containers/storage, which podman, CRI-O and buildah share.
-#[derive(Deserialize)]
-struct Stored {
-    id: String,
-    #[serde(default)]
-    names: Vec<String>,
-    /// JSON in JSON.
-    #[serde(default)]
-    metadata: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Metadata {
-    name: Option<String>,
-    image_name: Option<String>,
-    /// CRI-O's: the pod, and the container's name in it.
-    pod_name: Option<String>,
-    container_name: Option<String>,
-}
-
 fn storage(root: &Path, user: Option<u32>) -> Vec<Entry> {
     let mut found = Vec::new();
     for driver in directories_in(root) {
         if !driver.as_os_str().as_encoded_bytes().ends_with(b"-containers") {
             continue;
         }
-        for list in ["containers.json", "volatile-containers.json"] {
-            let stored: Vec<Stored> = read_json(&driver.join(list)).unwrap_or_default();
-            found.extend(stored.into_iter().filter_map(|one| stored_entry(one, &driver, user)));
-        }
+        let stored = records::stored(&driver).into_iter();
+        found.extend(stored.filter_map(|one| stored_entry(one, &driver, user)));
     }
     found
 }
 
 fn stored_entry(stored: Stored, driver: &Path, user: Option<u32>) -> Option<Entry> {
     ensure_name(&stored.id).ok()?;
-    // buildah's working containers have other metadata, and no process of their own.
-    let metadata: Metadata = serde_json::from_str(&stored.metadata).ok()?;
+    // buildah's working containers have no process of their own, and no name of an image.
+    let metadata = stored.metadata();
     metadata.image_name.as_ref()?;
     let bundle = driver.join(&stored.id).join("userdata");
     let engine = if metadata.pod_name.is_some() { Engine::CriO } else { Engine::Podman };
@@ -118,17 +95,6 @@ fn stored_entry(stored: Stored, driver: &Path, user: Option<u32>) -> Option<Entr
         checkpoints: in_place(&bundle).into_iter().collect(),
         bundle: Some(bundle),
     })
-}
-
-/// docker's `config.v2.json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DockerContainer {
-    #[serde(rename = "ID")]
-    id: String,
-    name: Option<String>,
-    #[serde(default)]
-    config: BTreeMap<String, serde_json::Value>,
 }
 
 fn docker() -> Vec<Entry> {
@@ -146,17 +112,18 @@ struct DaemonConfig {
 }
 
 fn docker_entry(directory: &Path) -> Option<Entry> {
-    let container: DockerContainer = read_json(&directory.join("config.v2.json"))?;
+    let container = records::docker(directory)?;
     ensure_name(&container.id).ok()?;
     let checkpoints = directories_in(&directory.join("checkpoints")).into_iter();
-    let image = container.config.get("Image").and_then(|image| image.as_str());
     Some(Entry {
+        name: container.name().map(ByteString::from),
+        image: Some(container.config.image.as_str())
+            .filter(|name| !name.is_empty())
+            .map(ByteString::from),
         id: container.id,
         user: None,
         engine: Engine::Docker,
-        name: container.name.map(|name| name.trim_start_matches('/').into()),
         pod: None,
-        image: image.map(ByteString::from),
         bundle: None,
         checkpoints: checkpoints
             .filter_map(|path| {

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::catalog::graph_root;
-use super::{read_json, read_small};
 use crate::container::ensure_name;
+use crate::container::records::{read_json, read_small};
 
 /// An image of containers/storage.
 #[derive(Clone, Debug, PartialEq, Eq)]

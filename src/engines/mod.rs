@@ -120,26 +120,6 @@ impl Listed {
     }
 }
 
-/// A text file that somebody else writes, if it is there and of a size that can be.
-fn read_small(path: &Path) -> Option<Vec<u8>> {
-    use std::io::Read;
-    const LIMIT: u64 = 16 << 20;
-    let mut text = Vec::new();
-    let read = std::fs::File::open(path).ok()?.take(LIMIT + 1).read_to_end(&mut text).ok()?;
-    (read as u64 <= LIMIT).then_some(text)
-}
-
-fn read_json<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> Option<T> {
-    let text = read_small(path)?;
-    match serde_json::from_slice(&text) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            tracing::warn!("reading {}: {error}", path.display());
-            None
-        }
-    }
-}
-
 /// The directories in a directory; none where it cannot be read.
 fn directories_in(path: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, Listed, directories_in, read_json};
+use super::{Checkpoint, Listed, directories_in};
 use crate::bytes::ByteString;
+use crate::container::records::read_json;
 use crate::container::{Engine, ensure_name, freezer_of_process};
 use crate::freezer::State as FreezerState;
 use crate::sys::process::start_time;
