@@ -104,12 +104,19 @@ impl Engine {
     }
 }
 
-/// The first line of what `--version` prints.
+/// What `--version` prints, without the name.
 fn version_of(program: &Path) -> String {
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
     let text = output.map(|output| output.stdout).unwrap_or_default();
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    ByteString::from(first).to_string()
+    number_in(&ByteString::from(first).to_string())
+}
+
+/// The version in a line that may name the program, a package and a commit too.
+pub(super) fn number_in(line: &str) -> String {
+    let is_number =
+        |word: &&str| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+    line.split_whitespace().find(is_number).unwrap_or(line).trim_end_matches(',').to_owned()
 }
 
 /// Settings in TOML or JSON, as one value.
@@ -152,6 +159,19 @@ mod tests {
 
     fn toml(text: &str) -> Value {
         serde_json::to_value(text.parse::<toml::Table>().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn versions_of_engines() {
+        for (line, version) in [
+            ("podman version 5.8.6", "5.8.6"),
+            ("Docker version 28.5.2+dfsg4, build 3ef3c07", "28.5.2+dfsg4"),
+            ("containerd github.com/containerd/containerd/v2 v2.1.9 5fb4", "v2.1.9"),
+            ("crio version 1.34.0", "1.34.0"),
+            ("unheard of", "unheard of"),
+        ] {
+            assert_eq!(number_in(line), version);
+        }
     }
 
     #[test]

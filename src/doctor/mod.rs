@@ -193,13 +193,32 @@ fn runtimes(config: &Config) -> Vec<Finding> {
         .filter_map(|name| Some((name, find_program(name, |_| false)?)))
         .map(|(name, program)| {
             let version = Runtime::at(program.clone()).version();
-            Finding::of(name, version, |version| format!("{version}, {}", program.display()))
+            let number = |line: String| engines::number_in(&line);
+            Finding::of(name, version, |line| format!("{}, {}", number(line), program.display()))
         })
         .collect();
-    findings.push(Finding::of("real runtime", Runtime::find(config), |runtime| {
-        runtime.program().display().to_string()
-    }));
+    let real = Runtime::find(config);
+    findings.extend(libcriu(real.as_ref().is_ok_and(Runtime::is_crun)));
     findings
+        .push(Finding::of("real runtime", real, |runtime| runtime.program().display().to_string()));
+    findings
+}
+
+/// crun loads CRIU's library when it needs it (`load_wrapper` in src/libcrun/criu.c); where the
+/// dynamic linker keeps no cache, nobody knows.
+fn libcriu(is_needed: bool) -> Option<Finding> {
+    const NAME: &[u8] = b"libcriu.so.2";
+    find_program("crun", |_| false)?;
+    let cache = std::fs::read("/etc/ld.so.cache").ok()?;
+    if cache.windows(NAME.len()).any(|name| name == NAME) {
+        return Some(Finding::good("libcriu", "crun can load it"));
+    }
+    let make = if is_needed { Finding::missing } else { Finding::advice };
+    Some(make(
+        "libcriu",
+        "not there, so crun makes no checkpoints",
+        "install it: libcriu2 in Debian",
+    ))
 }
 
 fn space(store: &Path) -> Finding {

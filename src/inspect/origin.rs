@@ -158,10 +158,11 @@ impl Origin {
         or(&mut self.pod, annotation("io.kubernetes.pod.name"));
         or(&mut self.created, manifest.map(|m| m.created.to_string().into()));
         or(&mut self.created, config.created.map(ByteString::from));
-        or(&mut self.runtime, manifest.map(|m| m.programs.runtime.as_str().into()));
         or(&mut self.runtime, config.runtime.map(ByteString::from));
         or(&mut self.kernel, manifest.map(|m| m.programs.kernel.as_str().into()));
+        // podman writes into an image what its default runtime is, not the container's.
         if let Some(manifest) = manifest {
+            self.runtime = Some(manifest.programs.runtime.as_str().into());
             self.criu = Some(manifest.programs.criu.as_str().into());
         }
         self

@@ -13,7 +13,17 @@ pub(super) fn lines(phases: &[Phase]) -> Vec<String> {
         return Vec::new();
     }
     let names = phases.iter().map(|phase| shown(phase).chars().count()).max().unwrap_or_default();
-    phases.iter().map(|phase| line(phase, end, names)).collect()
+    in_order(phases).map(|phase| line(phase, end, names)).collect()
+}
+
+/// Each step, and behind it those that are part of it.
+fn in_order(phases: &[Phase]) -> impl Iterator<Item = &Phase> {
+    let is_there = |name: &String| phases.iter().any(|phase| phase.name == *name);
+    let whole = move |phase: &&Phase| !phase.within.as_ref().is_some_and(is_there);
+    phases.iter().filter(whole).flat_map(|outer| {
+        let within = |phase: &&Phase| phase.within.as_ref() == Some(&outer.name);
+        std::iter::once(outer).chain(phases.iter().filter(within))
+    })
 }
 
 /// Its name; that of a step of another one stands in from the left.
