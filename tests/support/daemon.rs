@@ -61,6 +61,24 @@ pub struct Containerd<'m> {
 
 impl<'m> Containerd<'m> {
     pub fn new(machine: &'m Machine, shim: Shim) -> Self {
+        Self::configured(machine, shim, "default", "")
+    }
+
+    /// As a node of Kubernetes has it: with the project's drop-in, and what the testbed needs.
+    pub fn with_cri(machine: &'m Machine) -> Self {
+        let drop_in = machine.state_root().join("conf.d");
+        fs::create_dir(&drop_in).unwrap();
+        fs::copy("config/containerd/ocicle.toml", drop_in.join("ocicle.toml")).unwrap();
+        let settings = format!(
+            "imports = [\"{}/*.toml\"]\n\
+             [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{IMAGE}:latest'\n\
+             [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n",
+            drop_in.display()
+        );
+        Self::configured(machine, Shim::Ocicle, "k8s.io", &settings)
+    }
+
+    fn configured(machine: &'m Machine, shim: Shim, namespace: &str, settings: &str) -> Self {
         let sockets = sockets();
         let directory = machine.state_root().join("containerd");
         fs::create_dir(&directory).unwrap();
@@ -75,10 +93,11 @@ impl<'m> Containerd<'m> {
         };
         let find = format!("command -v {}", runtime.display());
         let binary = PathBuf::from(run(Command::new("sh").args(["-c", &find])).trim());
-        let daemon = start_containerd(&directory);
+        let daemon = start_containerd(&directory, settings);
         let containerd =
             Self { machine, binary, directory, daemon: Some(daemon), _sockets: sockets };
-        containerd.run(&["image", "import", archive.to_str().unwrap()]);
+        let archive = archive.to_str().unwrap();
+        containerd.run(&["--namespace", namespace, "image", "import", archive]);
         containerd
     }
 
@@ -139,6 +158,7 @@ impl Drop for Containerd<'_> {
         }
         drop(self.daemon.take());
         let _ = fs::remove_dir_all(&self.directory);
+        let _ = fs::remove_dir_all(self.machine.state_root().join("conf.d"));
     }
 }
 
@@ -159,7 +179,7 @@ impl<'m> Docker<'m> {
         install(machine);
         let directory = machine.state_root().join("docker");
         fs::create_dir(&directory).unwrap();
-        let containerd = start_containerd(&directory);
+        let containerd = start_containerd(&directory, "");
         let docker = start_docker(machine, &directory);
         let tar = directory.join("image.tar");
         run(Command::new("tar").arg("-C").arg(super::image::image()).arg("-cf").arg(&tar).arg("."));
@@ -246,10 +266,10 @@ fn call(command: &mut Command) -> Result<String, String> {
     if status == 0 { Ok(output) } else { Err(errors) }
 }
 
-fn start_containerd(directory: &Path) -> Daemon {
+fn start_containerd(directory: &Path, settings: &str) -> Daemon {
     let config = directory.join("containerd.toml");
     let root = directory.join("containerd");
-    let text = format!("version = 3\nroot = {root:?}\nstate = \"/run/containerd\"\n");
+    let text = format!("version = 3\nroot = {root:?}\nstate = \"/run/containerd\"\n{settings}");
     fs::write(&config, text).unwrap();
     let mut command = Command::new("containerd");
     command.arg("--config").arg(&config);

@@ -43,7 +43,9 @@ impl<'m> Podman<'m> {
         let mut pack = Command::new("tar");
         pack.arg("-cf").arg(&tar).arg("-C").arg(image()).arg(".");
         run(pack.arg("-C").arg(podman.directory()).arg("./etc/conf"));
-        podman.run(&["import", "--quiet", tar.to_str().unwrap(), IMAGE]);
+        let command = ["--change", "CMD [\"/bin/tail\", \"-f\", \"/dev/null\"]"];
+        podman
+            .run(&[&["import", "--quiet"], &command[..], &[tar.to_str().unwrap(), IMAGE]].concat());
         fs::remove_file(tar).unwrap();
         podman
     }
