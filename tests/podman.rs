@@ -28,18 +28,18 @@ const CONF: &str = "echo changed >/etc/conf; touch /done; while :; do read line;
 /// Makes a test for podman with each runtime that it is used with.
 macro_rules! with_podman {
     ($name:ident, $body:expr) => {
+        with_podman!($name, $body, runc_v1 RuncV1, crun_v2 CrunV2);
+    };
+    ($name:ident, $body:expr, $($case:ident $variant:ident),*) => {
         mod $name {
             use super::*;
 
-            #[test]
-            fn runc_v1() {
-                support::on_machine(support::Variant::RuncV1, $body);
-            }
-
-            #[test]
-            fn crun_v2() {
-                support::on_machine(support::Variant::CrunV2, $body);
-            }
+            $(
+                #[test]
+                fn $case() {
+                    support::on_machine(support::Variant::$variant, $body);
+                }
+            )*
         }
     };
 }
@@ -122,7 +122,7 @@ with_podman!(what_came_since_is_gone_after_a_restore_in_place, |machine| {
 /// Without what is another in another life: identifiers, numbers, times, the name of the runtime.
 fn plain(text: &str) -> String {
     let text = text.replace("ocicle-runtime", "RUNTIME");
-    let runtime = Regex::new(r"[^ ]*/(bare|bin)/(RUNTIME|crun|runc)|\b(crun|runc)\b").unwrap();
+    let runtime = Regex::new(r#"[^ "]*/(bare|bin)/(RUNTIME|crun|runc)|\b(crun|runc)\b"#).unwrap();
     let text = runtime.replace_all(&text, "RUNTIME");
     let id = Regex::new(r"[0-9a-f]{12,64}").unwrap().replace_all(&text, "ID").into_owned();
     let number = Regex::new(r"[0-9][0-9.,:]*").unwrap().replace_all(&id, "N").into_owned();
@@ -131,22 +131,31 @@ fn plain(text: &str) -> String {
     Regex::new(r"[ \t-]+").unwrap().replace_all(&text, " ").into_owned()
 }
 
+fn sorted(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches(',')).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
 /// The life of a container, call by call, correct and incorrect ones.
 fn life(podman: &Podman<'_>, limits: bool) -> Vec<(String, i32, String, String)> {
     start(podman, "web", &["--tty=false"], "echo hello; echo oops >&2; exec tail -f /dev/null");
     let mut calls: Vec<&[&str]> = vec![
-        &["ps", "--format", "{{.Names}} {{.Status}} {{.Command}}"],
-        &["inspect", "--format", "{{.State.Status}} {{.State.Running}} {{.Path}} {{.Args}}", "web"],
+        &["ps"],
+        &["ps", "--all", "--size", "--format", "json"],
+        &["inspect", "web"],
         &["exec", "web", "sh", "-c", "echo inside; echo outside >&2; exit 7"],
         &["exec", "web", "/no/such/program"],
         &["exec", "--user", "nobody-here", "web", "true"],
         &["logs", "web"],
         &["top", "web", "args"],
+        &["stats", "--no-stream", "web"],
         &["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "web"],
         &["start", "web"],
         &["restart", "--time", "0", "web"],
         &["pause", "web"],
         &["ps", "--format", "{{.Status}}"],
+        &["inspect", "web"],
         &["exec", "web", "true"],
         &["container", "checkpoint", "web"],
         &["unpause", "web"],
@@ -159,6 +168,9 @@ fn life(podman: &Podman<'_>, limits: bool) -> Vec<(String, i32, String, String)>
         &["container", "checkpoint", "--export", "/no/such/place/web.tar", "nobody"],
         &["stop", "--time", "0", "web"],
         &["wait", "web"],
+        &["inspect", "web"],
+        &["ps", "--all"],
+        &["logs", "--timestamps", "web"],
         &["container", "checkpoint", "web"],
         &["start", "web"],
         &["kill", "web"],
@@ -169,18 +181,28 @@ fn life(podman: &Podman<'_>, limits: bool) -> Vec<(String, i32, String, String)>
         &["run", "--rm", "--network", "none", "--pids-limit=0", IMAGE, "sh", "-c", "exit 9"],
     ];
     if limits {
-        calls.insert(8, &["update", "--memory", "64m", "--cpu-shares", "512", "web"]);
-        calls.insert(9, &["exec", "web", "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]);
+        let updated: [&[&str]; 4] = [
+            &["update", "--memory", "64m", "--cpu-shares", "512", "web"],
+            &["exec", "web", "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
+            &["update", "--memory", "frobnicate", "web"],
+            &["inspect", "web"],
+        ];
+        calls.splice(8..8, updated);
     }
     let mut answers = Vec::new();
     for call in calls {
         let (status, output, errors) = podman.outcome(call);
-        answers.push((call.join(" "), status, plain(&output), plain(&errors)));
+        let mut output = plain(&output);
+        if call[0] == "inspect" {
+            // podman makes the order of the environment anew each time.
+            output = sorted(&output);
+        }
+        answers.push((call.join(" "), status, output, plain(&errors)));
     }
     answers
 }
 
-with_podman!(ordinary_commands_are_the_real_runtimes, |machine| {
+fn lives_are_equal(machine: &Machine) {
     // In the second view there is no controller that could limit anything.
     let limits = !machine.variant().has_cgroup2();
     let bare = life(&Podman::new(machine, Shim::Bare), limits);
@@ -192,7 +214,19 @@ with_podman!(ordinary_commands_are_the_real_runtimes, |machine| {
     let status = |call: &str| bare.iter().find(|answer| answer.0.starts_with(call)).unwrap().1;
     assert_eq!(status("exec web sh -c"), 7);
     assert_eq!((status("rm web"), status("stop")), (2, 0));
-});
+    if limits {
+        let limit = bare.iter().find(|answer| answer.0.contains("limit_in_bytes")).unwrap();
+        assert_eq!((status("update --memory 64m"), limit.1), (0, 0));
+    }
+}
+
+with_podman!(
+    ordinary_commands_are_the_real_runtimes,
+    lives_are_equal,
+    runc_v1 RuncV1,
+    crun_v1 CrunV1,
+    crun_v2 CrunV2
+);
 
 /// Has a lock held and both ends of a TCP connection, and writes to a log.
 const HOLDER: &str = "exec 3>/log; flock /lock tail -f /dev/null & \
@@ -342,23 +376,20 @@ with_podman!(a_volume_that_is_in_use_is_left_alone, |machine| {
     assert!(podman.counts("web", "/vol/log"));
 });
 
-#[test]
-fn a_port_is_published_elsewhere_runc_v1() {
-    support::on_machine(support::Variant::RuncV1, |machine| {
-        support::private_network();
-        let podman = Podman::new(machine, Shim::Ocicle);
-        let serve = "printf '#!/bin/sh\\nhead -n 1 >/dev/null; cat /etc/motd\\n' >/serve; \
-            chmod +x /serve; echo changed >/etc/motd; touch /done; exec nc -ll -p 80 -e /serve";
-        podman.start("web", &["--publish", "8080:80", IMAGE, "sh", "-c", serve]);
-        while podman.call(&["exec", "web", "ls", "/done"]).is_err() {}
-        let archive = podman.file("web.tar.zst");
-        podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
-        podman.remove("web");
-        let restore = ["container", "restore", "-i", &archive, "-n", "two"];
-        podman.run(&[&restore[..], &["--publish", "9090:80"]].concat());
-        assert_eq!(support::ask("127.0.0.1:9090", "hello"), "changed\n");
-    });
-}
+with_podman!(a_port_is_published_elsewhere, |machine| {
+    support::private_network();
+    let podman = Podman::new(machine, Shim::Ocicle);
+    let serve = "printf '#!/bin/sh\\nhead -n 1 >/dev/null; cat /etc/motd\\n' >/serve; \
+        chmod +x /serve; echo changed >/etc/motd; touch /done; exec nc -ll -p 80 -e /serve";
+    podman.start("web", &["--publish", "8080:80", IMAGE, "sh", "-c", serve]);
+    while podman.call(&["exec", "web", "ls", "/done"]).is_err() {}
+    let archive = podman.file("web.tar.zst");
+    podman.run(&["container", "checkpoint", "-e", &archive, "web"]);
+    podman.remove("web");
+    let restore = ["container", "restore", "-i", &archive, "-n", "two"];
+    podman.run(&[&restore[..], &["--publish", "9090:80"]].concat());
+    assert_eq!(support::ask("127.0.0.1:9090", "hello"), "changed\n");
+});
 
 /// What podman says of its own behind what the runtime said.
 fn first_and_last(errors: &str) -> (&str, &str) {
@@ -482,6 +513,10 @@ with_podman!(every_form_of_a_checkpoint_is_told, |machine| {
     for (what, _, told) in forms.into_iter().filter(|(_, form, _)| *form == "archive") {
         let compression = inspect(machine, &what)["compression"].clone();
         assert_eq!(compression.as_str(), told, "{what}");
+        let show = support::run(Command::new("checkpointctl").args(["show", &what]));
+        assert!(show.lines().any(|line| line.starts_with("web ")), "{show}");
+        let tree = support::run(Command::new("checkpointctl").args(["inspect", "--all", &what]));
+        assert!(tree.contains("Engine: Podman") && tree.contains("/log"), "{tree}");
     }
 });
 
