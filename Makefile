@@ -10,6 +10,9 @@ SYSCONFDIR ?= /etc
 BIN ?= target/release
 share := $(DESTDIR)$(PREFIX)/share
 doc := $(share)/doc/ocicle
+# Files that name programs of ours, for where these are.
+at_prefix := sed -i 's,"/usr/bin/ocicle-runtime"\, "/usr/local,"/usr,; \
+    s,/usr/\(bin/ocicle-runtime\|libexec\),$(PREFIX)/\1,'
 
 .PHONY: build demo examples test check bench testbed install uninstall deb
 
@@ -54,12 +57,11 @@ install:
 	cp -r hooks $(doc)/examples/
 	rm -r $(doc)/examples/hooks/drivers
 	cp -r hooks/drivers $(DESTDIR)$(PREFIX)/libexec/ocicle/
-	sed -i 's,/usr/libexec,$(PREFIX)/libexec,' $(doc)/examples/hooks/*/* \
-	    $(DESTDIR)$(PREFIX)/libexec/ocicle/drivers/*
+	find $(doc)/examples $(DESTDIR)$(PREFIX)/libexec/ocicle/drivers -type f -exec $(at_prefix) {} +
 	install -d $(DESTDIR)$(SYSCONFDIR)/ocicle $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d
 	test -e $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml || \
-	    install -m 644 config/ocicle.toml $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml
-	install -m 644 config/podman/ocicle.conf \
+	    install -m 644 $(doc)/examples/ocicle.toml $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml
+	install -m 644 $(doc)/examples/podman/ocicle.conf \
 	    $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d/ocicle.conf
 
 # Leaves the configuration, and the checkpoints.
@@ -67,7 +69,7 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/ocicle $(DESTDIR)$(PREFIX)/bin/ocicle-runtime
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/ocicle
 	rm -f $(share)/man/man8/ocicle.8 $(share)/man/man8/ocicle-*.8
-	rm -f $(share)/bash-completion/completions/ocicle $(share)/zsh/vendor-completions/_ocicle \
+	rm -f $(share)/bash-completion/completions/ocicle $(share)/zsh/site-functions/_ocicle \
 	    $(share)/fish/vendor_completions.d/ocicle.fish
 	rm -f $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d/ocicle.conf
 	rm -rf $(doc)

@@ -65,7 +65,7 @@ fn write_page(command: clap::Command, directory: &Path) -> Result<()> {
 fn write_completions(mut command: clap::Command, directory: &Path) -> Result<()> {
     for (shell, below) in [
         (Shell::Bash, "bash-completion/completions/ocicle"),
-        (Shell::Zsh, "zsh/vendor-completions/_ocicle"),
+        (Shell::Zsh, "zsh/site-functions/_ocicle"),
         (Shell::Fish, "fish/vendor_completions.d/ocicle.fish"),
     ] {
         let path = directory.join(below);
