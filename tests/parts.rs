@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Bundle, Container, Machine, file_system, outcome, run, subvolume, tree_of};
+use support::{
+    Bundle, Container, Machine, file_system, outcome, run, subvolume, tree_of, wait_for_guardians,
+    wait_for_program,
+};
 
 const WAIT: [&str; 3] = ["sh", "-c", ": >/data/ready; exec tail -f /dev/null"];
 
@@ -77,6 +80,14 @@ impl Drop for Place {
     }
 }
 
+/// A place with a btrfs of its own, and a subvolume of that.
+fn with_subvolume(machine: &Machine) -> (Place, PathBuf, PathBuf) {
+    let place = Place::new(machine);
+    let pool = file_system(&place.0, "btrfs");
+    let volume = subvolume(&pool.join("volume"));
+    (place, pool, volume)
+}
+
 fn fill(volume: &Path) {
     fs::create_dir(volume.join("deep")).unwrap();
     fs::write(volume.join("deep/file"), vec![b'x'; 300_000]).unwrap();
@@ -105,9 +116,7 @@ fn mount_instead(bundle: &Bundle<'_>, old: &Path, new: &Path) {
 }
 
 on_each_runtime!(a_volume_on_a_subvolume, |machine| {
-    let place = Place::new(machine);
-    let pool = file_system(&place.0, "btrfs");
-    let volume = subvolume(&pool.join("volume"));
+    let (place, _, volume) = with_subvolume(machine);
     let bundle = machine.bundle("files").bind(&volume, "/volume").args(WAIT).make();
     let container = start(&bundle);
     fill(&volume);
@@ -138,9 +147,7 @@ on_each_runtime!(a_volume_on_a_subvolume, |machine| {
 });
 
 on_each_runtime!(a_subvolume_that_is_sent_to_another_file_system, |machine| {
-    let place = Place::new(machine);
-    let pool = file_system(&place.0, "btrfs");
-    let volume = subvolume(&pool.join("volume"));
+    let (place, pool, volume) = with_subvolume(machine);
     let bundle = machine.bundle("sent").bind(&volume, "/volume").args(WAIT).make();
     let container = start(&bundle);
     fill(&volume);
@@ -171,17 +178,6 @@ on_each_runtime!(a_subvolume_that_is_sent_to_another_file_system, |machine| {
     drop(restored);
 });
 
-/// What guardians have to do is done when they are gone.
-fn wait_for_guardians() {
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        if let Some(pid) = pid.filter(|_| command.starts_with(b"ocicle-guardian")) {
-            support::wait_for_exit(pid);
-        }
-    }
-}
-
 /// A restore has no guardian: its door stays, of no use to anybody.
 fn forget_doors() {
     for entry in fs::read_dir("/run/ocicle").unwrap().flatten() {
@@ -200,9 +196,7 @@ fn killed_at(point: &str, mut command: Command) {
 }
 
 on_each_runtime!(killed_with_a_snapshot_of_a_subvolume, |machine| {
-    let place = Place::new(machine);
-    let pool = file_system(&place.0, "btrfs");
-    let volume = subvolume(&pool.join("volume"));
+    let (_place, pool, volume) = with_subvolume(machine);
     let bundle = machine.bundle("files").bind(&volume, "/volume").args(WAIT).make();
     let container = start(&bundle);
     fill(&volume);
@@ -359,6 +353,7 @@ on_each_runtime!(a_volume_that_another_container_writes, |machine| {
         with_driver(checkpoint(machine, &bundle, &flags), &place)
     };
 
+    wait_for_program(other.pid(), "tail");
     let who = format!("pid {} (tail)", other.pid());
     let said = fails(with(&["--shared", "error"]));
     assert!(said.contains(&who) && said.contains("--shared freeze"), "{said}");

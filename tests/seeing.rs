@@ -6,9 +6,10 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
-use support::{Machine, Shim, outcome, run};
+use support::{DEADLINE, Machine, Shim, outcome, run, wait_for_program};
 
 fn json(command: &mut Command) -> Value {
     let text = run(command);
@@ -47,9 +48,11 @@ on_each_runtime!(a_checkpoint_is_told_wherever_it_lies, |machine: &Machine| {
     let script = "sleep 1000 & exec sleep 2000";
     let bundle = machine.bundle("seen").args(["sh", "-c", script]).shim(Shim::Ocicle).make();
     let container = bundle.run();
+    let begin = Instant::now();
     while container.processes().len() < 2 {
-        std::thread::yield_now();
+        assert!(begin.elapsed() < DEADLINE, "it starts nothing");
     }
+    container.processes().into_iter().for_each(|pid| wait_for_program(pid, "sleep"));
     let id = bundle.id().to_owned();
     run(machine
         .ocicle()
