@@ -75,7 +75,7 @@ pub struct BadEscape;
 
 /// Whether a character must not reach a terminal as it is: controls, and the marks that reorder
 /// the text around them (Unicode Standard Annex 9).
-fn is_unsafe(character: char) -> bool {
+pub(crate) fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -3,11 +3,13 @@
 pub mod progress;
 pub mod tree;
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 
+use crate::bytes::is_unsafe;
 use crate::hint::hint_of;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
@@ -55,9 +57,39 @@ pub fn start_log(debug: bool) {
         .init();
 }
 
+/// Text in which nothing acts on a terminal but colours: much of it comes out of archives, in errors
+/// of libraries as well. What would act is escaped as [`ByteString`](crate::bytes::ByteString) does.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c != '\n' && is_unsafe(c);
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(at) = rest.find(acts) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let length = colour(rest).or(rest.chars().next().map(char::len_utf8)).unwrap_or_default();
+        match colour(rest) {
+            Some(_) => out.push_str(&rest[..length]),
+            None => rest.as_bytes()[..length].iter().for_each(|b| out += &format!("\\x{b:02x}")),
+        }
+        rest = &rest[length..];
+    }
+    out.push_str(rest);
+    out.into()
+}
+
+/// The length of the sequence that a text begins with, if it sets a colour: `ESC [ 1 ; 31 m`.
+fn colour(text: &str) -> Option<usize> {
+    let numbers = text.strip_prefix("\x1b[")?;
+    let end = numbers.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    numbers[end..].starts_with('m').then_some(end + 3)
+}
+
 /// Prints a line. Whoever closed the pipe does not want it.
 pub fn line(text: &str) {
-    let _ = writeln!(anstream::stdout(), "{text}");
+    let _ = writeln!(anstream::stdout(), "{}", harmless(text));
 }
 
 /// Makes a text stand out on a terminal.
@@ -67,19 +99,19 @@ pub fn strong(text: &str) -> String {
 
 /// Prints text that has its own line ends.
 pub fn text(text: &str) {
-    let _ = write!(anstream::stdout(), "{text}");
+    let _ = write!(anstream::stdout(), "{}", harmless(text));
 }
 
 /// Prints a remark, to a person only.
 pub fn note(text: &str) {
     if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-        let _ = writeln!(anstream::stderr(), "{text}");
+        let _ = writeln!(anstream::stderr(), "{}", harmless(text));
     }
 }
 
 /// Prints a remark, to a person or a log.
 pub fn remark(text: &str) {
-    let _ = writeln!(anstream::stderr(), "{text}");
+    let _ = writeln!(anstream::stderr(), "{}", harmless(text));
 }
 
 /// Prints JSON.
@@ -91,9 +123,9 @@ pub fn json(value: &serde_json::Value) -> Result<()> {
 /// Prints an error: its cause on one line, advice on another.
 pub fn error(error: &anyhow::Error) {
     let mut stderr = anstream::stderr();
-    let _ = writeln!(stderr, "{ERROR}error:{ERROR:#} {error:#}");
+    let _ = writeln!(stderr, "{ERROR}error:{ERROR:#} {}", harmless(&format!("{error:#}")));
     if let Some(hint) = hint_of(error) {
-        let _ = writeln!(stderr, "{HINT}hint:{HINT:#} {hint}");
+        let _ = writeln!(stderr, "{HINT}hint:{HINT:#} {}", harmless(hint));
     }
 }
 
@@ -133,4 +165,24 @@ pub fn bytes(number: u64) -> String {
 /// A time for a reader, in the machine's time zone.
 pub fn local_time(time: jiff::Timestamp) -> String {
     time.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_acts_on_a_terminal_but_colours() {
+        let table = format!("{}\n  two lines, ünïcode", toned(Tone::Bad, "red"));
+        assert_eq!(harmless(&table), table);
+        for (text, shown) in [
+            ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+            ("a\x1b[2Jb\x1b[1;31mc", "a\\x1b[2Jb\x1b[1;31mc"),
+            ("\u{9b}2J\r\u{202e}txt", "\\xc2\\x9b2J\\x0d\\xe2\\x80\\xaetxt"),
+            ("\x1b[1;3\x1b", "\\x1b[1;3\\x1b"),
+            ("\x1b[", "\\x1b["),
+        ] {
+            assert_eq!(harmless(text), shown);
+        }
+    }
 }
