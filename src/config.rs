@@ -255,6 +255,20 @@ impl Config {
         }
     }
 
+    /// What the file says of the real runtime, whatever else stands there: containers have to be
+    /// killed and deleted even if a setting is wrong, or of a newer version.
+    pub fn load_runtime() -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Only {
+            runtime: Option<PathBuf>,
+        }
+        let path = path();
+        let context = || format!("reading {}", path.display());
+        let text = std::fs::read_to_string(&path).with_context(context)?;
+        let Only { runtime } = toml::from_str(&text).with_context(context)?;
+        Ok(Self { runtime, ..Self::default() })
+    }
+
     /// `None` when there is no such file.
     fn load_from(path: &Path) -> Result<Option<Self>> {
         let context = || format!("reading {}", path.display());

@@ -41,24 +41,31 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
-    let config = Config::load()?;
-    let runtime = Runtime::find(&config)?.with_globals(line.globals.clone());
+    let find = |config: &Config| -> Result<Runtime> {
+        Ok(Runtime::find(config)?.with_globals(line.globals.clone()))
+    };
     let behind = line.rest.get(1..).unwrap_or_default();
     match (line.command(), Call::parse(behind)) {
         (Some("checkpoint"), Some(call))
             if !PARTIAL.iter().any(|flag| call.has(flag) || call.value(flag).is_some()) =>
         {
-            serve_checkpoint(runtime, &config, &call)
+            let config = Config::load()?;
+            serve_checkpoint(find(&config)?, &config, &call)
         }
         (Some("restore"), Some(call)) => {
-            serve_restore(runtime, config, call, inherited, &line.rest)
+            let config = Config::load()?;
+            serve_restore(find(&config)?, config, call, inherited, &line.rest)
         }
-        (Some("delete"), Some(call))
-            if ensure_name(&call.id).is_ok() && ended::take(&runtime, &call.id) =>
-        {
-            Ok(ExitCode::SUCCESS)
+        (command, call) => {
+            let config = Config::load().or_else(|_| Config::load_runtime())?;
+            let runtime = find(&config)?;
+            let deleted =
+                call.filter(|call| command == Some("delete") && ensure_name(&call.id).is_ok());
+            if deleted.is_some_and(|call| ended::take(&runtime, &call.id)) {
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(runtime.exec(&line.rest))
         }
-        _ => Err(runtime.exec(&line.rest)),
     }
 }
 

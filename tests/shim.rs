@@ -280,6 +280,26 @@ on_each_runtime!(flags_of_a_checkpoint_reach_the_runtime, |machine| {
     fs::remove_dir_all(directory).unwrap();
 });
 
+on_each_runtime!(a_wrong_setting_stops_no_other_command, |machine| {
+    let runtime = machine.variant().runtime();
+    let config = machine.state_root().with_file_name("ocicle.toml");
+    let call = |settings: &str, arguments: &[&str]| {
+        fs::write(&config, settings).unwrap();
+        let mut shim = Command::new(env!("CARGO_BIN_EXE_ocicle-runtime"));
+        shim.env("OCICLE_CONFIG", &config).env_remove("OCICLE_RUNTIME");
+        outcome(shim.args(arguments))
+    };
+    let newer = format!("runtime = \"{runtime}\"\nof-a-newer-version = 1\n");
+    let checkpoint = ["checkpoint", "--image-path", "/nonexistent", "web"];
+    assert_eq!(call(&newer, &["--version"]).1, run(Command::new(runtime).arg("--version")));
+    let (made, _, errors) = call(&newer, &checkpoint);
+    assert!(!made && errors.contains("of-a-newer-version"), "{errors}");
+    // Which runtime is meant cannot be known.
+    let (success, _, errors) = call("runtime = ", &["--version"]);
+    assert!(!success && errors.contains("ocicle.toml"), "{errors}");
+    fs::remove_file(config).unwrap();
+});
+
 on_each_runtime!(it_never_calls_itself, |machine| {
     let shim = env!("CARGO_BIN_EXE_ocicle-runtime");
     let directory = machine.state_root().join("path");
