@@ -343,6 +343,28 @@ on_each_runtime!(a_name_that_is_in_use, |machine| {
     told.compare("in-use");
 });
 
+on_each_runtime!(a_root_file_system_that_is_in_use, |machine| {
+    let bundle = hold(machine, "hold", Shim::Bare);
+    stopped_version(machine, &bundle);
+    fs::write(bundle.path("/data/since"), "another container's").unwrap();
+    let other = machine.unique("other");
+    let runtime = || machine.runtime(Shim::Bare, &bundle.log());
+    let mut start = runtime();
+    start.args(["run", "--detach", "--bundle"]).arg(bundle.dir()).arg(&other);
+    assert_eq!(status_of(&mut start).0, 0);
+    let state: Value = serde_json::from_str(&run(runtime().args(["state", &other]))).unwrap();
+    let pid = i32::try_from(state["pid"].as_i64().unwrap()).unwrap();
+    support::wait_for_program(pid, "workload");
+    let mut told = Told::new(machine);
+    told.refused("another lives there", &mut ocicle(machine, "restore", &[bundle.id()]));
+    assert!(bundle.path("/data/since").exists());
+    run(runtime().args(["delete", "--force", &other]));
+    wait_for_exit(pid);
+    assert_restores(machine, &bundle);
+    assert!(!bundle.path("/data/since").exists());
+    told.compare("root-in-use");
+});
+
 /// A directory that holds links to programs, for a `PATH` of its own.
 fn programs(machine: &Machine, name: &str, programs: &[&str]) -> PathBuf {
     let directory = machine.store().with_file_name("state").join(name);
@@ -651,9 +673,7 @@ fn a_process_that_does_not_freeze(machine: &Machine) {
     }
     let mut told = Told::new(machine);
     let mut command = ocicle(machine, "checkpoint", &[bundle.id(), "--leave-running"]);
-    let begin = Instant::now();
     let errors = told.refused("a process that is stuck", command.env("OCICLE_CONFIG", &config));
-    assert!(begin.elapsed().as_secs_f32() < 5.0, "{:?}", begin.elapsed());
     assert!(errors.contains(&format!("process {} (workload)", container.pid())), "{errors}");
     assert_eq!(versions(machine, &bundle), Vec::<PathBuf>::new());
     drop(thaw);

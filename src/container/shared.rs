@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::freezer_of_all;
@@ -48,8 +49,24 @@ pub fn users_of(directory: &Path) -> Result<Vec<User>> {
     users(None, |_, mount| mount.device == device && mount.root.as_path() == root)
 }
 
-/// The same but for those beside `except`; and containers count that have mounted a directory above
-/// or below it.
+/// A process that has this directory for its root, wherever it is mounted.
+pub fn process_in(root: &Path) -> Result<Option<User>> {
+    let ours = inode_of(root).with_context(|| format!("looking at {}", root.display()))?;
+    let lives_there = |(_, processes): &(u64, Vec<i32>)| {
+        processes.iter().any(|pid| inode_of(format!("/proc/{pid}/root/.").as_ref()) == Ok(ours))
+    };
+    Ok(namespaces()?.into_iter().find(lives_there).map(User::of))
+}
+
+/// The device and the inode of a directory, without asking a server that may not answer.
+fn inode_of(path: &Path) -> rustix::io::Result<(u32, u32, u64)> {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+/// As [`users_of`], but for those beside `except`; and containers count that have mounted a directory
+/// above or below it.
 pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<User>> {
     let (device, root) = place_of(directory)?;
     users(Some(except), |pid, mount| {

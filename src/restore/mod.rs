@@ -118,6 +118,9 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let examined = examine(request, &manifest, &bundle, &images)?;
     let Examined { resolved, parts, .. } = &examined;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    if parts.iter().zip(&plans).any(|(part, plan)| part.is_root() && !plan.is_empty()) {
+        reconcile::ensure_root_is_unused(&bundle)?;
+    }
     let files = preflight::View::of(parts, &plans, &bundle)?;
     let remedies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
     held::ensure_same(&manifest, &bundle, resolved, &remedies)?;

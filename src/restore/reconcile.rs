@@ -22,6 +22,11 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// Whether it is the root file system.
+    pub(super) fn is_root(&self) -> bool {
+        self.destination == Path::new("/")
+    }
+
     /// What has to be done to it.
     pub(super) fn plan(&self) -> Result<Plan<'_>> {
         snapshot::plan(&self.root, &self.packed)
@@ -122,6 +127,14 @@ fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
     let Some(user) = users.first() else { return Ok(()) };
     Err(anyhow!("the volume {} is in use: {user} has it mounted", destination.display())
         .hint("end that container, or give this one a volume of its own"))
+}
+
+/// Putting the root file system back under a container that lives there would, too. What its runtime
+/// says of names does not tell: another container may have been made of the same bundle.
+pub(super) fn ensure_root_is_unused(bundle: &Bundle) -> Result<()> {
+    let Some(user) = shared::process_in(&bundle.rootfs)? else { return Ok(()) };
+    Err(anyhow!("the root file system {} is in use: {user} lives there", bundle.rootfs.display())
+        .hint("end that container, or name another bundle with --bundle"))
 }
 
 /// Refuses a root file system on which the snapshot would mean something else.

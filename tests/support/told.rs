@@ -68,6 +68,7 @@ impl<'m> Told<'m> {
             (r"\bnot \d+:", "not N:"),
             (r"/[^ ]*/(ocicle-runtime is ocicle)", "/target/$1"),
             (r"\b(process|PID) \d+", "$1 N"),
+            (r"\bpid \d+ \((\w+)\) lives", "pid N ($1) lives"),
             (r"\b\d+ MiB", "N MiB"),
             (r"\b\d+ bytes", "N bytes"),
             (r"door-\w+", "door"),
