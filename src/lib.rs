@@ -27,7 +27,7 @@
 //! | **freeze** by the cgroup, unless the caller has frozen it | [`Frozen`](freezer::Frozen) thaws on its drop | the guardian thaws |
 //! | what CRIU was told is looked at again; it goes on and dumps; beside it the snapshot copies what has changed since | post-dump is answered with an error: CRIU fails and lets go | CRIU fails as nobody answers; the guardian thaws, waits for CRIU, and thaws again |
 //! | post-dump: both are there, and in stop mode **the commit**, staged parts and manifest synced | as above | before the manifest: as above; after it, it is a checkpoint |
-//! | CRIU ends the container, or lets go of it | what was committed is withdrawn | the guardian thaws |
+//! | CRIU ends the container, or lets go of it | what was committed is withdrawn if the container lives, and stays if it has ended | the guardian thaws |
 //! | **thaw**, of what we froze only | the error says so, the guardian tries too | the guardian thaws |
 //! | table, layers, digests; with `--leave-running` **the commit**, the manifest | the half-made checkpoint is removed | the same by the guardian; after a stop, the next restore finishes it |
 //!

@@ -4,14 +4,17 @@
 mod support;
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use ocicle::fault::{POINTS, STOPPING};
 use serde_json::Value;
-use support::{Container, Control, DEADLINE, Machine, run, try_run, wait_for_guardians};
+use support::{
+    Container, Control, DEADLINE, Machine, outcome, run, status_of, try_run, wait_for_guardians,
+};
 
 /// Kills a checkpoint at a point, and waits until what cleans up behind it is done.
 fn kill_at(point: &str, machine: &Machine, container: &Container<'_>, flags: &[&str]) -> Instant {
@@ -144,6 +147,70 @@ on_each_runtime!(killed_while_it_stops_a_container, |machine| {
         assert_eq!(after["db_check"], "ok", "{point}");
         delete(machine, bundle.id());
     }
+});
+
+/// The runtime, which does something more when its checkpoint is made.
+fn runtime_that(machine: &Machine, then: &str) -> PathBuf {
+    let name = machine.variant().runtime();
+    let directory = machine.state_root().with_file_name("wrapped");
+    fs::create_dir(&directory).unwrap();
+    let text = format!(
+        "#!/bin/sh\n{name} \"$@\"\nstatus=$?\ncase \" $* \" in *' checkpoint '*) {then};; esac\n\
+         exit $status\n"
+    );
+    fs::write(directory.join(name), text).unwrap();
+    fs::set_permissions(directory.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    directory.join(name)
+}
+
+on_each_runtime!(a_runtime_that_fails_when_the_container_has_ended, |machine| {
+    let failing = runtime_that(machine, "exit 7");
+    let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let control = container.control("/data");
+    let checkpoint = |flags: &[&str]| {
+        let mut command = machine.ocicle();
+        command.args(["checkpoint", bundle.id(), "--file-locks"]).args(flags);
+        outcome(command.args(machine.variant().criu_flags()).env("OCICLE_RUNTIME", &failing))
+    };
+    // As long as it lives, nothing is lost.
+    let before = control.status();
+    let (made, _, errors) = checkpoint(&["--leave-running"]);
+    assert!(!made && errors.contains("exit status 7"), "{errors}");
+    wait_for_progress(&control, &before);
+    assert!(!container.is_frozen() && listed(machine).is_empty());
+    let (made, said, errors) = checkpoint(&[]);
+    assert!(made && errors.contains("the checkpoint is whole"), "{errors}");
+    drop(container);
+    restore(machine, said.trim());
+    assert_eq!(control.status()["db_check"], "ok");
+    delete(machine, bundle.id());
+    fs::remove_dir_all(failing.parent().unwrap()).unwrap();
+});
+
+on_each_runtime!(what_cleans_up_holds_others_off, |machine| {
+    let fifo = machine.state_root().with_file_name("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let slow = runtime_that(machine, &format!("read -r word <{}", fifo.display()));
+    let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id(), "--file-locks", "--leave-running"]);
+    command.args(machine.variant().criu_flags()).env("OCICLE_RUNTIME", &slow);
+    assert_eq!(status_of(command.env("OCICLE_FAULT", "thawed")).0, 128 + 9);
+    // The guardian waits for the runtime, and thaws then.
+    let mut command = machine.ocicle();
+    command.args(["checkpoint", bundle.id(), "--file-locks", "--leave-running"]);
+    let refused = outcome(command.args(machine.variant().criu_flags())).2;
+    assert!(refused.contains("another checkpoint or restore of it is under way"), "{refused}");
+    fs::write(&fifo, "go on\n").unwrap();
+    wait_for_guardians();
+    checkpoint(machine, &container, &["--leave-running"]);
+    drop(container);
+    fs::remove_file(fifo).unwrap();
+    fs::remove_dir_all(slow.parent().unwrap()).unwrap();
 });
 
 on_each_runtime!(a_vfork_is_waited_for, |machine| {

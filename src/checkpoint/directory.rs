@@ -105,7 +105,12 @@ impl ImageDirectory {
         File::open(&self.path)
             .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
             .with_context(|| format!("syncing {}", self.path.display()))?;
-        manifest.commit(&self.path)
+        manifest.commit(&self.path).inspect_err(|_| {
+            // Its name may be there already, and the container goes on.
+            if let Err(error) = self.withdraw() {
+                tracing::error!("{error:#}");
+            }
+        })
     }
 
     /// Takes back what was committed.

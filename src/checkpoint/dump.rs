@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -28,12 +28,14 @@ use crate::freezer::{Freezer, Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
 use crate::runtime::log::Diverted;
 use crate::store::manifest::{Manifest, Owner};
-use crate::sys::process::wait_readable;
+use crate::sys::process::{pidfd, wait_readable};
 
 /// A dump under way.
 pub(super) struct Dump<'a> {
     request: &'a Request,
     container: &'a Container,
+    /// Its first process.
+    init: Option<OwnedFd>,
     cover: Cover,
     directory: &'a ImageDirectory,
     /// Where the images are while the container stands still, if not there.
@@ -76,6 +78,7 @@ impl<'a> Dump<'a> {
         Ok(Self {
             request,
             container,
+            init: pidfd(container.init)?,
             cover,
             directory,
             memory,
@@ -118,6 +121,8 @@ impl<'a> Dump<'a> {
             self.await_end()?
         } else {
             let ended = self.await_end()?;
+            // A runtime that was killed leaves its CRIU at work.
+            self.await_criu(criu.as_ref())?;
             self.timeline.mark("dump", dumping, Instant::now());
             self.thaw(frozen, &mut manifest)?;
             ended
@@ -269,7 +274,7 @@ impl<'a> Dump<'a> {
             let Taken { parts, held, begin, end } = match snapshot {
                 Ok(taken) => taken,
                 Err(error) => {
-                    hook.answer(&Err(anyhow!("{error:#}")))?;
+                    self.answer(hook, &Err(anyhow!("{error:#}")));
                     return Err(error.context("taking the snapshot"));
                 }
             };
@@ -279,11 +284,19 @@ impl<'a> Dump<'a> {
             let committing = Instant::now();
             let (parts, outcome) = self.commit(parts, manifest);
             fault::point("committed");
-            hook.answer(&outcome)?;
+            self.answer(hook, &outcome);
             outcome.context("committing")?;
             self.timeline.mark("commit", committing, Instant::now());
             Ok(Some((parts, asked)))
         })
+    }
+
+    /// Answers CRIU's post-dump script. Where that is gone, CRIU fails: what has become of the
+    /// container then is seen when the runtime has ended.
+    fn answer(&self, hook: Action, outcome: &Result<()>) {
+        if let Err(error) = hook.answer(outcome) {
+            tracing::debug!("answering CRIU: {error:#}");
+        }
     }
 
     /// Makes everything durable that a restore needs, before CRIU ends the container. One that
@@ -365,9 +378,12 @@ impl<'a> Dump<'a> {
     }
 
     /// A runtime that failed after the commit may have left the container alive: then what was
-    /// committed is taken back.
+    /// committed is taken back. Of a container that has ended it is all that is left, and stays.
     fn judge(&self, ended: &Ended, committed: bool) -> Result<()> {
-        if ended.success() && committed {
+        if committed && (ended.success() || self.is_over()?) {
+            if !ended.success() {
+                tracing::warn!("the checkpoint is whole, although {:#}", self.explain(ended));
+            }
             if let Err(error) = self.diverted.hand_on() {
                 tracing::warn!("handing on the runtime's log: {error:#}");
             }
@@ -381,6 +397,14 @@ impl<'a> Dump<'a> {
             );
         }
         Err(self.explain(ended))
+    }
+
+    /// Whether the container is to end with its checkpoint, and has.
+    fn is_over(&self) -> Result<bool> {
+        let Some(init) = self.init.as_ref().filter(|_| !self.request.leave_running) else {
+            return Ok(false);
+        };
+        Ok(wait_readable(&[init.as_fd()], Some(Duration::ZERO))? == [true])
     }
 
     /// Why the runtime has ended before its time.

@@ -130,7 +130,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let filesystem = request.filesystem_of(&container)?;
     let manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
 
-    let guardian = Guardian::start()?;
+    let guardian = Guardian::start(held)?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
     let staged = timeline.time("pre-copy", || {
         copy_first(&container, root, request, filesystem, &directory, &guardian)

@@ -27,7 +27,7 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(&container)?;
     let mut manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
-    let guardian = Guardian::start()?;
+    let guardian = Guardian::start(held)?;
     let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
 
     let frozen = freeze(request, &container.freezer, &guardian)?;

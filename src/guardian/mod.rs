@@ -10,6 +10,8 @@
 //! 3. thaw again, since CRIU leaves a control group that it found frozen frozen;
 //! 4. remove what is half-made, and the snapshots that drivers hold.
 //!
+//! Until then the container stays locked: the next checkpoint would be thawed in its middle.
+//!
 //! It is a session leader, so that what is sent to our process group does not reach it, and it
 //! leaves every signal blocked.
 
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
 use crate::snapshot::Held;
+use crate::store::lock::Lock;
 use crate::sys::socket::Channel;
 
 pub use watch::main;
@@ -38,6 +41,8 @@ pub const NAME: &str = "ocicle-guardian";
 /// What is asked of the guardian.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
+    /// Keep the descriptor that comes along: others are held off as long as it is open.
+    Hold,
     /// Thaw this control group if we die.
     Thaw(Freezer),
     /// Thaw none any more.
@@ -107,15 +112,20 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Starts a guardian.
-    pub fn start() -> Result<Self> {
+    /// Starts a guardian. The container is locked until it has ended, too.
+    pub fn start(held: &Lock) -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let process = Command::new("/proc/self/exe")
             .arg0(NAME)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .spawn()
             .context("starting the guardian")?;
-        Ok(Self { channel: Some(channel), process })
+        let guardian = Self { channel: Some(channel), process };
+        guardian
+            .channel()
+            .send(&Order::Hold, &[held.as_fd()])
+            .context("giving the guardian an order")?;
+        Ok(guardian)
     }
 
     /// Has `freezer` thawed too if we die from now on.

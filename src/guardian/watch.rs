@@ -31,6 +31,8 @@ struct Watch {
     thaw: Vec<Freezer>,
     remove: Vec<Removal>,
     discard: Vec<(Box<Held>, PathBuf)>,
+    /// What is held until the end.
+    held: Vec<OwnedFd>,
     running: Option<Running>,
 }
 
@@ -59,6 +61,7 @@ impl Watch {
             thaw: Vec::new(),
             remove: Vec::new(),
             discard: Vec::new(),
+            held: Vec::new(),
             running: None,
         })
     }
@@ -92,6 +95,7 @@ impl Watch {
 
     fn obey(&mut self, order: Order, fds: Vec<OwnedFd>) -> Result<()> {
         match order {
+            Order::Hold => self.held.extend(fds),
             Order::Thaw(freezer) => self.thaw.push(freezer),
             Order::ThawNone => self.thaw.clear(),
             Order::Remove(removal) => self.remove.push(removal),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ const LOCKS: &str = "/run/ocicle/locks";
 /// Whoever holds it removes its file in the end.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
     path: PathBuf,
 }
 
@@ -53,7 +54,7 @@ impl Lock {
                 .with_context(|| format!("opening {}", path.display()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 // Else its last holder has removed it since we opened it.
-                Ok(file) if is_at(&file, &path)? => return Ok(Some(Self { _file: file, path })),
+                Ok(file) if is_at(&file, &path)? => return Ok(Some(Self { file, path })),
                 Ok(_) => {}
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
                 Err((_, error)) => {
@@ -61,6 +62,13 @@ impl Lock {
                 }
             }
         }
+    }
+}
+
+impl AsFd for Lock {
+    /// Whoever has a copy of it holds the lock, too, after this process was killed.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -377,7 +377,9 @@ impl Manifest {
         replace(directory, DIGEST, (sum.clone() + &before).as_bytes())?;
         fault::point(if before.is_empty() { "digest-written" } else { "digest-replaced" });
         replace(directory, NAME, &text)?;
-        replace(directory, DIGEST, sum.as_bytes())?;
+        if !before.is_empty() {
+            replace(directory, DIGEST, sum.as_bytes())?;
+        }
         sync_directory(directory)
     }
 
