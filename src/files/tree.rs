@@ -87,20 +87,34 @@ impl Held {
     }
 }
 
+/// No tree is drawn deeper: its lines would be nothing but lines.
+const DEPTH: usize = 100;
+
 /// Arranges processes below their parents, each with its open files.
+///
+/// Whatever the images say of parents, each process is in one place: those of a circle, and what is
+/// too deep, begin a tree of their own.
 pub fn arrange(tasks: &[Task], table: &Table) -> Vec<Branch> {
     let known: BTreeSet<i32> = tasks.iter().map(|task| task.pid).collect();
     let is_first = |task: &&Task| !known.contains(&task.parent) || task.parent == task.pid;
-    let mut left = tasks.iter().filter(|task| !is_first(task)).collect();
-    let first = tasks.iter().filter(is_first);
-    first.map(|task| branch(task, &mut left, table)).collect()
+    let (first, others): (Vec<_>, Vec<_>) = tasks.iter().partition(is_first);
+    let mut left = Children::new();
+    others.into_iter().for_each(|task| left.entry(task.parent).or_default().push(task));
+    let begin = |tasks: Vec<&Task>, left: &mut Children<'_>| {
+        tasks.into_iter().map(|task| branch(task, left, table, DEPTH)).collect::<Vec<_>>()
+    };
+    let mut branches = begin(first, &mut left);
+    while let Some((_, tasks)) = left.pop_first() {
+        branches.extend(begin(tasks, &mut left));
+    }
+    branches
 }
 
-/// Takes the descendants of a process out of those that are left: whatever the images say, each
-/// process is in one place.
-fn branch(task: &Task, left: &mut Vec<&Task>, table: &Table) -> Branch {
-    let is_child = |other: &&Task| other.parent == task.pid;
-    let children: Vec<&Task> = left.extract_if(.., |other| is_child(&*other)).collect();
+/// Processes by their parents.
+type Children<'a> = BTreeMap<i32, Vec<&'a Task>>;
+
+/// Takes the descendants of a process out of those that are left, down to a depth.
+fn branch<'a>(task: &Task, left: &mut Children<'a>, table: &Table, depth: usize) -> Branch {
     let mut files: Vec<_> = table
         .files
         .iter()
@@ -108,7 +122,10 @@ fn branch(task: &Task, left: &mut Vec<&Task>, table: &Table) -> Branch {
         .map(|file| Held::of(task.pid, file))
         .collect();
     files.sort_by_key(|held| held.fds.first().copied());
-    let children = children.into_iter().map(|child| branch(child, left, table)).collect();
+    let children = depth.checked_sub(1).and_then(|depth| Some((depth, left.remove(&task.pid)?)));
+    let children = children.map_or_else(Vec::new, |(depth, children)| {
+        children.into_iter().map(|child| branch(child, left, table, depth)).collect()
+    });
     Branch { task: task.clone(), files, children }
 }
 
@@ -147,6 +164,9 @@ mod tests {
     fn images_may_lie_about_parents() {
         let count = |branches: &[Branch]| branches.len();
         assert_eq!(count(&arrange(&[task(1, 1)], &table())), 1);
-        assert_eq!(count(&arrange(&[task(1, 2), task(2, 1)], &table())), 0);
+        assert_eq!(count(&arrange(&[task(1, 2), task(2, 1)], &table())), 1);
+        let chain: Vec<_> = (1..=100_000).map(|pid| task(pid, pid - 1)).collect();
+        let tops = arrange(&chain, &table()).into_iter().map(|branch| branch.task.pid);
+        assert!(tops.eq((1..=100_000).step_by(DEPTH + 1)));
     }
 }
