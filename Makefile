@@ -44,12 +44,15 @@ check:
 # What the package holds too. A configuration that is there stays.
 install:
 	@test -x $(BIN)/ocicle || $(MAKE) build
-	install -d $(DESTDIR)$(PREFIX)/bin $(doc)/examples
+	install -d $(DESTDIR)$(PREFIX)/bin $(doc)/examples $(doc)/docs/engines
 	install $(BIN)/ocicle $(BIN)/ocicle-runtime $(DESTDIR)$(PREFIX)/bin/
 	$(BIN)/ocicle generate man $(share)/man/man8
 	$(BIN)/ocicle generate completions $(share)
-	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/*.md $(doc)/
-	cp -r docs/engines $(doc)/
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(doc)/
+	install -m 644 docs/*.md $(doc)/docs/
+	install -m 644 docs/engines/*.md $(doc)/docs/engines/
+	sed -i 's,\(](\(\.\./\)*\)config/,\1examples/,g; s,](\.\./hooks/drivers,](../../../../libexec/ocicle/drivers,' \
+	    $(doc)/README.md $(doc)/docs/*.md $(doc)/docs/*/*.md
 	cp -r config/. $(doc)/examples/
 	install -d $(DESTDIR)$(PREFIX)/libexec/ocicle
 	ln -sf ../../bin/ocicle $(DESTDIR)$(PREFIX)/libexec/ocicle/criu-action

@@ -67,6 +67,7 @@ fn it_installs_on_a_fresh_debian_and_leaves_nothing() {
         test -s /usr/share/zsh/vendor-completions/_ocicle
         test -s /usr/share/fish/vendor_completions.d/ocicle.fish
         test -s /usr/share/doc/ocicle/copyright
+        zcat /usr/share/doc/ocicle/changelog.Debian.gz | grep -Eq '^ -- [^<]+ <[^>]+@[^>]+>  [A-Z]'
         cmp /usr/share/doc/ocicle/examples/podman/ocicle.conf \
             /etc/containers/containers.conf.d/ocicle.conf
         dpkg --verify ocicle
@@ -92,9 +93,9 @@ fn it_installs_on_a_fresh_debian_and_leaves_nothing() {
 /// Where nobody else installs; and again, over a configuration that somebody has changed.
 #[test]
 fn make_installs_where_it_is_told_and_takes_that_back() {
-    let _discard = Discard;
-    let programs = package().parent().unwrap();
-    let root = programs.join("root");
+    let programs = Path::new(env!("CARGO_BIN_EXE_ocicle")).parent().unwrap();
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let root = root.path();
     let make = |target: &str| {
         let mut make = Command::new("make");
         make.args(["-s", "-C", CHECKOUT, target, "PREFIX=/opt/ocicle", "SYSCONFDIR=/opt/etc"]);
@@ -102,7 +103,7 @@ fn make_installs_where_it_is_told_and_takes_that_back() {
         output(make.arg(format!("BIN={}", programs.display())))
     };
     let files = || -> Vec<String> {
-        let found = output(Command::new("find").args([".", "-type", "f"]).current_dir(&root));
+        let found = output(Command::new("find").args([".", "-type", "f"]).current_dir(root));
         found.lines().map(str::to_owned).collect()
     };
     make("install");
@@ -116,14 +117,14 @@ fn make_installs_where_it_is_told_and_takes_that_back() {
         "./opt/ocicle/bin/ocicle-runtime",
         "./opt/ocicle/share/man/man8/ocicle-checkpoint.8",
         "./opt/ocicle/share/zsh/site-functions/_ocicle",
-        "./opt/ocicle/share/doc/ocicle/engines/podman.md",
+        "./opt/ocicle/share/doc/ocicle/docs/engines/podman.md",
         "./opt/ocicle/libexec/ocicle/drivers/zfs",
     ] {
         assert!(installed.iter().any(|installed| installed == file), "{file}: {installed:?}");
     }
     // What names a program names the one that was installed.
     let named = r"/[a-z/]*/(bin/ocicle-runtime|libexec/ocicle)";
-    let named = output(Command::new("grep").args(["-rhoE", named, "."]).current_dir(&root).args([
+    let named = output(Command::new("grep").args(["-rhoE", named, "."]).current_dir(root).args([
         "--include=*.conf",
         "--include=*.json",
         "--exclude-dir=drivers",
@@ -132,6 +133,19 @@ fn make_installs_where_it_is_told_and_takes_that_back() {
     assert!(named.lines().all(|path| path.starts_with("/opt/ocicle/")), "{named}");
     let script = root.join("opt/ocicle/libexec/ocicle/criu-action");
     assert_eq!(script.canonicalize().unwrap(), root.join("opt/ocicle/bin/ocicle"));
+
+    let links = regex::Regex::new(r"\]\(([^)#]+)").unwrap();
+    for page in installed.iter().filter(|file| file.ends_with(".md")) {
+        let page = root.join(page);
+        for link in links.captures_iter(&fs::read_to_string(&page).unwrap()) {
+            // The sources, and what runs in them.
+            if !["https:", "../src/", "../tests/", "/run"].iter().any(|part| link[1].contains(part))
+            {
+                let target = page.parent().unwrap().join(&link[1]);
+                assert!(target.exists(), "{} links {}", page.display(), &link[1]);
+            }
+        }
+    }
 
     make("uninstall");
     assert_eq!(files(), ["./opt/etc/ocicle/ocicle.toml"]);

@@ -139,8 +139,10 @@ impl Runtime {
             let said = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
             let root =
                 self.root().map_or(String::new(), |root| format!(" --root {}", root.display()));
-            return Err(anyhow!("{} state: {}", self.name(), message_of(&said))
-                .hint(format!("`{}{root} list` shows the containers there are", self.name())));
+            return Err(anyhow!("{} state: {}", self.name(), message_of(&said)).hint(format!(
+                "`{}{root} list` shows the containers there are, `ocicle ps` those of every engine",
+                self.name()
+            )));
         }
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("reading what {} state printed", self.name()))
