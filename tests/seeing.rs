@@ -165,6 +165,47 @@ on_each_runtime!(containers_are_listed_with_what_they_are, |machine: &Machine| {
     assert!(row.starts_with("runtime") && row.contains("stopped"), "{row}");
 });
 
+/// What a command prints on a terminal.
+fn on_terminal(command: &Command, no_colour: Option<&str>) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line.join(" "), "/dev/null"]);
+    script.env_remove("NO_COLOR").env("TERM", "xterm");
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.envs(no_colour.map(|value| ("NO_COLOR", value)));
+    run(&mut script)
+}
+
+on_each_runtime!(long_work_is_shown_on_a_terminal, |machine: &Machine| {
+    let fill =
+        "head -c 50000000 /dev/urandom >/data/big; touch /data/ready; exec tail -f /dev/null";
+    let bundle = machine.bundle("big").args(["sh", "-c", fill]).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let flags = machine.variant().criu_flags();
+    let checkpoint = |more: &[&str]| {
+        let mut command = machine.ocicle();
+        command.arg("checkpoint").args(flags).args(more).arg(bundle.id());
+        command
+    };
+    let shown = on_terminal(&checkpoint(&["--leave-running"]), None);
+    assert!(shown.contains("packing ") && shown.contains("MiB"), "{shown}");
+    assert!(shown.contains(&format!("{}@v1", bundle.id())), "{shown}");
+    fs::remove_file(bundle.path("data/big")).unwrap();
+    let (done, output, errors) = outcome(&mut checkpoint(&[]));
+    assert!(done && output == format!("{}@v2\n", bundle.id()), "{output}{errors}");
+    assert!(!errors.contains("packing") && !errors.contains('\r'), "{errors}");
+    drop(container);
+    let mut restore = machine.ocicle();
+    restore.arg("restore").args(flags).arg(format!("{}@v1", bundle.id()));
+    let shown = on_terminal(&restore, None);
+    assert!(shown.contains("restoring "), "{shown}");
+    let inspected = on_terminal(machine.ocicle().args(["inspect", bundle.id()]), None);
+    assert!(inspected.contains("\x1b[") && inspected.contains("PROCESSES"), "{inspected}");
+    bundle.end();
+});
+
 on_each_runtime!(a_doctor_finds_what_is_missing, |machine: &Machine| {
     let (healthy, report, errors) = outcome(machine.ocicle().args(["doctor", "--format", "json"]));
     let report: Value = serde_json::from_str(&report).unwrap_or_else(|_| panic!("{errors}"));
@@ -197,16 +238,11 @@ on_each_runtime!(a_doctor_finds_what_is_missing, |machine: &Machine| {
     assert!(line("real").starts_with("missing"), "{told}");
 
     // Colours are for a terminal, and for one that wants them.
-    let on_terminal = |colour: Option<&str>| {
-        let command = format!("{} doctor", env!("CARGO_BIN_EXE_ocicle"));
-        let mut script = Command::new("script");
-        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
-        script.env_remove("NO_COLOR").env("TERM", "xterm").env("OCICLE_RUNTIME", "runc");
-        script.envs(colour.map(|value| ("NO_COLOR", value)));
-        run(&mut script)
-    };
-    assert!(on_terminal(None).contains("\x1b["));
-    assert!(!on_terminal(Some("1")).contains('\x1b'));
+    for command in ["doctor", "ps"] {
+        let shown = |no_colour| on_terminal(machine.ocicle().arg(command), no_colour);
+        assert!(shown(None).contains("\x1b["), "{command}");
+        assert!(!shown(Some("1")).contains('\x1b'), "{command}");
+    }
 
     // A configuration that cannot be read is a finding, not the end.
     let broken = machine.scratch().join("broken.toml");
