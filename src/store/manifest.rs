@@ -66,7 +66,8 @@ pub struct Manifest {
     /// What was done about files.
     #[serde(default)]
     pub filesystem: Filesystem,
-    /// How its parts are, or will be, compressed.
+    /// How its parts are, or will be, compressed; with zstd where nothing says so.
+    #[serde(default)]
     pub compression: Compression,
     /// With `verify`, the files that were open or mapped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -493,4 +494,26 @@ fn read_limited(path: &Path) -> Result<Vec<u8>> {
         .with_context(|| format!("reading {}", path.display()))?;
     ensure!(text.len() as u64 <= LIMIT, "{} is too large", path.display());
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every manifest has said since there are any.
+    const LEAST: &str = r#"{
+        "schema": 1, "ocicle": "0.1.0", "state": "complete", "created": "2026-01-01T00:00:00Z",
+        "container": { "id": "web", "bundle": "/b", "rootfs": "/b/rootfs" }, "left": "stopped",
+        "freeze": { "by": "ocicle", "cgroup": "v2", "milliseconds": 1.0 },
+        "programs": { "runtime": "runc", "criu": "4.2", "kernel": "6.18" },
+        "root": { "driver": "directory", "fs_type": "ext4", "device": 1, "ino": 2 }
+    }"#;
+
+    #[test]
+    fn what_older_ones_do_not_say_has_a_meaning() {
+        let manifest = Manifest::parse(LEAST.as_bytes()).unwrap();
+        assert_eq!(manifest.compression, Compression::Zstd);
+        let said = LEAST.replace("\"schema\"", "\"compression\": \"none\", \"schema\"");
+        assert_eq!(Manifest::parse(said.as_bytes()).unwrap().compression, Compression::None);
+    }
 }
