@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::container::ensure_name;
 use crate::guardian::Ended;
 use crate::hint::hint_of;
+use crate::output::harmless;
 use crate::restore;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
 use crate::runtime::log::{append, file_of};
@@ -175,7 +176,7 @@ fn report(globals: &[OsString], error: &anyhow::Error) {
     if let Some(hint) = hint_of(error) {
         message = format!("{message} (hint: {hint})");
     }
-    eprintln!("ocicle-runtime: {message}");
+    eprintln!("ocicle-runtime: {}", harmless(&message));
     if let Some(log) = file_of(globals) {
         let json = value_of(globals, "--log-format").is_some_and(|format| format == "json");
         if let Err(failed) = log_to(&log, &message, json) {

@@ -149,6 +149,48 @@ on_each_runtime!(annotations_need_leave_for_each_source, |machine| {
     probe.bundle.end();
 });
 
+on_each_runtime!(annotations_of_somebody_hostile, |machine| {
+    let probe = checkpointed(machine);
+    let mut told = Told::new(machine);
+    let mut refuse = |what: &str, annotations: Value| {
+        probe.bundle.reconfigure(|config| config["annotations"] = annotations);
+        let said = told.refused(what, &mut restore(&probe));
+        assert!(is_untouched(&probe), "{what}");
+        let moves_the_cursor = |c: char| c.is_control() && c != '\n';
+        assert!(!said.contains(moves_the_cursor) && !said.contains('\u{202e}'), "{what}: {said:?}");
+        assert!(said.len() < 8 << 10, "{what}: {} bytes", said.len());
+    };
+    let long = format!("{}=null", "/a".repeat(7 << 10));
+    refuse(
+        "a rule of 17 KiB",
+        json!({ "org.ocicle.substitute": format!("/{}=null", "a".repeat(17 << 10)) }),
+    );
+    let many: serde_json::Map<String, Value> =
+        (0..20).map(|at| (format!("org.ocicle.substitute.{at}"), json!(long))).collect();
+    refuse("280 KiB of them", Value::Object(many));
+    let rules = |count: usize, between: &str| vec!["1:3=null"; count].join(between);
+    refuse("1001 rules", json!({ "org.ocicle.substitute": rules(1001, ";") }));
+    let two = json!({
+        "org.ocicle.substitute.a": rules(501, "\n"), "org.ocicle.substitute.b": rules(501, ";"),
+    });
+    refuse("1002 in two annotations", two);
+    let name = "org.ocicle.substitute.\u{1b}[2J\u{202e}x";
+    refuse("a name that moves the cursor", json!({ name: "1:4=file:/etc/shadow" }));
+    refuse("the same with what is no rule", json!({ name: "\u{202e}日本=\u{1b}[2J" }));
+    refuse(
+        "a path that moves it",
+        json!({ "org.ocicle.substitute": "1:4=container:/data/\u{1b}[2J\u{202e}" }),
+    );
+    refuse("a program that does", json!({ "org.ocicle.substitute": "1:4=exec:/\u{7}\u{202e}x" }));
+    refuse(
+        "200 terms",
+        json!({ "org.ocicle.substitute": format!("{}fd:3=nul", "fd:3 and ".repeat(200)) }),
+    );
+    refuse("a name with a zero byte", json!({ "org.ocicle.substitute": "1:4=fd:a\u{0}b" }));
+    refuse("a path with one", json!({ "org.ocicle.substitute": "1:4=container:/data/new\\x00" }));
+    told.compare("hostile");
+});
+
 on_each_runtime!(nothing_is_opened_before_all_rules_are_accepted, |machine| {
     let probe = checkpointed(machine);
     let host = Host::new(&probe);

@@ -59,7 +59,7 @@ pub fn start_log(debug: bool) {
 
 /// Text in which nothing acts on a terminal but colours: much of it comes out of archives, in errors
 /// of libraries as well. What would act is escaped as [`ByteString`](crate::bytes::ByteString) does.
-fn harmless(text: &str) -> Cow<'_, str> {
+pub fn harmless(text: &str) -> Cow<'_, str> {
     let acts = |c: char| c != '\n' && is_unsafe(c);
     if !text.contains(acts) {
         return text.into();

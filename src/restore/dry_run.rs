@@ -128,7 +128,7 @@ impl Substitute {
             source: resolved.rule.source.to_string(),
             rule: Said::by(&resolved.rule),
             why: resolved.why(),
-            beaten: resolved.beaten.iter().map(Said::by).collect(),
+            beaten: resolved.beaten.iter().map(|rule| Said::by(rule)).collect(),
         }
     }
 }

@@ -40,18 +40,37 @@ pub fn standing(
     configured: &[Substitution],
     bundle: &Bundle,
 ) -> Result<Vec<Rule>> {
-    let mut rules = Vec::new();
-    for (name, value) in bundle.annotations(ANNOTATION) {
-        let parsed = parse_list(&value, &Origin::Annotation(name.clone()));
-        rules.extend(
-            parsed
-                .with_context(|| format!("annotation {name}"))
-                .hint("correct it in config.json")?,
-        );
-    }
+    let mut rules = of_annotations(&bundle.annotations(ANNOTATION))?;
     let origin = Origin::Configuration(config::path().display().to_string());
     for configured in configured.iter().filter(|one| one.is_for(identity)) {
         rules.extend(parse_list(&configured.rule, &origin).context("reading the configuration")?);
+    }
+    Ok(rules)
+}
+
+/// The most rules that the annotations of a container may hold together, and the most text: what
+/// they cost is to stay within bounds, whoever wrote them.
+const ANNOTATED_RULES: usize = 1000;
+const ANNOTATED_BYTES: usize = 256 << 10;
+
+fn of_annotations(annotations: &[(String, String)]) -> Result<Vec<Rule>> {
+    const SHORTEN: &str = "leave rules out in config.json, or write them in the configuration";
+    let bytes: usize = annotations.iter().map(|(_, value)| value.len()).sum();
+    if bytes > ANNOTATED_BYTES {
+        let what = format!("annotations {ANNOTATION} are longer than {ANNOTATED_BYTES} bytes");
+        return Err(anyhow!(what).hint(SHORTEN));
+    }
+    let mut rules = Vec::new();
+    for (name, value) in annotations {
+        let origin = Origin::Annotation(name.clone());
+        let parsed = parse_list(value, &origin);
+        let parsed =
+            parsed.with_context(|| origin.to_string()).hint("correct it in config.json")?;
+        rules.extend(parsed);
+        if rules.len() > ANNOTATED_RULES {
+            let what = format!("annotations {ANNOTATION} hold more than {ANNOTATED_RULES} rules");
+            return Err(anyhow!(what).hint(SHORTEN));
+        }
     }
     Ok(rules)
 }
@@ -134,9 +153,32 @@ mod tests {
         assert_eq!(rule.selector, Selector::new(Term::Id(crate::files::FileId(1))));
         let json = r#"{"id":1,"type":"reg","name":"/x","flags":0,"holders":[]}"#;
         let file = serde_json::from_str(json).unwrap();
-        let resolved = [Resolved { rule, file, beaten: Vec::new() }];
+        let resolved = [Resolved { rule: rule.into(), file, beaten: Vec::new() }];
         let error = ensure_allowed(&resolved, allow).err()?;
         Some(format!("{error}: {}", crate::hint::hint_of(&error).unwrap_or_default()))
+    }
+
+    fn annotated(annotations: &[(&str, String)]) -> Result<Vec<Rule>> {
+        let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
+        of_annotations(&annotations.iter().map(owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn annotations_have_limits_together() {
+        let rules = |count| ["1=null"].repeat(count).join(";");
+        assert_eq!(annotated(&[("a", rules(600)), ("b", rules(400))]).unwrap().len(), 1000);
+        let many = annotated(&[("a", rules(600)), ("b", rules(401))]).unwrap_err();
+        assert!(many.to_string().contains("more than 1000 rules"), "{many}");
+        let long = format!("{}=null", "/a".repeat(4 << 10));
+        let longer = vec![("a", long); 40];
+        let long = annotated(&longer).unwrap_err();
+        assert!(long.to_string().contains("longer than 262144 bytes"), "{long}");
+    }
+
+    #[test]
+    fn the_name_of_an_annotation_moves_no_cursor() {
+        let wrong = annotated(&[("a\u{1b}[2J", "tape".to_owned())]).unwrap_err();
+        assert!(format!("{wrong:#}").starts_with("annotation a\\x1b[2J: "), "{wrong:#}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which open file each rule means.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::rule::{Origin, Rule};
 use crate::files::{OpenFile, Table};
@@ -8,13 +9,16 @@ use crate::files::{OpenFile, Table};
 /// An open file and the rule that won for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// The rule.
-    pub rule: Rule,
+    /// The rule; one may win for many open files.
+    pub rule: Arc<Rule>,
     /// The open file.
     pub file: OpenFile,
-    /// The rules that lost, the strongest first.
-    pub beaten: Vec<Rule>,
+    /// The strongest of the rules that lost, the strongest first.
+    pub beaten: Vec<Arc<Rule>>,
 }
+
+/// How many of the rules that lost are kept: of many rules for many open files the product would be.
+const BEATEN: usize = 16;
 
 impl Resolved {
     /// Why the rule won.
@@ -156,9 +160,10 @@ pub fn resolve(rules: &[Rule], table: &Table) -> Result<Vec<Resolved>, Mismatche
 /// As [`resolve`], with what matches beside what does not.
 pub fn judge(rules: &[Rule], table: &Table) -> (Vec<Resolved>, Vec<Mismatch>) {
     let mut wrong: Vec<_> = rules.iter().filter_map(|rule| mismatch(rule, table)).collect();
+    let rules: Vec<_> = rules.iter().cloned().map(Arc::new).collect();
     let mut resolved = Vec::new();
     for file in &table.files {
-        match winner(rules, file) {
+        match winner(&rules, file) {
             Ok(Some(winner)) => resolved.push(winner),
             Ok(None) if file.must_substitute => wrong.push(Mismatch::Needed { file: file.clone() }),
             Ok(None) => {}
@@ -186,23 +191,23 @@ fn mismatch(rule: &Rule, table: &Table) -> Option<Mismatch> {
 }
 
 /// The rule that wins for an open file.
-fn winner(rules: &[Rule], file: &OpenFile) -> Result<Option<Resolved>, Box<Mismatch>> {
+fn winner(rules: &[Arc<Rule>], file: &OpenFile) -> Result<Option<Resolved>, Box<Mismatch>> {
     // From the last to the first: sorting keeps that order among equals.
-    let mut matching: Vec<&Rule> =
+    let mut matching: Vec<&Arc<Rule>> =
         rules.iter().rev().filter(|rule| rule.selector.matches(file)).collect();
     matching.sort_by_key(|rule| std::cmp::Reverse(rule.strength()));
     let Some((best, beaten)) = matching.split_first() else { return Ok(None) };
     let mut equal = beaten.iter().take_while(|other| other.strength() == best.strength());
     if let Some(other) = equal.find(|other| !best.may_override(other)) {
         return Err(Box::new(Mismatch::Twice {
-            rules: Box::new([(*other).clone(), (*best).clone()]),
+            rules: Box::new([other.as_ref().clone(), best.as_ref().clone()]),
             file: file.clone(),
         }));
     }
     Ok(Some(Resolved {
-        rule: (*best).clone(),
+        rule: Arc::clone(best),
         file: file.clone(),
-        beaten: beaten.iter().map(|rule| (*rule).clone()).collect(),
+        beaten: beaten.iter().take(BEATEN).map(|rule| Arc::clone(rule)).collect(),
     }))
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::selector::Selector;
 use super::source::Source;
+use crate::bytes::ByteString;
 
 /// A rule: an open file, and what takes its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +77,10 @@ impl fmt::Display for Origin {
         match self {
             Self::CommandLine => f.write_str("the command line"),
             Self::With => f.write_str("`ocicle with`"),
-            Self::Annotation(name) => write!(f, "annotation {name}"),
+            // Whoever wrote it chose its name as well.
+            Self::Annotation(name) => {
+                write!(f, "annotation {}", ByteString::from(name.as_str()))
+            }
             Self::Configuration(path) => f.write_str(path),
         }
     }

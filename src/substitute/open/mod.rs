@@ -14,6 +14,7 @@ mod socket;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -39,7 +40,7 @@ pub struct Replacement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The rule.
-    pub rule: Rule,
+    pub rule: Arc<Rule>,
     /// The identifier of the open file.
     pub file: FileId,
     /// Why not.
@@ -52,6 +53,9 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// How many refusals an error tells.
+const SHOWN: usize = 50;
+
 /// All that is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusals(pub Vec<Refusal>);
@@ -60,8 +64,12 @@ impl std::error::Error for Refusals {}
 
 impl fmt::Display for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<_> = self.0.iter().map(Refusal::to_string).collect();
-        f.write_str(&lines.join("\n"))
+        let lines: Vec<_> = self.0.iter().take(SHOWN).map(Refusal::to_string).collect();
+        f.write_str(&lines.join("\n"))?;
+        match self.0.len().checked_sub(SHOWN) {
+            Some(more @ 1..) => write!(f, "\nand {more} more"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -99,7 +107,7 @@ pub struct Site {
 /// A rule that was checked for an open file.
 #[derive(Debug)]
 pub struct Prepared {
-    rule: Rule,
+    rule: Arc<Rule>,
     file: OpenFile,
     work: Work,
 }
@@ -128,10 +136,10 @@ enum Work {
 /// The application will see errors from calls that only the original knew; CRIU does not care.
 pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepared>, Refusals> {
     let prepared = each(resolved, |Resolved { rule, file, .. }| {
-        let refusal = |why| Box::new(Refusal { rule: rule.clone(), file: file.id, why });
+        let refusal = |why| Box::new(Refusal { rule: Arc::clone(rule), file: file.id, why });
         let file = what_stays(rule, file);
         let work = Work::of(rule, &file, around).map_err(refusal)?;
-        Ok(Prepared { rule: rule.clone(), file, work })
+        Ok(Prepared { rule: Arc::clone(rule), file, work })
     })?;
     check_locks(&prepared, around)?;
     let inherited = prepared.iter().filter(|one| one.treatment().how == How::Inherit);
@@ -207,7 +215,7 @@ impl Prepared {
     }
 
     fn refusal(&self, why: String) -> Box<Refusal> {
-        Box::new(Refusal { rule: self.rule.clone(), file: self.file.id, why })
+        Box::new(Refusal { rule: Arc::clone(&self.rule), file: self.file.id, why })
     }
 
     /// What others may refuse.
@@ -369,9 +377,13 @@ mod tests {
         open(&mut prepare(resolved, &around)?, &around)
     }
 
+    fn resolved(rule: Rule, file: OpenFile) -> Resolved {
+        Resolved { rule: Arc::new(rule), file, beaten: Vec::new() }
+    }
+
     fn try_open(source: &str, file: OpenFile) -> Result<OwnedFd, String> {
         let rule = parse_rule(&format!("3={source}"), Origin::CommandLine).unwrap();
-        let opened = prepare_and_open(&[Resolved { rule, file, beaten: Vec::new() }]);
+        let opened = prepare_and_open(&[resolved(rule, file)]);
         Ok(opened.map_err(|error| error.to_string())?.pop().unwrap().fd)
     }
 
@@ -426,11 +438,7 @@ mod tests {
         let good = rule(format!("3=file:{},truncate", path.display()));
         let new = rule(format!("4=file:{}/new,create", dir.path().display()));
         let bad = rule("5=fd:1000000".to_owned());
-        let resolved = [good, new, bad].map(|rule| Resolved {
-            rule,
-            file: original(1, None),
-            beaten: Vec::new(),
-        });
+        let resolved = [good, new, bad].map(|rule| resolved(rule, original(1, None)));
         let error = prepare_and_open(&resolved).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -569,7 +577,7 @@ mod tests {
         let open_from = |origin| {
             let rule = parse_rule(&text, origin).unwrap();
             let file = original(0, None);
-            prepare_and_open(&[Resolved { rule, file, beaten: Vec::new() }])
+            prepare_and_open(&[resolved(rule, file)])
         };
         open_from(Origin::CommandLine).unwrap();
         let error = open_from(Origin::Annotation("a".into())).unwrap_err().to_string();
