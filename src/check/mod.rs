@@ -10,10 +10,12 @@ mod mounts;
 mod others;
 mod processes;
 
+use std::collections::HashSet;
+
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::checkpoint::{self, preflight};
+use crate::checkpoint::{self, SeenAhead, UNMAP, preflight};
 use crate::config::{Allow, OnUnsupported, Substitution};
 use crate::container::{Container, Shared, Volumes};
 use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
@@ -139,13 +141,16 @@ impl Finding {
     }
 
     /// Of an open file, which may be left out if it is not so for the moment only.
-    fn of_open_file(obstacle: &Obstacle, subject: &str) -> Self {
-        let mut finding = Self::of(obstacle, subject);
-        if obstacle.is_lasting() && obstacle.can_be_set_aside() {
-            let help = finding.help.get_or_insert_default();
-            help.push_str("; or a rule, or --on-unsupported substitute");
-        }
-        finding
+    fn of_open_file(obstacle: &Obstacle, subject: &str, mapped: bool) -> Self {
+        let finding = Self::of(obstacle, subject);
+        let help = finding.help.unwrap_or_default();
+        let help = match (obstacle.is_lasting(), obstacle.can_be_set_aside()) {
+            (false, _) => help,
+            (true, true) if mapped => format!("{UNMAP}; no rule can help"),
+            (true, true) => format!("{help}; or a rule, or --on-unsupported substitute"),
+            (true, false) => format!("{help}; no rule can help"),
+        };
+        Self { help: Some(help), ..finding }
     }
 }
 
@@ -157,14 +162,13 @@ pub fn check(request: &Request) -> Result<Report> {
     let settings = checkpoint::with_standing(&request.settings, &request.runtime)?;
     let dumped = container.dumped_processes()?;
     let facts = Facts::of(&dumped).context("listing the open files")?;
+    let settings = checkpoint::settled(&settings, &facts)?;
     let parts = held::Parts::of(&container, request)?;
 
     let rules = checkpoint::rules(&container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
-    let aside = checkpoint::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
-    let aside: Vec<_> =
-        aside.into_iter().filter_map(|file| file.holders.first().copied()).collect();
-    let judge = |known| (known, verdict_with(known, &settings, &aside));
+    let ahead = checkpoint::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
+    let judge = |known| (known, verdict_with(known, &settings, &ahead));
     let files: Vec<_> = facts
         .files
         .iter()
@@ -175,6 +179,8 @@ pub fn check(request: &Request) -> Result<Report> {
         processes::problems(&container, &dumped, &facts, &settings, &request.runtime.name())?;
     problems.extend(mounts::problems(&container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
+    remarks.extend(facts.files.iter().filter_map(lost_lock));
+    remarks.extend(lost_interfaces(&files, &request.runtime.name()));
     problems.extend(frozen_from_above(&container)?);
     remarks.extend(frozen(&container)?);
     remarks.extend(refused(&resolved, &request.allow));
@@ -189,13 +195,14 @@ pub fn check(request: &Request) -> Result<Report> {
 }
 
 /// What CRIU will do about an open file: it is kept from those that are set aside.
-fn verdict_with(known: &Known, settings: &Settings, aside: &[Holder]) -> Foretold {
-    let is_aside = known.file.holders.first().is_some_and(|holder| aside.contains(holder));
+fn verdict_with(known: &Known, settings: &Settings, ahead: &SeenAhead) -> Foretold {
+    let first = known.file.holders.first();
+    let is_in = |holders: &HashSet<Holder>| first.is_some_and(|holder| holders.contains(holder));
     match verdict(&known.described, settings) {
         Verdict::Dumps => Foretold::Dumped,
         Verdict::LeftOut(_) => Foretold::LeftOut,
-        Verdict::Fails(_) if is_aside => Foretold::LeftOut,
-        Verdict::Fails(obstacles) => Foretold::Fails(obstacles),
+        Verdict::Fails(_) if is_in(&ahead.aside) => Foretold::LeftOut,
+        Verdict::Fails(obstacles) => Foretold::Fails { obstacles, mapped: is_in(&ahead.mapped) },
     }
 }
 
@@ -203,16 +210,18 @@ fn verdict_with(known: &Known, settings: &Settings, aside: &[Holder]) -> Foretol
 enum Foretold {
     Dumped,
     LeftOut,
-    Fails(Vec<Obstacle>),
+    Fails { obstacles: Vec<Obstacle>, mapped: bool },
 }
 
 fn fate(known: &Known, foretold: &Foretold, parts: &held::Parts, resolved: &[Resolved]) -> Fate {
     let subject = subject(&known.file);
-    let finding = |obstacle: &Obstacle| Finding::of_open_file(obstacle, &subject);
     let (dump, problems) = match foretold {
         Foretold::Dumped => (Dump::Yes, Vec::new()),
         Foretold::LeftOut => (Dump::LeftOut, Vec::new()),
-        Foretold::Fails(obstacles) => (Dump::No, obstacles.iter().map(finding).collect()),
+        Foretold::Fails { obstacles, mapped } => {
+            let finding = |obstacle| Finding::of_open_file(obstacle, &subject, *mapped);
+            (Dump::No, obstacles.iter().map(finding).collect())
+        }
     };
     Fate {
         held: parts.holder_of(known, dump),
@@ -250,6 +259,34 @@ fn remarks(files: &[Fate], mismatches: &[Mismatch]) -> Vec<Finding> {
     });
     let rules = mismatches.iter().filter(|one| !matches!(one, Mismatch::Needed { .. }));
     needed.chain(rules.map(|rule| Finding::new(format!("rule {rule}")))).collect()
+}
+
+/// A lock that CRIU does not save, and does not say so.
+fn lost_lock(known: &Known) -> Option<Finding> {
+    let process = known.lost_lock_of?;
+    let what = format!(
+        "{}: CRIU does not save the lock that pid {process} has on a range of it, as others share the \
+         open file",
+        subject(&known.file)
+    );
+    Some(Finding::with_help(what, "have that process open the file by itself, or lock it again"))
+}
+
+/// Tun devices that are saved, and whose interfaces are not: runc leaves networks out.
+fn lost_interfaces(files: &[Fate], runtime: &str) -> Vec<Finding> {
+    let is_lost = |fate: &&Fate| {
+        let attached = fate.file.name.as_bytes().starts_with(b"tun ");
+        attached && fate.dump == Dump::Yes && fate.rule.is_none() && runtime == "runc"
+    };
+    let said = |fate: &Fate| {
+        let subject = subject(&fate.file);
+        let what = format!(
+            "{subject}: runc leaves its interface out, and a restore needs something in its place"
+        );
+        let help = fate.file.holders.first().map(|holder| format!("-s {holder}=SOURCE"));
+        Finding { help, ..Finding::new(what) }
+    };
+    files.iter().filter(is_lost).map(said).collect()
 }
 
 /// A rule of an annotation that a restore would refuse.

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
 
@@ -19,9 +20,9 @@ use crate::container::{Container, Identity};
 use crate::criu::config::standing_options;
 use crate::criu::door::real_criu;
 use crate::criu::plugin::SetAside;
-use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
+use crate::files::dumpable::{Described, Detail, Obstacle, Settings, Verdict, verdict};
 use crate::files::facts::Facts;
-use crate::files::{OpenFile, Process};
+use crate::files::{Holder, OpenFile, Process};
 use crate::hint::WithHint;
 use crate::restore::{parse_each, standing_rules};
 use crate::runtime::Runtime;
@@ -87,8 +88,10 @@ impl Cover {
             processes.iter().map(|process| (process.inner, process.host)).collect();
         let mut mapped = None;
         let mut failing = Vec::new();
-        for known in Facts::of(processes)?.files {
-            let Verdict::Fails(obstacles) = verdict(&known.described, &self.settings) else {
+        let facts = Facts::of(processes)?;
+        let settings = settled(&self.settings, &facts)?;
+        for known in facts.files {
+            let Verdict::Fails(obstacles) = verdict(&known.described, &settings) else {
                 continue;
             };
             let Some(holder) = known.file.holders.first() else { continue };
@@ -156,28 +159,48 @@ fn refusal(stopping: &[&Failing]) -> anyhow::Error {
     for one in stopping {
         let OpenFile { kind, name, .. } = &one.file;
         let _ = write!(text, "\n  {}: {kind} {name}: {}", one.file.holders_text(), one.in_words());
-        if one.is_mapped {
-            text.push_str("; and it is mapped");
-        }
+        text.push_str(match (one.is_mapped, one.can_be_set_aside()) {
+            (true, _) => "; it is mapped, and no rule can help",
+            (false, false) => "; no rule can help",
+            (false, true) => "",
+        });
     }
     anyhow!(text).hint(advice(stopping))
 }
 
 fn advice(stopping: &[&Failing]) -> String {
-    let replaceable = stopping.iter().find(|one| one.can_be_set_aside());
-    if let Some(holder) = replaceable.and_then(|one| one.file.holders.first()) {
-        return format!(
+    let (covered, lost): (Vec<&Failing>, Vec<&Failing>) =
+        stopping.iter().partition(|one| one.can_be_set_aside());
+    let example = covered.first().and_then(|one| one.file.holders.first());
+    match (example, &helps(&lost)[..]) {
+        (Some(holder), "") => format!(
             "close them; or give each a rule for its replacement at the restore, such as \
              -s {holder}=null, or all of them --on-unsupported substitute"
-        );
-    }
-    let fixed = |obstacle: &&Obstacle| matches!(obstacle, Obstacle::Locked | Obstacle::Leased);
-    let obstacles = stopping.iter().flat_map(|one| &one.obstacles);
-    match obstacles.filter(fixed).map(Obstacle::help).next() {
-        Some(help) => format!("no rule can help, but this: {help}"),
-        None => "close them: no rule can help".to_owned(),
+        ),
+        (Some(holder), helps) => format!(
+            "where no rule can help: {helps}; for the others a rule, such as -s {holder}=null, or \
+             --on-unsupported substitute"
+        ),
+        (None, helps) => helps.to_owned(),
     }
 }
+
+/// What helps where no rule does.
+fn helps(lost: &[&Failing]) -> String {
+    let of = |one: &&Failing| match one.is_mapped {
+        true => vec![UNMAP.to_owned()],
+        false => {
+            one.obstacles.iter().filter(|it| !it.can_be_set_aside()).map(Obstacle::help).collect()
+        }
+    };
+    let mut helps: Vec<String> = lost.iter().flat_map(of).collect();
+    helps.sort_unstable();
+    helps.dedup();
+    helps.join("; ")
+}
+
+/// What helps with a file that cannot be dumped and is mapped too.
+pub const UNMAP: &str = "end the mapping before the checkpoint";
 
 /// The files that processes have mapped, by device and inode.
 fn mapped_files(processes: &[Process]) -> HashSet<(u64, u64)> {
@@ -226,18 +249,40 @@ fn settings(request: &Request) -> Result<Settings> {
         ext_unix_sk: has("--ext-unix-sk"),
         shell_job: has("--shell-job"),
         link_remap: has("--link-remap"),
-        bpf_maps: saves_bpf_maps()?,
+        bpf_maps: false,
         ghost_limit: bytes_of(&request.ghost_limit),
     })
 }
 
+/// The settings with what has to be looked up, if one of the open files makes it matter.
+pub fn settled(settings: &Settings, facts: &Facts) -> Result<Settings> {
+    settled_by(settings, facts.files.iter().map(|known| &known.described), saves_bpf_maps)
+}
+
+fn settled_by<'a>(
+    settings: &Settings,
+    mut files: impl Iterator<Item = &'a Described>,
+    saves_bpf_maps: impl FnOnce() -> Result<bool>,
+) -> Result<Settings> {
+    let mut settings = settings.clone();
+    if files.any(|file| matches!(file.detail, Detail::BpfMap(_))) {
+        settings.bpf_maps = saves_bpf_maps()?;
+    }
+    Ok(settings)
+}
+
 /// Whether CRIU needs libbpf: without it it does not know BPF maps (`dump_one_file` in
-/// criu/files.c), and no feature check tells.
-pub fn saves_bpf_maps() -> Result<bool> {
+/// criu/files.c), and no feature check tells. The whole program is read for that, once.
+fn saves_bpf_maps() -> Result<bool> {
     const LIBRARY: &[u8] = b"libbpf.so";
+    static SAVES: OnceLock<bool> = OnceLock::new();
+    if let Some(known) = SAVES.get() {
+        return Ok(*known);
+    }
     let path = real_criu()?;
     let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(program.windows(LIBRARY.len()).any(|bytes| bytes == LIBRARY))
+    let saves = program.windows(LIBRARY.len()).any(|bytes| bytes == LIBRARY);
+    Ok(*SAVES.get_or_init(|| saves))
 }
 
 /// What the administrator's files for CRIU allow as well.
@@ -257,15 +302,32 @@ pub fn with_standing(settings: &Settings, runtime: &Runtime) -> Result<Settings>
     Ok(settings)
 }
 
-/// The open files that CRIU would be kept from, of a container that runs.
+/// What becomes of the open files of a container that runs at which CRIU would fail.
+#[derive(Debug)]
+pub struct SeenAhead {
+    /// Those that CRIU would be kept from, by their first holders.
+    pub aside: HashSet<Holder>,
+    /// Those that are mapped too, so that it cannot be.
+    pub mapped: HashSet<Holder>,
+}
+
+/// Looks which open files CRIU would be kept from.
 pub fn set_aside(
     container: &Container,
     rules: Vec<Rule>,
     rest: OnUnsupported,
     settings: Settings,
-) -> Result<Vec<OpenFile>> {
+) -> Result<SeenAhead> {
     let cover = Cover { rules, rest, settings, is_needed: true };
-    Ok(cover.choose(container)?.records.into_iter().map(|record| record.file).collect())
+    let failing = cover.failing(&container.dumped_processes()?)?;
+    let holders = |is_meant: &dyn Fn(&Failing) -> bool| {
+        let meant = failing.iter().filter(|one| is_meant(one));
+        meant.filter_map(|one| one.file.holders.first().copied()).collect()
+    };
+    Ok(SeenAhead {
+        aside: holders(&|one| cover.by(one).is_some()),
+        mapped: holders(&|one| one.is_mapped),
+    })
 }
 
 /// A size as CRIU writes it.
@@ -278,4 +340,38 @@ pub fn bytes_of(text: &str) -> u64 {
         _ => 0,
     };
     digits.parse::<u64>().map_or(u64::MAX, |number| number.saturating_mul(1 << shift))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::FileKind;
+    use crate::files::dumpable::Place;
+
+    fn settings() -> Settings {
+        Settings {
+            tcp_established: false,
+            tcp_skip_in_flight: false,
+            file_locks: false,
+            ext_unix_sk: false,
+            shell_job: false,
+            link_remap: false,
+            bpf_maps: false,
+            ghost_limit: 0,
+        }
+    }
+
+    fn file(kind: FileKind, detail: Detail) -> Described {
+        Described { kind, flags: 0, place: Place::There, detail, locked: false, leased: false }
+    }
+
+    #[test]
+    fn criu_is_looked_at_only_for_the_sake_of_a_bpf_map() {
+        let plain = file(FileKind::Reg, Detail::Plain);
+        let map = file(FileKind::Bpfmap, Detail::BpfMap(1));
+        let never = || panic!("there is no BPF map");
+        assert!(!settled_by(&settings(), [&plain].into_iter(), never).unwrap().bpf_maps);
+        let saves = || Ok(true);
+        assert!(settled_by(&settings(), [&plain, &map].into_iter(), saves).unwrap().bpf_maps);
+    }
 }

@@ -44,7 +44,7 @@ use crate::store::manifest::Manifest;
 use crate::store::policy::{self, Filesystem};
 
 use aside::Cover;
-pub use aside::{bytes_of, rules, saves_bpf_maps, set_aside, with_standing};
+pub use aside::{SeenAhead, UNMAP, bytes_of, rules, set_aside, settled, with_standing};
 pub use directory::ImageDirectory;
 use dump::Dump;
 pub use finish::finish;

@@ -116,7 +116,7 @@ impl CriuOptions {
             ext_unix_sk: self.ext_unix_sk,
             shell_job: self.shell_job,
             link_remap: false,
-            bpf_maps: checkpoint::saves_bpf_maps()?,
+            bpf_maps: false,
             ghost_limit: checkpoint::bytes_of(&config.criu.ghost_limit),
         })
     }

@@ -24,7 +24,7 @@ pub struct Settings {
     pub shell_job: bool,
     /// `--link-remap`.
     pub link_remap: bool,
-    /// Whether CRIU was built with libbpf, and saves BPF maps.
+    /// Whether CRIU was built with libbpf, and saves BPF maps. Looked up only where there is one.
     pub bpf_maps: bool,
     /// The most bytes on disk that a deleted file may have.
     pub ghost_limit: u64,
@@ -492,7 +492,7 @@ impl Obstacle {
         }
     }
 
-    /// What would help.
+    /// What would help, but for a rule.
     pub fn help(&self) -> String {
         if let Some(option) = self.option() {
             return option.to_owned();
@@ -502,7 +502,8 @@ impl Obstacle {
                 return format!("criu.ghost-limit = \"{}M\" or more", stored.div_ceil(1 << 20));
             }
             Self::Type(what) if what.ends_with("io_uring") => {
-                "have the program work without io_uring; many have a setting for it"
+                "have the program work without io_uring, by a setting of its own or a seccomp profile \
+                 that refuses io_uring_setup"
             }
             Self::Backlog(_) | Self::Corked | Self::Unread => "try again a little later",
             Self::PeerOutside { .. } | Self::Dangling => {

@@ -53,6 +53,8 @@ pub(super) struct FdInfo {
     pub(super) locked: bool,
     /// Whether that is a lease to write.
     pub(super) leased: bool,
+    /// Whether its process holds a lock of a range through it, which belongs to that process alone.
+    pub(super) posix: bool,
     /// The files that an inotify instance or fanotify group watches.
     pub(super) watches: Vec<Watch>,
     /// The type of a BPF map.
@@ -253,6 +255,7 @@ pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
             // A waiter for the lock has an arrow before it (lock_get_status in fs/locks.c).
             "lock" if !value.contains("->") => {
                 info.locked = true;
+                info.posix |= value.contains("POSIX ");
                 info.leased |= value.contains("LEASE ") && value.contains(" WRITE ");
             }
             "map_type" => info.map_type = value.parse().ok(),
@@ -472,7 +475,9 @@ mod tests {
         let lease =
             |kind| parse_fdinfo(&format!("lock:\t1: LEASE  ACTIVE    {kind} 7 00:2f:5 0 EOF\n"));
         assert!(lease("WRITE").leased && lease("READ").locked && !lease("READ").leased);
-        assert!(parse_fdinfo("lock:\t1: FLOCK  ADVISORY  WRITE 7 00:2f:5 0 EOF\n").locked);
+        let lock =
+            |kind| parse_fdinfo(&format!("lock:\t1: {kind}  ADVISORY  WRITE 7 00:2f:5 0 EOF\n"));
+        assert!(lock("FLOCK").locked && !lock("FLOCK").posix && lock("POSIX").posix);
         assert_eq!(parse_fdinfo("Pid:\t812\nNSpid:\t812\t7\n").target, Some(812));
         assert_eq!(parse_fdinfo("Pid:\t-1\n").target, None);
         let line = "inotify wd:1 ino:2a sdev:fe00001 mask:100 ignored_mask:0 fhandle-bytes:4 \
