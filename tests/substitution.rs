@@ -433,6 +433,81 @@ on_each_runtime!(the_rule_that_wins, |machine| {
     assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
 });
 
+/// What a host has that does not fit.
+fn misfits(dir: &Path, workload: &Path) {
+    fs::create_dir(dir).unwrap();
+    fs::write(dir.join("file"), "a file of the host").unwrap();
+    nix::unistd::mkfifo(&dir.join("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o600))
+        .unwrap();
+    let program = |name: &str, text: String| {
+        let path = dir.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let lend = format!("{} lend {}/file", workload.display(), dir.display());
+    program("fails", format!("{lend}; exit 3"));
+    program("lends", lend);
+    fs::write(dir.join("no-program"), "").unwrap();
+}
+
+on_each_runtime!(what_does_not_fit, |machine| {
+    let read_only = machine.scratch().join("read-only");
+    fs::create_dir(&read_only).unwrap();
+    fs::write(read_only.join("file"), "").unwrap();
+    let builder = machine.bundle("probe").configure(|config| {
+        let mount = serde_json::json!({ "destination": "/ro", "type": "bind",
+            "source": read_only, "options": ["rbind", "ro"] });
+        config["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    let probe = Probe::checkpointed(machine, builder);
+    fs::write(probe.bundle.path("/data/since"), "").unwrap();
+    let dir = probe.bundle.dir().join("host");
+    misfits(&dir, &probe.bundle.path("/bin/workload"));
+    let listener = UnixListener::bind(dir.join("service")).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = |rest: &str| format!("{}/{rest}", dir.display());
+    let mut told = Told::new(machine);
+    for (name, source) in [
+        ("file", format!("file:{}", host("file,ro"))),
+        ("file", format!("file:{}", host("file,wo"))),
+        ("pipe-write", format!("file:{}", host("file,ro"))),
+        ("pipe-write", format!("file:{}", host("fifo"))),
+        ("locked", format!("file:{}", host("file,truncate,drop"))),
+        ("pipe-write", format!("file:{}", host("fifo,rw,pos=end"))),
+        ("pipe-write", format!("file:{}", host("file,pos=keep"))),
+        ("file", format!("file:{}", host("no/new,create"))),
+        ("file", format!("file:{}", host("file/new,create"))),
+        ("pipe-read", format!("file:{}", host("new,create"))),
+        ("file", "container:/data/file/x".to_owned()),
+        ("file", "container:/data/no/new,create".to_owned()),
+        ("file", "container:/ro/file".to_owned()),
+        ("file", "container:/ro/new,create".to_owned()),
+        ("unix-left", format!("unix:/{}", "long/".repeat(30))),
+        ("unix-left", format!("unix:{}", host("file"))),
+        ("unix-left", format!("unix:{}", host("service,listen"))),
+        ("unix-left", format!("unix:{}", host("no/socket,listen"))),
+        ("quiet-write", format!("unix:{}", host("no/socket"))),
+        ("tcp-listener", format!("tcp:{},listen", tcp.local_addr().unwrap())),
+        ("file", format!("exec:{}", host("fails"))),
+        ("file", format!("exec:{}", host("no-program"))),
+        ("pipe-read", format!("exec:{}", host("lends"))),
+        ("terminal", "tty".to_owned()),
+        ("terminal-master", "reset".to_owned()),
+    ] {
+        let what = format!("{name}={}", source.replace(&dir.display().to_string(), "/host"));
+        let what = what.replace(&tcp.local_addr().unwrap().to_string(), "ADDRESS");
+        let rule = probe.rule(name, &source);
+        told.refused(&what, &mut restore_command(&probe.bundle, machine, &[rule]));
+        assert!(probe.bundle.path("/data/since").exists(), "{what}: nothing was changed");
+        assert!(!dir.join("new").exists(), "{what}: nothing was made");
+        assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "a file of the host", "{what}");
+    }
+    told.compare("misfits");
+    drop(listener);
+    drop(probe);
+    fs::remove_dir_all(read_only).unwrap();
+});
+
 on_each_runtime!(what_cannot_be_said_or_done, |machine| {
     let probe = Probe::checkpointed(machine, machine.bundle("probe"));
     fs::write(probe.bundle.path("/data/since"), "").unwrap();

@@ -47,7 +47,7 @@ pub(super) fn prepare(
     let flags = open_flags(source, access, file);
     let site = (around.site)(source.path.as_path());
     let is_new = site.found == Found::Missing && source.create;
-    check_site(source, file, &site, is_new)?;
+    check_site(source, file, around, &site, is_new)?;
     if !site.writable && (access != Access::Read || is_new || source.truncate) {
         return Err("the container cannot write there".to_owned());
     }
@@ -70,11 +70,13 @@ pub(super) fn prepare(
 fn check_site(
     source: &FileSource,
     file: &OpenFile,
+    around: &Around<'_>,
     site: &Site,
     is_new: bool,
 ) -> Result<(), String> {
     let is_directory = match &site.found {
         Found::Missing if is_new => {
+            check_parent(source, around)?;
             check_new(file)?;
             false
         }
@@ -96,6 +98,17 @@ fn check_site(
         },
     };
     check_directory(is_directory, file)
+}
+
+/// A file is made in a directory that will be there.
+fn check_parent(source: &FileSource, around: &Around<'_>) -> Result<(), String> {
+    let parent = source.path.as_path().parent().filter(|parent| *parent != Path::new("/"));
+    let is_directory = |mode| FileType::from_raw_mode(mode) == FileType::Directory;
+    match parent.map(|parent| (around.site)(parent).found) {
+        None => Ok(()),
+        Some(Found::Present { mode, .. }) if is_directory(mode) => Ok(()),
+        Some(_) => Err("the directory to make it in is missing".to_owned()),
+    }
 }
 
 fn position(source: &FileSource, file: &OpenFile, size: u64) -> Result<u64, String> {

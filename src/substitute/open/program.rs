@@ -118,3 +118,56 @@ fn wait(child: &Child, end: Instant) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that waits for ever; it has to be ended when there is no more time.
+    fn slow() -> (tempfile::TempDir, Question) {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("slow");
+        let text = "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n";
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (directory, Question { program, container: "web".to_owned() })
+    }
+
+    #[test]
+    fn a_program_that_does_not_answer_is_ended() {
+        let (directory, question) = slow();
+        let error = question.run(&json!({}), Instant::now() + Duration::from_secs(2)).unwrap_err();
+        assert!(format!("{error:#}").contains("returned nothing within"), "{error:#}");
+        let pid = std::fs::read_to_string(directory.path().join("slow.pid")).unwrap();
+        assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "it has ended");
+    }
+
+    #[test]
+    fn a_program_has_to_end_in_time() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let error = wait(&child, Instant::now() + Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().contains("did not end within"), "{error}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_program_returns_one_descriptor() {
+        let end = || Instant::now() + LIMIT;
+        let file = tempfile::tempfile().unwrap();
+        for count in [0, 2] {
+            let (ours, theirs) = Channel::pair().unwrap();
+            theirs.send(&json!({}), &vec![file.as_fd(); count]).unwrap();
+            let error = answer(&ours, end()).unwrap_err();
+            let said = format!("it returned {count} descriptors instead of one");
+            assert_eq!(error.to_string(), said);
+        }
+        let (ours, theirs) = Channel::pair().unwrap();
+        theirs.send(&json!({}), &[file.as_fd()]).unwrap();
+        answer(&ours, end()).unwrap();
+        let (ours, theirs) = Channel::pair().unwrap();
+        drop(theirs);
+        assert_eq!(answer(&ours, end()).unwrap_err().to_string(), "it returned nothing");
+    }
+}

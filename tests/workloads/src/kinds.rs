@@ -43,12 +43,18 @@ pub fn run(dir: &Path, kind: &str, count: usize) -> Result<()> {
     for number in 0..count {
         held.open(number).with_context(|| format!("opening {kind}.{number}"))?;
     }
+    let (ready, child_is_ready) = pipe()?;
     // SAFETY: there is one thread, so the child may do everything.
     if let ForkResult::Child = unsafe { fork() }? {
-        drop(control);
+        drop((control, ready));
+        held.lock_every_other(1)?;
+        held.lock_what_is_shared()?;
+        drop(child_is_ready);
         return probe::answer_at(&control_of_child);
     }
-    drop(control_of_child);
+    drop((control_of_child, child_is_ready));
+    held.lock_every_other(0)?;
+    File::from(ready).read_to_end(&mut Vec::new())?;
     let numbers: Map<String, Value> =
         held.fds.iter().map(|(name, fd)| (name.clone(), json!(fd.as_raw_fd()))).collect();
     fs::write(dir.join("fds.json"), serde_json::to_vec(&numbers)?)?;
@@ -77,6 +83,29 @@ impl Held<'_> {
         Ok(())
     }
 
+    /// Locks of ranges belong to a process: of every second file the one has it, of the rest the
+    /// other, through an opening of its own with the same number.
+    fn lock_every_other(&mut self, first: usize) -> Result<()> {
+        let is_one = |(name, _): &&mut (String, OwnedFd)| name.starts_with("locked-by-turns");
+        for (name, file) in self.fds.iter_mut().filter(is_one).skip(first).step_by(2) {
+            let path = self.dir.join(&*name);
+            let own = OpenOptions::new().read(true).write(true).open(path)?;
+            nix::unistd::dup2(&own, file)?;
+            drop(own);
+            fcntl(&*file, FcntlArg::F_SETLK(&range()))?;
+        }
+        Ok(())
+    }
+
+    /// The same through the open files that both have.
+    fn lock_what_is_shared(&self) -> Result<()> {
+        let is_one = |(name, _): &&(String, OwnedFd)| name.starts_with("locked-by-child");
+        for (_, file) in self.fds.iter().filter(is_one) {
+            fcntl(file, FcntlArg::F_SETLK(&range()))?;
+        }
+        Ok(())
+    }
+
     /// Opens one, and whatever is its other end as `KIND.N.other`.
     fn open(&mut self, number: usize) -> Result<()> {
         let name = format!("{}.{number}", self.kind);
@@ -95,6 +124,8 @@ impl Held<'_> {
                 fs::write(path.join("name"), "original")?;
                 (File::open(&path)?.into(), None)
             }
+            // Opened to read, to write, for both; and again.
+            "opened" => (opened(&path, number % 3)?.into(), None),
             "device" => (OpenOptions::new().read(true).write(true).open("/dev/zero")?.into(), None),
             "pipe-read" | "pipe-write" => ends(kind == "pipe-read", pipe()?)?,
             "fifo-read" | "fifo-write" => {
@@ -107,18 +138,25 @@ impl Held<'_> {
             "tty-slave" | "tty-master" => {
                 let pair = openpty(None, None)?;
                 match kind == "tty-slave" {
-                    true => (pair.slave, Some(pair.master)),
+                    true => {
+                        nix::unistd::write(&pair.master, b"typed\n")?;
+                        (pair.slave, Some(pair.master))
+                    }
                     false => (pair.master, Some(pair.slave)),
                 }
             }
             "unix-pair" => pair(SockType::Stream)?,
             "unix-dgram-pair" => pair(SockType::Datagram)?,
             "unix-seqpacket-pair" => pair(SockType::SeqPacket)?,
-            "unix-listen" => (UnixListener::bind(&path)?.into(), None),
+            "unix-listen" => {
+                let listener = UnixListener::bind(&path)?;
+                (listener.into(), Some(UnixStream::connect(&path)?.into()))
+            }
             "unix-connected" => {
                 let listener = UnixListener::bind(&path)?;
                 let client = UnixStream::connect(&path)?;
                 let (server, _) = listener.accept()?;
+                nix::unistd::write(&client, b"queued")?;
                 self.keep(format!("{name}.listener"), listener);
                 (client.into(), Some(server.into()))
             }
@@ -132,13 +170,13 @@ impl Held<'_> {
                 let socket = socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)?;
                 nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
                 nix::sys::socket::listen(&socket, nix::sys::socket::Backlog::new(5)?)?;
-                let client = self::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)?;
-                connect(client.as_raw_fd(), &UnixAddr::new(&path)?)?;
+                let client = connected_to(&path)?;
                 let server = nix::sys::socket::accept(socket.as_raw_fd())?;
                 // SAFETY: accept has just returned it.
                 let server = unsafe { OwnedFd::from_raw_fd(server) };
                 self.keep(format!("{name}.client"), client);
-                (socket, Some(server))
+                self.keep(format!("{name}.server"), server);
+                (socket, Some(connected_to(&path)?))
             }
             "tcp-listen" => (TcpListener::bind((Ipv4Addr::LOCALHOST, port))?.into(), None),
             "tcp6-listen" => (TcpListener::bind((Ipv6Addr::LOCALHOST, port))?.into(), None),
@@ -174,6 +212,7 @@ impl Held<'_> {
                 let mut set = SigSet::empty();
                 set.add(Signal::SIGUSR2);
                 set.thread_block()?;
+                nix::sys::signal::raise(Signal::SIGUSR2)?;
                 (SignalFd::new(&set)?.into(), None)
             }
             "inotify" => {
@@ -204,6 +243,16 @@ impl Held<'_> {
             "namespace" => (File::open("/proc/self/ns/uts")?.into(), None),
             "leased-read" | "leased-write" => (leased(&path, &kind)?.into(), None),
             "locked-flock" | "locked-posix" | "locked-ofd" => (locked(&path, &kind)?.into(), None),
+            "locked-by-turns" | "locked-by-child" => (positioned(&path)?.into(), None),
+            "locked-deleted" => {
+                let file = locked(&path, "locked-flock")?;
+                fs::remove_file(&path)?;
+                (file.into(), None)
+            }
+            "locked-directory" => {
+                fs::create_dir(&path)?;
+                (flocked(File::open(&path)?)?.into(), None)
+            }
             "watched" => {
                 let (reader, writer) = pipe()?;
                 let epoll = Epoll::new(EpollCreateFlags::empty())?;
@@ -257,23 +306,45 @@ fn positioned(path: &Path) -> Result<File> {
 /// A file with a lock of its kind on bytes 2 to 4, or on all of it.
 fn locked(path: &Path, kind: &str) -> Result<File> {
     let file = positioned(path)?;
-    let range = libc::flock {
+    match kind {
+        "locked-flock" => return flocked(file),
+        "locked-posix" => drop(fcntl(&file, FcntlArg::F_SETLK(&range()))?),
+        _ => drop(fcntl(&file, FcntlArg::F_OFD_SETLK(&range()))?),
+    }
+    Ok(file)
+}
+
+fn flocked(file: File) -> Result<File> {
+    let lock = Flock::lock(file.try_clone()?, FlockArg::LockExclusive);
+    // It stays locked by the other descriptor of the open file.
+    std::mem::forget(lock.map_err(|(_, error)| error)?);
+    Ok(file)
+}
+
+/// Bytes 2 to 4, to write.
+fn range() -> libc::flock {
+    libc::flock {
         l_type: libc::F_WRLCK as i16,
         l_whence: libc::SEEK_SET as i16,
         l_start: 2,
         l_len: 3,
         l_pid: 0,
-    };
-    match kind {
-        "locked-flock" => {
-            let lock = Flock::lock(file.try_clone()?, FlockArg::LockExclusive);
-            // It stays locked by the other descriptor of the open file.
-            std::mem::forget(lock.map_err(|(_, error)| error)?);
-        }
-        "locked-posix" => drop(fcntl(&file, FcntlArg::F_SETLK(&range))?),
-        _ => drop(fcntl(&file, FcntlArg::F_OFD_SETLK(&range))?),
     }
+}
+
+/// A file of ten bytes, opened to read, to write or for both, at the fourth.
+fn opened(path: &Path, mode: usize) -> Result<File> {
+    fs::write(path, "0123456789")?;
+    let mut file = OpenOptions::new().read(mode != 1).write(mode != 0).open(path)?;
+    file.seek(std::io::SeekFrom::Start(4))?;
     Ok(file)
+}
+
+/// A connection to a socket of packets.
+fn connected_to(path: &Path) -> Result<OwnedFd> {
+    let client = socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)?;
+    connect(client.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(client)
 }
 
 /// A file with a lease, of the only kind that it can have as it is opened.

@@ -19,7 +19,7 @@ use nix::unistd::{Whence, lseek, pipe, read, write};
 use serde_json::{Map, Value, json};
 
 /// Opens everything in DIR, lists it in DIR/fds.json (`{"name": fd}`), creates DIR/ready and
-/// answers on DIR/control: `read FD`, `write FD TEXT`, `position FD`, `wait FD` (which of the
+/// answers on DIR/control: `read FD`, `ready FD` (whether there is something to read), `write FD TEXT`, `position FD`, `wait FD` (which of the
 /// watched are ready, by an epoll instance), `at FD NAME` (a file in a directory), `receive FD` (a
 /// message and the files with it), `lease FD` (which one it has), `terminal FD` (of the session; the number does not matter).
 pub fn run(dir: &Path) -> Result<()> {
@@ -98,6 +98,7 @@ pub fn answer(request: &str) -> Result<String> {
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let answer = match words[..] {
         ["read", _] => read_now(fd),
+        ["ready", _] => is_ready(fd).map(|is| if is { "yes" } else { "no" }.to_owned()),
         ["write", _, text] => write(fd, text.as_bytes()).map(|count| count.to_string()),
         ["position", _] => lseek(fd, 0, Whence::SeekCur).map(|position| position.to_string()),
         ["wait", _] => wait(fd),
@@ -119,10 +120,14 @@ pub fn read_some(fd: BorrowedFd<'_>) -> String {
     }
 }
 
+fn is_ready(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
+    Ok(poll(&mut polled, PollTimeout::from(100_u16))? > 0)
+}
+
 /// What can be read without waiting.
 fn read_now(fd: BorrowedFd<'_>) -> Result<String, Errno> {
-    let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
-    if poll(&mut polled, PollTimeout::from(100_u16))? == 0 {
+    if !is_ready(fd)? {
         return Ok("nothing".to_owned());
     }
     let mut bytes = [0; 256];
