@@ -1084,7 +1084,7 @@ on_each_runtime!(a_tun_device_that_is_kept_with_its_interface, |machine| {
     let held = Held::running(machine, "tun-interface", 1);
     let is_saved = machine.variant().runtime() == "crun";
     let remarks = run(machine.ocicle().args(["check", "--format", "json", held.bundle.id()]));
-    assert_eq!(remarks.contains("leaves its interface out"), !is_saved, "{remarks}");
+    assert_eq!(remarks.contains("its interface is left to the engine"), !is_saved, "{remarks}");
     let container = held.bundle.adopt();
     let images = held.bundle.images("bare");
     container.checkpoint(&images, &["--leave-running"]).unwrap();

@@ -180,7 +180,8 @@ pub fn check(request: &Request) -> Result<Report> {
     problems.extend(mounts::problems(&container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
     remarks.extend(facts.files.iter().filter_map(lost_lock));
-    remarks.extend(lost_interfaces(&files, &request.runtime.name()));
+    let is_restored = request.runtime.name() != "runc" && container.bundle.has_own_network();
+    remarks.extend(lost_interfaces(&files, is_restored));
     problems.extend(frozen_from_above(&container)?);
     remarks.extend(frozen(&container)?);
     remarks.extend(refused(&resolved, &request.allow));
@@ -273,15 +274,15 @@ fn lost_lock(known: &Known) -> Option<Finding> {
 }
 
 /// Tun devices that are saved, and whose interfaces are not: runc leaves networks out.
-fn lost_interfaces(files: &[Fate], runtime: &str) -> Vec<Finding> {
+fn lost_interfaces(files: &[Fate], is_restored: bool) -> Vec<Finding> {
     let is_lost = |fate: &&Fate| {
         let attached = fate.file.name.as_bytes().starts_with(b"tun ");
-        attached && fate.dump == Dump::Yes && fate.rule.is_none() && runtime == "runc"
+        attached && fate.dump == Dump::Yes && fate.rule.is_none() && !is_restored
     };
     let said = |fate: &Fate| {
         let subject = subject(&fate.file);
         let what = format!(
-            "{subject}: runc leaves its interface out, and a restore needs something in its place"
+            "{subject}: its interface is left to the engine, and a restore needs something in its place"
         );
         let help = fate.file.holders.first().map(|holder| format!("-s {holder}=SOURCE"));
         Finding { help, ..Finding::new(what) }

@@ -79,6 +79,14 @@ impl Bundle {
         self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false)
     }
 
+    /// Whether the container has a network that nobody else made, which has no path.
+    pub fn has_own_network(&self) -> bool {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        namespaces.into_iter().flatten().any(|one| {
+            one.typ() == oci_spec::runtime::LinuxNamespaceType::Network && one.path().is_none()
+        })
+    }
+
     /// The annotations `prefix` and `prefix.*`, sorted by name.
     pub fn annotations(&self, prefix: &str) -> Vec<(String, String)> {
         let belongs = |name: &str| {

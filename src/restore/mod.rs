@@ -206,10 +206,37 @@ fn examine(
     let table = Table::read(images)?;
     let (resolved, callers) = resolve(request, bundle, &table)?;
     let replaced = substituted(&resolved);
+    ensure_interfaces(request, bundle, &table, &replaced)?;
     let mut locked = table.files;
     locked.retain(|file| !file.locks.is_empty() && !replaced.contains(&file.id));
     let parts = reconcile::open_parts(manifest, images, bundle, &request.drivers)?;
     Ok(Examined { resolved, callers, locked, parts })
+}
+
+/// Refuses to keep tun devices whose interfaces are not restored: those of a network from outside, and
+/// all of them below runc, which leaves every network to the engine (`setEmptyNsMask` in its
+/// restore.go). CRIU would look for them in vain (`tunfile_open` in criu/tun.c).
+fn ensure_interfaces(
+    request: &Request,
+    bundle: &Bundle,
+    table: &Table,
+    replaced: &[FileId],
+) -> Result<()> {
+    let is_kept = |file: &&OpenFile| {
+        let attached = file.kind == FileKind::Tun && file.name.as_bytes().starts_with(b"tun ");
+        attached && !replaced.contains(&file.id)
+    };
+    match table.files.iter().find(is_kept) {
+        Some(file) if request.runtime.name() == "runc" || !bundle.has_own_network() => {
+            let OpenFile { id, name, .. } = file;
+            Err(anyhow!(
+                "open file {id} ({name}) needs a replacement: its interface is not restored, as the \
+                 network is the engine's"
+            )
+            .hint(format!("such as -s {id}=null")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a terminal is replaced of which the caller, or the runtime, may expect the other side.

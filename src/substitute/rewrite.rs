@@ -285,20 +285,7 @@ fn refusals(images: &Images, treatments: &[Treatment], chosen: &BTreeSet<u32>) -
         };
         refused.extend(why.map(|why| format!("open file {id} cannot be replaced: {why}")));
     }
-    refused.extend(images.files.iter().filter_map(|file| lost_interface(images, chosen, file)));
     refused
-}
-
-/// A tun device that stays, whose interface does not: `tunfile_open` in criu/tun.c wants both.
-fn lost_interface(images: &Images, chosen: &BTreeSet<u32>, file: &FileEntry) -> Option<String> {
-    let FileBody::Tun { device: Some(device) } = &file.body else { return None };
-    let id = file.id;
-    (!images.interfaces && !chosen.contains(&id)).then(|| {
-        format!(
-            "open file {id} needs a replacement, such as -s {id}=null: it is a tun device, and its \
-             interface {device} is not in the checkpoint, as runc leaves networks out"
-        )
-    })
 }
 
 /// CRIU would open a file that it has linked to another name by that name.

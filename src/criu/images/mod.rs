@@ -11,14 +11,14 @@ pub mod image;
 pub mod wire;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use entries::{
@@ -76,15 +76,6 @@ impl ImageDir {
 
     fn reading(&self, name: &str) -> String {
         format!("reading {}", self.path.join(name).display())
-    }
-
-    fn is_there(&self, name: &str) -> bool {
-        match &self.place {
-            Place::Directory(dir) => {
-                rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-            }
-            Place::Memory(images) => images.contains_key(name),
-        }
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
@@ -186,9 +177,6 @@ pub struct Images {
     pub locks: Vec<FileLock>,
     /// Messages that wait in unix sockets.
     pub packets: Vec<Packet>,
-    /// Whether the network's interfaces are there too: below runc they are not, which leaves a
-    /// network to the engine (`setEmptyNsMask` in its checkpoint.go).
-    pub interfaces: bool,
 }
 
 impl Images {
@@ -208,10 +196,6 @@ impl Images {
             .with_context(|| dir.reading("pstree.img"))?;
         let tasks: Vec<_> =
             tree.into_iter().map(|tree| read_task(dir, tree)).collect::<Result<_>>()?;
-        let networks: BTreeSet<u32> =
-            tasks.iter().filter_map(|task: &Task| task.ids.as_ref()?.net).collect();
-        let has_links = |id: &u32| dir.is_there(&format!("netdev-{id}.img"));
-        let interfaces = networks.iter().any(has_links);
         let tables = read_tables(dir, &tasks)?;
         let files = dir
             .need(Kind::Files, "files.img")?
@@ -228,7 +212,6 @@ impl Images {
             memfds: dir.all(Kind::MemfdInode, "memfd.img", MemfdInode::read)?,
             locks: dir.all(Kind::FileLocks, "filelocks.img", FileLock::read)?,
             packets: dir.all(Kind::SocketQueues, "sk-queues.img", Packet::read)?,
-            interfaces,
         })
     }
 
