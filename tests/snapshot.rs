@@ -387,9 +387,11 @@ fn links_do_not_lead_out() {
             fs::remove_file(&victim).unwrap();
         }
         symlink(&target, &victim).unwrap();
-        // What a restore would use as a temporary name may lie in wait.
-        let trap = root.join(format!(".ocicle-{}-0", std::process::id()));
-        symlink(outside.join("b/file"), &trap).unwrap();
+        // What a restore would use as temporary names may lie in wait.
+        for number in 0..50 {
+            let trap = root.join(format!(".ocicle-{}-{number}", std::process::id()));
+            symlink(outside.join("b/file"), &trap).unwrap();
+        }
         restore(&root, &part, &was, path);
         assert_same(&untouched, &picture(&outside), path);
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::plugin::SetAside;
 
 /// What CRIU is told beside what the runtime tells it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
     /// A program to call at each point of a dump or restore.
     pub action_script: Option<PathBuf>,
@@ -27,6 +27,11 @@ pub struct Configuration {
 }
 
 impl Configuration {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Writes it to a new file, behind what the caller's own `CRIU_CONFIG_FILE` says; with the
     /// directory that CRIU takes its plugins from.
     pub(super) fn write(&self, path: &Path, plugins: &Path) -> Result<()> {

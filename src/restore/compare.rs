@@ -22,7 +22,7 @@ pub struct Compared {
 /// its files are those of this moment.
 pub fn since(images: &Path, manifest: &Manifest, bundle: &Bundle) -> Result<Vec<Compared>> {
     manifest.verify(images, Trust::Unwritten)?;
-    reconcile::ensure_same_image(manifest, bundle)?;
+    reconcile::root_of_same_image(manifest, bundle)?;
     manifest.parts.iter().map(|part| part_since(part, images, bundle)).collect()
 }
 

@@ -130,7 +130,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let relaxed = remedies.iter().filter_map(Remedy::treatment);
     let treatments: Vec<_> = prepared.iter().map(Prepared::treatment).chain(relaxed).collect();
     let door = Door::open()?;
-    let view = View::make(&door, &request.runtime, &images, &treatments)?;
+    let view = View::make(&door, request, &manifest, &images, &treatments)?;
     let replacements = substitute::open(&mut prepared, &around).hint(FITTING)?;
 
     if request.replace_stopped {

@@ -78,8 +78,9 @@ pub(super) fn open_parts(
     if manifest.filesystem != Filesystem::Snapshot {
         return Ok(Vec::new());
     }
-    ensure_same_image(manifest, bundle)?;
-    manifest.parts.iter().map(|record| open(record, images, bundle, drivers)).collect()
+    let mut root = Some(root_of_same_image(manifest, bundle)?);
+    let open = |record| open(record, images, bundle, drivers, &mut root);
+    manifest.parts.iter().map(open).collect()
 }
 
 fn open(
@@ -87,6 +88,7 @@ fn open(
     images: &Path,
     bundle: &Bundle,
     drivers: &Settings,
+    of_bundle: &mut Option<Root>,
 ) -> Result<Part> {
     let destination = record.destination.as_path().to_owned();
     let target = target_of(record, bundle)?;
@@ -96,7 +98,8 @@ fn open(
     let files = record.files.as_ref().with_context(|| format!("{} is not packed", record.name))?;
     let packed = Packed::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", record.destination))?;
-    let root = snapshot::probe(&target)?;
+    let known = if record.is_root() { of_bundle.take() } else { None };
+    let root = known.map_or_else(|| snapshot::probe(&target), Ok)?;
     // Without it, everything is in the layers.
     let local = Local::find(&root, files, drivers).unwrap_or_else(|error| {
         tracing::debug!("{}: {error:#}", record.destination);
@@ -137,12 +140,15 @@ pub(super) fn ensure_root_is_unused(bundle: &Bundle) -> Result<()> {
         .hint("end that container, or name another bundle with --bundle"))
 }
 
-/// Refuses a root file system on which the snapshot would mean something else.
-pub(super) fn ensure_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<()> {
+/// The root file system of the bundle.
+///
+/// # Errors
+/// When the snapshot would mean something else on it.
+pub(super) fn root_of_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<Root> {
     let root = snapshot::probe(&bundle.rootfs)?;
     let differences = manifest.root.differences(root.identity());
     if differences.is_empty() {
-        return Ok(());
+        return Ok(root);
     }
     Err(anyhow!(
         "the root file system {} is another: {}",

@@ -21,7 +21,7 @@ use crate::criu::failure::{self, Logs};
 use crate::criu::images::{ImageDir, cgroups};
 use crate::criu::interposer::FIRST_FD;
 use crate::guardian::Ended;
-use crate::runtime::Runtime;
+use crate::runtime::arguments::value_of;
 use crate::runtime::log::Diverted;
 use crate::store::manifest::Manifest;
 use crate::substitute::{self, Replacement, Treatment};
@@ -33,6 +33,8 @@ use crate::sys::spawn;
 pub(super) struct View {
     images: PathBuf,
     configuration: Configuration,
+    /// What the runtime is told beside its caller's flags.
+    flags: Vec<String>,
     /// Removes the view in the end.
     _directory: Option<TempDir>,
 }
@@ -45,15 +47,21 @@ impl View {
     /// When CRIU could not restore the rest without one of them.
     pub(super) fn make(
         door: &Door,
-        runtime: &Runtime,
+        request: &Request,
+        manifest: &Manifest,
         images: &Path,
         treatments: &[Treatment],
     ) -> Result<Self> {
-        let groups = cgroups::relocatable(&ImageDir::open(images)?)?;
-        let external = crun::mounts(runtime, images)?;
+        let dir = ImageDir::open(images)?;
+        let (groups, flags) = if leaves_groups(request, manifest, &dir)? {
+            (None, [MODE, "ignore"].map(str::to_owned).into())
+        } else {
+            (cgroups::relocatable(&dir)?, Vec::new())
+        };
+        let external = crun::mounts(&request.runtime, images)?;
         let configuration = Configuration { external, ..Configuration::default() };
         if treatments.is_empty() && groups.is_none() {
-            return Ok(Self { images: images.to_owned(), configuration, _directory: None });
+            return Ok(Self { images: images.to_owned(), configuration, flags, _directory: None });
         }
         let directory = view_directory(door, images)?;
         let view = directory.path().join("images");
@@ -61,8 +69,19 @@ impl View {
         let keys = substitute::rewrite_with(images, &view, treatments, others)?;
         let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
         let configuration = Configuration { inherit, ..configuration };
-        Ok(Self { images: view, configuration, _directory: Some(directory) })
+        Ok(Self { images: view, configuration, flags, _directory: Some(directory) })
     }
+}
+
+/// The flag by which a caller says how CRIU shall treat control groups.
+const MODE: &str = "--manage-cgroups-mode";
+
+/// Whether CRIU shall leave the processes in the control groups that the runtime starts it in, those
+/// of the new container: nobody has said otherwise, and they have no others.
+fn leaves_groups(request: &Request, manifest: &Manifest, images: &ImageDir) -> Result<bool> {
+    let is_said = value_of(&request.flags, MODE).is_some()
+        || manifest.flags.iter().any(|flag| flag.starts_with(MODE));
+    Ok(request.runtime.name() == "runc" && !is_said && cgroups::are_one(images)?)
 }
 
 /// A view is a second name for most images, so it lies where they do; it is copied where nothing
@@ -98,10 +117,14 @@ pub(super) fn run(
     let since = SystemTime::now();
     let signals = Signals::catch(FORWARDED)?;
     let diverted = Diverted::to(door.directory(), &request.runtime);
-    let rest = arguments(request, manifest, &view.images, console);
-    let mut runtime = start(&diverted.runtime.command_line(&rest), door)?;
+    let rest = arguments(request, manifest, view, console);
     let fds: Vec<BorrowedFd<'_>> =
         replacements.iter().map(|replacement| replacement.fd.as_fd()).collect();
+    // CRIU that is told nothing need not come to the door, which costs a start of this program for
+    // each of the runtime's calls of it.
+    let comes = !(view.configuration.is_empty() && fds.is_empty());
+    let environment = if comes { door.environment()? } else { Vec::new() };
+    let mut runtime = start(&diverted.runtime.command_line(&rest), environment)?;
     let ended = attend(&mut runtime, door, &view.configuration, &fds, &signals)?;
 
     let mut logs = Logs::of(&request.runtime, &request.id, &request.images, since);
@@ -121,7 +144,7 @@ pub(super) fn run(
 fn arguments(
     request: &Request,
     manifest: &Manifest,
-    view: &Path,
+    view: &View,
     console: Option<&Console>,
 ) -> Vec<OsString> {
     let flags = match console {
@@ -129,7 +152,8 @@ fn arguments(
         None => request.flags.clone(),
     };
     let flags = crun::known(&request.runtime, flags);
-    let mut rest: Vec<OsString> = vec!["restore".into(), "--image-path".into(), view.into()];
+    let mut rest: Vec<OsString> =
+        vec!["restore".into(), "--image-path".into(), (&view.images).into()];
     if let Some(work) = &request.work {
         rest.extend(["--work-path".into(), work.into()]);
     }
@@ -137,13 +161,14 @@ fn arguments(
     rest.extend(flags.iter().cloned());
     let known = |flag: &&String| !flags.iter().any(|given| given == flag.as_str());
     rest.extend(manifest.flags.iter().filter(known).map(OsString::from));
+    rest.extend(view.flags.iter().map(OsString::from));
     rest.push(request.id.clone().into());
     rest
 }
 
-fn start(command: &[OsString], door: &Door) -> Result<Child> {
+fn start(command: &[OsString], environment: Vec<(&str, OsString)>) -> Result<Child> {
     let mut runtime = Command::new(&command[0]);
-    runtime.args(&command[1..]).envs(door.environment()?);
+    runtime.args(&command[1..]).envs(environment);
     spawn::with_signals(runtime)
         .with_context(|| format!("executing {}", Path::new(&command[0]).display()))
 }

@@ -5,15 +5,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, makedev};
 use serde::Serialize;
 
 use super::attributes::{Found, Shape, apply};
 use super::copy::copy_file;
 use super::index::{Content, Entry, Kind, Meta};
-use super::plan::{Plan, Verb, look_lower};
+use super::plan::{Action, Plan, Verb, look_lower};
 use super::{Progress, remove, shown, split};
 use crate::bytes::ByteString;
 use crate::sys::fs;
@@ -96,24 +98,40 @@ impl Plan<'_> {
     }
 
     fn make_all(&self, report: &mut Report, progress: &dyn Progress) -> Result<()> {
+        let mut rest = Vec::new();
         for action in self.actions() {
-            let path = action.path.as_bytes();
-            let context = || format!("restoring {}", shown(path));
-            match action.verb {
-                Verb::Create | Verb::Replace => {
-                    report.bytes += self.make(path, progress).with_context(context)?;
-                }
-                Verb::Attributes => self.set_attributes(path).with_context(context)?,
-                Verb::Remove | Verb::Link => {}
-            }
             match action.verb {
                 Verb::Create => report.created += 1,
                 Verb::Replace => report.replaced += 1,
                 Verb::Attributes => report.attributes += 1,
-                Verb::Remove | Verb::Link => {}
+                Verb::Remove | Verb::Link => continue,
+            }
+            // Directories one after the other, as each may be in another; then there is room for all
+            // that is in them.
+            if action.verb == Verb::Create && self.is_dir(&action.path) {
+                self.carry_out(action, progress)?;
+            } else {
+                rest.push(action);
             }
         }
+        let bytes = rest.par_iter().map(|action| self.carry_out(action, progress));
+        report.bytes += bytes.try_reduce(|| 0, |one, other| Ok(one + other))?;
         Ok(())
+    }
+
+    fn is_dir(&self, path: &ByteString) -> bool {
+        self.made(path.as_bytes()).is_ok_and(|made| made.is_dir())
+    }
+
+    /// Makes something, and returns how many bytes of content were written.
+    fn carry_out(&self, action: &Action, progress: &dyn Progress) -> Result<u64> {
+        let path = action.path.as_bytes();
+        match action.verb {
+            Verb::Create | Verb::Replace => self.make(path, progress),
+            Verb::Attributes => self.set_attributes(path).map(|()| 0),
+            Verb::Remove | Verb::Link => Ok(0),
+        }
+        .with_context(|| format!("restoring {}", shown(path)))
     }
 
     /// What a path that is to be there is made from.
@@ -291,8 +309,11 @@ fn take_name(
     name: &[u8],
     mut make: impl FnMut(&OwnedFd, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    for attempt in 0..1000 {
-        let temporary = format!(".ocicle-{}-{attempt}", std::process::id());
+    // Several are made side by side.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..1000 {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!(".ocicle-{}-{number}", std::process::id());
         let made = make(dir, temporary.as_bytes()).and_then(|()| {
             rustix::fs::renameat(dir, &temporary, dir, name).context("giving it its name")?;
             // Two names of one inode: rename(2) then does nothing, and the temporary one stays.

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
@@ -169,9 +169,13 @@ pub(super) struct Reader {
 
 struct Table {
     table: SeekTable,
-    /// The frame that was read last: files that follow one another share frames.
-    last: Mutex<Option<(u32, Vec<u8>)>>,
+    /// The frames that were read last, the newest at the end: files that follow one another share
+    /// frames, and several are read side by side.
+    recent: Mutex<Vec<(u32, Arc<Vec<u8>>)>>,
 }
+
+/// Frames that are kept have at most so many bytes together.
+const KEPT: usize = FRAME_LIMIT as usize;
 
 impl Reader {
     /// Opens the layer in `file`, whose name tells how it is compressed.
@@ -181,7 +185,7 @@ impl Reader {
             Compression::None => None,
             Compression::Zstd => {
                 let table = read_table(&file, stored).context("reading its seek table")?;
-                Some(Table { table, last: Mutex::new(None) })
+                Some(Table { table, recent: Mutex::default() })
             }
         };
         let length = frames.as_ref().map_or(stored, |frames| frames.table.size_decomp());
@@ -217,18 +221,34 @@ impl Table {
     fn read_some(&self, file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
         ensure!(offset < self.table.size_decomp(), "it ends before byte {offset}");
         let index = self.table.frame_index_decomp(offset);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_none_or(|(known, _)| *known != index) {
-            *last = None;
-            *last = Some((index, self.frame(file, index)?));
-        }
-        let frame = last.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+        let frame = match self.kept(index) {
+            Some(frame) => frame,
+            None => self.keep(index, self.frame(file, index)?),
+        };
         let start = self.table.frame_start_decomp(index)?;
         let rest = offset.checked_sub(start).and_then(|skip| frame.get(skip as usize..));
         let rest = rest.filter(|rest| !rest.is_empty()).context("its seek table is in disorder")?;
         let taken = rest.len().min(buffer.len());
         buffer[..taken].copy_from_slice(&rest[..taken]);
         Ok(taken)
+    }
+
+    fn kept(&self, index: u32) -> Option<Arc<Vec<u8>>> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().find(|(known, _)| *known == index).map(|(_, frame)| frame.clone())
+    }
+
+    fn keep(&self, index: u32, frame: Vec<u8>) -> Arc<Vec<u8>> {
+        let frame = Arc::new(frame);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut total = frame.len();
+        let first = recent.iter().rposition(|(_, frame)| {
+            total += frame.len();
+            total > KEPT
+        });
+        recent.drain(..first.map_or(0, |first| first + 1));
+        recent.push((index, frame.clone()));
+        frame
     }
 
     fn frame(&self, file: &File, index: u32) -> Result<Vec<u8>> {
@@ -289,6 +309,20 @@ mod tests {
         }
         assert!(reader.read_exact_at(&mut [0; 2], bytes.len() as u64 - 1).is_err());
         assert!(reader.read_exact_at(&mut [0], u64::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn the_newest_frames_are_kept() {
+        let (file, _) = layer(&numbers(1));
+        let reader = Reader::open(file, "x.tar.zst").unwrap();
+        let table = reader.frames.unwrap();
+        let most = (KEPT / FRAME) as u32;
+        for index in 0..most + 2 {
+            table.keep(index, vec![0; FRAME]);
+        }
+        assert!(table.kept(1).is_none() && table.kept(2).is_some() && table.kept(most).is_some());
+        table.keep(99, vec![0; KEPT]);
+        assert!(table.kept(99).is_some() && table.kept(most).is_none(), "the largest there is");
     }
 
     #[test]

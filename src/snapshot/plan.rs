@@ -120,6 +120,9 @@ pub fn plan<'a>(root: &'a Root, part: &'a Part) -> Result<Plan<'a>> {
     Ok(Plan { root, part, lower, held: None, actions, notes })
 }
 
+/// So many names are compared in one go.
+const PIECE: usize = 16;
+
 struct Comparison<'a> {
     root: &'a Root,
     part: &'a Part,
@@ -196,9 +199,10 @@ impl<'a> Comparison<'a> {
             self.compare_name(&view, job, &path, name)
                 .with_context(|| format!("comparing {}", shown(&path)))
         };
-        // A directory of many files is shared among the processors.
-        let compared =
-            names.par_iter().with_min_len(64).map(compare).collect::<Result<Vec<_>>>()?;
+        // A directory of many files is shared among the processors, in small pieces: those that have
+        // changed take longest, and lie side by side.
+        let pieces = names.par_iter().with_min_len(PIECE).with_max_len(PIECE);
+        let compared = pieces.map(compare).collect::<Result<Vec<_>>>()?;
         let (verdicts, jobs): (Vec<_>, Vec<_>) = compared.into_iter().unzip();
         Ok((verdicts, jobs.into_iter().flatten().collect()))
     }
@@ -447,24 +451,30 @@ fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) 
     is_same_data(&fs::open_for_reading(lower)?.into(), &fs::open_for_reading(entry)?.into(), size)
 }
 
+/// Bytes of a file that are compared first: most that have changed have changed here.
+const FIRST: usize = 16 << 10;
+
 /// Compares a file with stored content, reading no hole of either.
 pub(super) fn is_stored(part: &Part, content: &Content, size: u64, file: &File) -> Result<bool> {
     let mut from = content.offset;
     let mut at = 0;
-    let (mut is, mut was) = (vec![0; BUFFER], vec![0; BUFFER]);
+    let (mut is, mut was) = (vec![0; FIRST], vec![0; FIRST]);
     for (start, length) in content.stretches() {
         if !is_zero(file, at, start)? {
             return Ok(false);
         }
         at = start;
         while at < start + length {
-            let want = BUFFER.min((start + length - at) as usize);
+            let want = is.len().min((start + length - at) as usize);
             part.read_stored(content, from, &mut was[..want])?;
             if !read_full(file, &mut is[..want], at)? || is[..want] != was[..want] {
                 return Ok(false);
             }
             at += want as u64;
             from += want as u64;
+            let next = BUFFER.min(content.length as usize).max(FIRST);
+            is.resize(next, 0);
+            was.resize(next, 0);
         }
     }
     is_zero(file, at, size)

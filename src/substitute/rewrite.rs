@@ -80,9 +80,9 @@ pub enum How {
 /// Makes `out_dir`, which must be empty or not be there, a view of `images_dir` in which open
 /// files are treated as said. The keys are those of the inherited ones, in their order.
 ///
-/// Every image is a hard link to the original but those that change; the originals do not change,
-/// nor may anyone write to the view. On another file system than the images' it is a copy, memory
-/// and all: put it beside them. Before anything is made, everything is checked as by [`check`].
+/// Every image is a link to the original but those that change; the originals do not change, nor
+/// may anyone write to the view. A view that is not below the images' directory is a copy, memory
+/// and all. Before anything is made, everything is checked as by [`check`].
 pub fn rewrite(
     images_dir: &Path,
     out_dir: &Path,
@@ -546,23 +546,15 @@ fn is_image(name: &OsStr) -> bool {
 ///
 /// CRIU opens images also when it has entered the container's mount namespace, by which time an
 /// absolute symbolic link leads elsewhere, and takes an image that it does not find for an empty
-/// one. So images are hard links, or copies if the view is on another file system; the rest,
-/// which CRIU does not read then, is linked to.
+/// one. The way up from a directory that it holds open stays the same: so images are links to what
+/// is above them, or copies if the view is elsewhere; the rest, which CRIU does not read then, is
+/// linked to. They are no hard links: those change what the kernel says of an image, and then all of
+/// it is read at the next restore, to see that it was not written.
 fn show(original: &Path, shown: &Path, is_image: bool) -> std::io::Result<()> {
-    if !is_image {
-        return symlink(relative(original, shown), shown);
+    if is_image && !original.parent().is_some_and(|above| shown.starts_with(above)) {
+        return std::fs::copy(original, shown).map(drop);
     }
-    match std::fs::hard_link(original, shown) {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EXDEV | libc::EPERM | libc::EMLINK | libc::EOPNOTSUPP)
-            ) =>
-        {
-            std::fs::copy(original, shown).map(drop)
-        }
-        result => result,
-    }
+    symlink(relative(original, shown), shown)
 }
 
 /// The way from the directory of `from` to `to`, both absolute and without links.

@@ -4,7 +4,8 @@
 //! the directories of each hierarchy. CRIU renames groups to where the runtime wants the container
 //! only below directories that are listed (`rewrite_cgroup_roots` in criu/cgroup.c); and a dump with
 //! `--manage-cgroups=ignore` lists none. So its processes go back to groups of their old names, or
-//! fail for want of them, unless the restore has that mode too; and crun 1.28 has no way to give it
+//! fail for want of them, unless the restore has that mode too: then they stay where the runtime
+//! starts CRIU, in the container's own groups. crun 1.28 has no way to give it
 //! (`crun_command_restore` in src/restore.c sets the mode back after it has read the option).
 
 use std::collections::BTreeSet;
@@ -55,6 +56,39 @@ pub fn relocatable(dir: &ImageDir) -> Result<Option<Vec<u8>>> {
     image.rewrite(|_| Ok(Change::Replace(new.clone()))).map(Some).with_context(reading)
 }
 
+/// Whether all processes were in the same groups, of which the image lists no directories and which
+/// were no roots of a namespace: then a restore can leave them where the runtime starts CRIU.
+///
+/// # Errors
+/// When an image cannot be read.
+pub fn are_one(dir: &ImageDir) -> Result<bool> {
+    let Some(image) = dir.find(Kind::Cgroups, NAME)? else { return Ok(false) };
+    let Some(init) = set_of_init(dir)? else { return Ok(false) };
+    image
+        .read_one(|message| is_one(message, init))
+        .with_context(|| format!("reading {}", dir.path().join(NAME).display()))
+}
+
+fn is_one(image: &Message<'_>, init: u32) -> Result<bool, BadMessage> {
+    let sets = image.messages(SETS).collect::<Result<Vec<_>, _>>()?;
+    let [set] = &sets[..] else { return Ok(false) };
+    for member in set.messages(MEMBERS) {
+        if member?.u32(MEMBER_PREFIX, "cgns_prefix")?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(set.need_u32(SET_ID, "id")? == init && !lists_directories(image)?)
+}
+
+fn lists_directories(image: &Message<'_>) -> Result<bool, BadMessage> {
+    for controller in image.messages(CONTROLLERS) {
+        if controller?.messages(DIRECTORIES).next().is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The set that the first process is in.
 fn set_of_init(dir: &ImageDir) -> Result<Option<u32>> {
     let tree = dir.all(Kind::ProcessTree, "pstree.img", TreeEntry::read)?;
@@ -72,10 +106,8 @@ fn set_of_core(core: &Message<'_>) -> Result<Option<u32>, BadMessage> {
 
 /// The entry of such an image. `init` is the set that the first process is in.
 pub fn relocated(image: &Message<'_>, init: u32) -> Result<Option<Vec<u8>>, BadMessage> {
-    for controller in image.messages(CONTROLLERS) {
-        if controller?.messages(DIRECTORIES).next().is_some() {
-            return Ok(None);
-        }
+    if lists_directories(image)? {
+        return Ok(None);
     }
     let mut sets = Vec::new();
     for set in image.messages(SETS) {
@@ -221,6 +253,19 @@ mod tests {
         assert_eq!(bytes.unwrap(), expected.encode());
         let again = relocated(&expected, 2).unwrap();
         assert_eq!(again, None, "what lists directories is renamed by CRIU as it is");
+    }
+
+    #[test]
+    fn groups_of_all_processes_are_told_from_others() {
+        let is_one = |image: &[u8]| is_one(&Message::parse(image).unwrap(), 2).unwrap();
+        let plain = &[("freezer", "/test/web", None), ("", "/test/web", None)][..];
+        assert!(is_one(&image(&[set(2, plain)])));
+        assert!(!is_one(&image(&[])), "none");
+        assert!(!is_one(&image(&[set(3, plain)])), "the first process is elsewhere");
+        assert!(!is_one(&image(&[set(2, plain), set(3, &[("", "/test/web/a", None)])])), "two");
+        assert!(!is_one(&image(&[set(2, &[("", "/test/web", Some(9))])])), "a namespace");
+        let listed = changed(&[set(2, &[("", "/test/web", None)])]).unwrap();
+        assert!(!is_one(&listed), "CRIU makes them");
     }
 
     #[test]
