@@ -10,7 +10,7 @@
 //! ```text
 //! ocicle ──┬── ocicle-guardian ── runc checkpoint ── criu (ocicle's interposer, then CRIU)
 //!          │                                              └── criu-action, at post-dump
-//!          └── at a restore:     runc restore ──── criu (the same)
+//!          └── at a restore:     runc restore ──── criu (the same, if CRIU is to be told something)
 //! ```
 //!
 //! The guardian, the interposer and the action script are this very program under other names

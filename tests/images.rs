@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ocicle::criu::images::Images;
@@ -98,6 +99,35 @@ fn damaged_images_are_errors_and_no_more() {
         }
         fs::write(&path, bytes).unwrap();
     }
+}
+
+/// A restore reads what the kernel says was written since: a view must not make it look so.
+#[test]
+fn a_view_leaves_what_the_kernel_says_of_the_images() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, bytes) in all() {
+        fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    let said = || -> BTreeMap<String, (u64, i64, i64)> {
+        let names = all().into_keys();
+        names
+            .map(|name| {
+                let found = fs::symlink_metadata(directory.path().join(&name)).unwrap();
+                (name, (found.nlink(), found.ctime(), found.ctime_nsec()))
+            })
+            .collect()
+    };
+    let before = said();
+    let table = Table::from_images(directory.path()).unwrap();
+    let view = directory.path().join("a/view");
+    fs::create_dir(directory.path().join("a")).unwrap();
+    rewrite(directory.path(), &view, &inherited(&[id(&table, 16)])).unwrap();
+    for (name, bytes) in all() {
+        let is_changed = name == "files.img" || name.starts_with("fdinfo-");
+        assert_eq!(fs::read(view.join(&name)).unwrap() != bytes, is_changed, "{name}");
+    }
+    fs::remove_dir_all(directory.path().join("a")).unwrap();
+    assert_eq!(said(), before);
 }
 
 #[test]

@@ -193,3 +193,38 @@ on_each_runtime!(groups_below_the_containers_own_are_kept, |machine| {
     let restored = bundle.restore(&plain, &[]).unwrap();
     assert!(restored.processes().contains(&restored.pid()));
 });
+
+fn into_the_groups_of_the_new_container(machine: &Machine) {
+    let bundle = machine.bundle("renamed").shim(Shim::Ocicle).args(WAIT).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let images = bundle.images("images");
+    container.checkpoint(&images, &[]).unwrap();
+    drop(container);
+    let other = format!("/{}-other", bundle.id());
+    bundle
+        .reconfigure(|configuration| configuration["linux"]["cgroupsPath"] = other.clone().into());
+    let restored = bundle.restore(&images, &[]).unwrap();
+    let pid = restored.pid();
+    // It is in none of the groups that an adopted container is looked for in.
+    std::mem::forget(restored);
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let inside = fs::read_to_string(machine.freezer(&other).join("cgroup.procs")).unwrap();
+    bundle.end();
+    let old = format!("/{}", bundle.id());
+    assert!(!groups.lines().any(|group| group.ends_with(&old)), "{groups}");
+    assert!(inside.lines().any(|line| line == pid.to_string()), "{groups}");
+    machine.remove_cgroups(&other);
+}
+
+// crun 1.28 cannot be told to leave the groups alone.
+
+#[test]
+fn processes_come_back_into_the_groups_of_the_new_container_runc_v1() {
+    support::on_machine(support::Variant::RuncV1, into_the_groups_of_the_new_container);
+}
+
+#[test]
+fn processes_come_back_into_the_groups_of_the_new_container_runc_v2() {
+    support::on_machine(support::Variant::RuncV2, into_the_groups_of_the_new_container);
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -114,8 +114,13 @@ impl Plan<'_> {
                 rest.push(action);
             }
         }
-        let bytes = rest.par_iter().map(|action| self.carry_out(action, progress));
-        report.bytes += bytes.try_reduce(|| 0, |one, other| Ok(one + other))?;
+        let carry_out = |action: &&Action| self.carry_out(action, progress);
+        let bytes = if rest.len() < 2 {
+            rest.iter().map(carry_out).collect::<Result<Vec<_>>>()
+        } else {
+            rest.par_iter().map(carry_out).collect()
+        };
+        report.bytes += bytes?.iter().sum::<u64>();
         Ok(())
     }
 
@@ -267,9 +272,12 @@ impl Plan<'_> {
         let from = fs::open_dir(self.root.top(), from)?;
         let (parent, name) = split(path).context("the root has one name")?;
         let dir = fs::open_dir(self.root.top(), parent)?;
-        take_name(&dir, name, |dir, temporary| {
+        let temporary = take_name(&dir, name, |dir, temporary| {
             Ok(rustix::fs::linkat(&from, first, dir, temporary, AtFlags::empty())?)
-        })
+        })?;
+        // Two names of one inode: rename(2) then does nothing, and the temporary one stays.
+        let _ = rustix::fs::unlinkat(&dir, temporary, AtFlags::empty());
+        Ok(())
     }
 
     /// Sets the attributes of the directories that were made or in which something was done: last,
@@ -303,25 +311,22 @@ impl Plan<'_> {
 }
 
 /// Lets `make` make something under a temporary name, then gives it `name`: whoever dies in between
-/// leaves the old file as it was.
+/// leaves the old file as it was. Returns the temporary name.
 fn take_name(
     dir: &OwnedFd,
     name: &[u8],
     mut make: impl FnMut(&OwnedFd, &[u8]) -> Result<()>,
-) -> Result<()> {
+) -> Result<String> {
     // Several are made side by side.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     for _ in 0..1000 {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let temporary = format!(".ocicle-{}-{number}", std::process::id());
         let made = make(dir, temporary.as_bytes()).and_then(|()| {
-            rustix::fs::renameat(dir, &temporary, dir, name).context("giving it its name")?;
-            // Two names of one inode: rename(2) then does nothing, and the temporary one stays.
-            let _ = rustix::fs::unlinkat(dir.as_fd(), &temporary, AtFlags::empty());
-            Ok(())
+            rustix::fs::renameat(dir, &temporary, dir, name).context("giving it its name")
         });
         match made {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(temporary),
             Err(error) if is_taken(&error) => {}
             Err(error) => {
                 let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());

@@ -5,8 +5,10 @@
 //! other file of zstd, and a restore reads no more of it than it puts back. Source: the seekable
 //! format of zstd, `contrib/seekable_format` in its repository.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::{Deref, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -43,7 +45,7 @@ impl Compression {
 }
 
 /// The bytes of the layer in one frame.
-const FRAME: usize = 1 << 20;
+pub(super) const FRAME: usize = 1 << 20;
 
 /// A frame that would become longer than this is refused.
 const FRAME_LIMIT: u64 = 16 << 20;
@@ -204,21 +206,46 @@ impl Reader {
 
     /// Fills `buffer` with the bytes at `offset`.
     pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let Some(frames) = &self.frames else {
+        if self.frames.is_none() {
             return Ok(self.file.read_exact_at(buffer, offset)?);
-        };
+        }
         let mut done = 0;
         while done < buffer.len() {
-            let at = offset + done as u64;
-            done += frames.read_some(&self.file, &mut buffer[done..], at)?;
+            let piece = self.piece(offset + done as u64, (buffer.len() - done) as u64)?;
+            buffer[done..done + piece.len()].copy_from_slice(&piece);
+            done += piece.len();
         }
         Ok(())
+    }
+
+    /// The bytes at `offset`: at least one, and at most `most`.
+    pub(super) fn piece(&self, offset: u64, most: u64) -> Result<Piece> {
+        if let Some(frames) = &self.frames {
+            return frames.piece(&self.file, offset, most);
+        }
+        let mut bytes = vec![0; most.min(FRAME as u64) as usize];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(Piece { range: 0..bytes.len(), bytes: Arc::new(bytes) })
+    }
+}
+
+/// Some bytes of a layer.
+pub(super) struct Piece {
+    bytes: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
     }
 }
 
 impl Table {
-    /// Reads what the frame of an offset has of a buffer, at least one byte.
-    fn read_some(&self, file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    /// What the frame of an offset has, at least one byte.
+    fn piece(&self, file: &File, offset: u64, most: u64) -> Result<Piece> {
         ensure!(offset < self.table.size_decomp(), "it ends before byte {offset}");
         let index = self.table.frame_index_decomp(offset);
         let frame = match self.kept(index) {
@@ -226,11 +253,10 @@ impl Table {
             None => self.keep(index, self.frame(file, index)?),
         };
         let start = self.table.frame_start_decomp(index)?;
-        let rest = offset.checked_sub(start).and_then(|skip| frame.get(skip as usize..));
-        let rest = rest.filter(|rest| !rest.is_empty()).context("its seek table is in disorder")?;
-        let taken = rest.len().min(buffer.len());
-        buffer[..taken].copy_from_slice(&rest[..taken]);
-        Ok(taken)
+        let skip = offset.checked_sub(start).filter(|skip| *skip < frame.len() as u64);
+        let skip = skip.context("its seek table is in disorder")? as usize;
+        let length = most.min((frame.len() - skip) as u64) as usize;
+        Ok(Piece { bytes: frame, range: skip..skip + length })
     }
 
     fn kept(&self, index: u32) -> Option<Arc<Vec<u8>>> {
@@ -256,12 +282,35 @@ impl Table {
         let stored = self.table.frame_size_comp(index)?;
         ensure!(size <= FRAME_LIMIT, "frame {index} has {size} bytes");
         ensure!(stored <= 2 * FRAME_LIMIT, "frame {index} is stored in {stored} bytes");
-        let mut bytes = vec![0; stored as usize];
-        file.read_exact_at(&mut bytes, self.table.frame_start_comp(index)?)?;
-        let frame = zstd::bulk::decompress(&bytes, size as usize)
-            .with_context(|| format!("decompressing frame {index}"))?;
+        let from = self.table.frame_start_comp(index)?;
+        let frame = TOOLS.with_borrow_mut(|tools| {
+            let tools = match tools {
+                Some(tools) => tools,
+                None => tools.insert(Tools::new()?),
+            };
+            tools.stored.resize(stored as usize, 0);
+            file.read_exact_at(&mut tools.stored, from)?;
+            let decompressed = tools.decompressor.decompress(&tools.stored, size as usize);
+            decompressed.with_context(|| format!("decompressing frame {index}"))
+        })?;
         ensure!(frame.len() as u64 == size, "frame {index} has {} bytes", frame.len());
         Ok(frame)
+    }
+}
+
+thread_local! {
+    /// What each thread decompresses with: to make it anew for every frame takes as long as the rest.
+    static TOOLS: RefCell<Option<Tools>> = const { RefCell::new(None) };
+}
+
+struct Tools {
+    decompressor: zstd::bulk::Decompressor<'static>,
+    stored: Vec<u8>,
+}
+
+impl Tools {
+    fn new() -> Result<Self> {
+        Ok(Self { decompressor: zstd::bulk::Decompressor::new()?, stored: Vec::new() })
     }
 }
 

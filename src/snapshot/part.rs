@@ -152,18 +152,18 @@ impl Part {
         mut take: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let mut hash = blake3::Hasher::new();
-        let mut buffer = vec![0; BUFFER.min(content.length as usize)];
         let mut from = content.offset;
         for (start, length) in content.stretches() {
             let mut at = start;
             while at < start + length {
-                let want = buffer.len().min((start + length - at) as usize);
-                let piece = &mut buffer[..want];
-                self.read_stored(content, from, piece)?;
-                hash.update(piece);
-                take(at, piece)?;
-                at += want as u64;
-                from += want as u64;
+                let piece = self
+                    .layer(content)?
+                    .piece(from, start + length - at)
+                    .with_context(|| format!("reading {}", self.layer_name(content)))?;
+                hash.update(&piece);
+                take(at, &piece)?;
+                at += piece.len() as u64;
+                from += piece.len() as u64;
             }
         }
         ensure!(
@@ -195,10 +195,13 @@ impl Part {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<()> {
-        let layer = self.layers.get(content.layer as usize).context("its layer is not there")?;
-        layer
+        self.layer(content)?
             .read_exact_at(buffer, offset)
             .with_context(|| format!("reading {}", self.layer_name(content)))
+    }
+
+    fn layer(&self, content: &Content) -> Result<&Reader> {
+        self.layers.get(content.layer as usize).context("its layer is not there")
     }
 
     fn layer_name(&self, content: &Content) -> &str {

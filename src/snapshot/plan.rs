@@ -13,7 +13,8 @@ use rustix::fs::AtFlags;
 use super::attributes::{Found, Shape, identity};
 use super::copy::BUFFER;
 use super::driver::Local;
-use super::index::{Content, Entry, Form, Kind, PATH_LIMIT};
+use super::index::{Content, Entry, Form, Index, Kind, PATH_LIMIT};
+use super::layer::FRAME;
 use super::part::Part;
 use super::probe::Root;
 use super::walk::{open_existing, upper_state};
@@ -120,8 +121,18 @@ pub fn plan<'a>(root: &'a Root, part: &'a Part) -> Result<Plan<'a>> {
     Ok(Plan { root, part, lower, held: None, actions, notes })
 }
 
-/// So many names are compared in one go.
-const PIECE: usize = 16;
+/// So many names are compared in one go, by one thread.
+const FEW: usize = 16;
+
+/// Whether a snapshot holds so little that to compare it takes no longer than to start threads.
+fn is_little(index: &Index) -> bool {
+    let bytes = |entry: &Entry| match &entry.kind {
+        Kind::File { content, .. } => content.length,
+        _ => 0,
+    };
+    index.entries.len() <= 4 * FEW
+        && index.entries.values().map(bytes).sum::<u64>() <= 4 * BUFFER as u64
+}
 
 struct Comparison<'a> {
     root: &'a Root,
@@ -174,14 +185,16 @@ impl<'a> Comparison<'a> {
             index.driver == Form::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
         let mut jobs = vec![Job { path: Vec::new(), covered, present: Some(false) }];
         while !jobs.is_empty() {
-            let compared = jobs
-                .par_iter()
-                .map(|job| {
-                    self.compare_dir(job).with_context(|| format!("comparing {}", shown(&job.path)))
-                })
-                .collect::<Result<Vec<_>>>()?;
+            let compare = |job: &Job| {
+                self.compare_dir(job).with_context(|| format!("comparing {}", shown(&job.path)))
+            };
+            let compared = if is_little(index) {
+                jobs.iter().map(compare).collect::<Result<Vec<_>>>()
+            } else {
+                jobs.par_iter().map(compare).collect()
+            };
             jobs.clear();
-            for (outcome, dirs) in compared {
+            for (outcome, dirs) in compared? {
                 verdicts.extend(outcome);
                 jobs.extend(dirs);
             }
@@ -199,11 +212,13 @@ impl<'a> Comparison<'a> {
             self.compare_name(&view, job, &path, name)
                 .with_context(|| format!("comparing {}", shown(&path)))
         };
-        // A directory of many files is shared among the processors, in small pieces: those that have
-        // changed take longest, and lie side by side.
-        let pieces = names.par_iter().with_min_len(PIECE).with_max_len(PIECE);
-        let compared = pieces.map(compare).collect::<Result<Vec<_>>>()?;
-        let (verdicts, jobs): (Vec<_>, Vec<_>) = compared.into_iter().unzip();
+        let compared = if names.len() <= FEW {
+            names.iter().map(compare).collect::<Result<Vec<_>>>()
+        } else {
+            // In small pieces: those that have changed take longest, and lie side by side.
+            names.par_iter().with_min_len(FEW).with_max_len(FEW).map(compare).collect()
+        };
+        let (verdicts, jobs): (Vec<_>, Vec<_>) = compared?.into_iter().unzip();
         Ok((verdicts, jobs.into_iter().flatten().collect()))
     }
 
@@ -451,33 +466,40 @@ fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) 
     is_same_data(&fs::open_for_reading(lower)?.into(), &fs::open_for_reading(entry)?.into(), size)
 }
 
-/// Bytes of a file that are compared first: most that have changed have changed here.
-const FIRST: usize = 16 << 10;
-
-/// Compares a file with stored content, reading no hole of either.
+/// Whether a file has the stored content, reading no hole of it. What is stored need not be read to
+/// know that: its digest says it.
 pub(super) fn is_stored(part: &Part, content: &Content, size: u64, file: &File) -> Result<bool> {
-    let mut from = content.offset;
+    if content.length > FRAME as u64 && !begins_as_stored(part, content, file)? {
+        return Ok(false);
+    }
+    let mut hash = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER.min(content.length as usize)];
     let mut at = 0;
-    let (mut is, mut was) = (vec![0; FIRST], vec![0; FIRST]);
     for (start, length) in content.stretches() {
         if !is_zero(file, at, start)? {
             return Ok(false);
         }
         at = start;
         while at < start + length {
-            let want = is.len().min((start + length - at) as usize);
-            part.read_stored(content, from, &mut was[..want])?;
-            if !read_full(file, &mut is[..want], at)? || is[..want] != was[..want] {
+            let piece = BUFFER.min((start + length - at) as usize);
+            let piece = &mut buffer[..piece];
+            if !read_full(file, piece, at)? {
                 return Ok(false);
             }
-            at += want as u64;
-            from += want as u64;
-            let next = BUFFER.min(content.length as usize).max(FIRST);
-            is.resize(next, 0);
-            was.resize(next, 0);
+            hash.update(piece);
+            at += piece.len() as u64;
         }
     }
-    is_zero(file, at, size)
+    Ok(*hash.finalize().to_hex() == *content.digest && is_zero(file, at, size)?)
+}
+
+/// Compares the first bytes of a large file, of which there would be more to read than a frame.
+fn begins_as_stored(part: &Part, content: &Content, file: &File) -> Result<bool> {
+    let Some((start, length)) = content.stretches().first().copied() else { return Ok(true) };
+    let (mut is, mut was) = ([0; 4096], [0; 4096]);
+    let want = is.len().min(length as usize);
+    part.read_stored(content, content.offset, &mut was[..want])?;
+    Ok(read_full(file, &mut is[..want], start)? && is[..want] == was[..want])
 }
 
 /// Whether a range of a file is a hole or zeros.
