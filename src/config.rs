@@ -40,8 +40,8 @@ pub struct Config {
     pub volumes: Volumes,
     /// What a checkpoint does about files.
     pub filesystem: Filesystem,
-    /// How the snapshots of files are compressed.
-    pub compress: Compression,
+    /// How the snapshots of files are compressed, if it is said.
+    pub compress: Option<Compression>,
     /// Where CRIU writes the images of a container that goes on.
     pub stage: Stage,
     /// How many versions of a container are kept; 0 means all.
@@ -224,7 +224,7 @@ impl Default for Config {
             freeze_timeout: 10.0,
             volumes: Volumes::default(),
             filesystem: Filesystem::default(),
-            compress: Compression::default(),
+            compress: None,
             stage: Stage::default(),
             keep: 0,
             shared: Shared::default(),
@@ -308,6 +308,12 @@ impl Config {
             program.check().context("reading a driver")?;
         }
         Ok(config)
+    }
+
+    /// How the snapshots of a container below an engine are compressed: not at all unless it is
+    /// said, since podman and containerd compress what they export.
+    pub fn compress_below_engine(&self) -> Compression {
+        self.compress.unwrap_or(Compression::None)
     }
 
     /// How snapshots are taken, with what belongs to a store.

@@ -95,7 +95,7 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         default_volumes: config.volumes.clone(),
         filesystem: filesystem_of(call)?,
         default_filesystem: config.filesystem,
-        compression: config.compress,
+        compression: config.compress_below_engine(),
         stage: config.stage,
         base: None,
         shared: config.shared,

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use ocicle::files::Suspects;
 use ocicle::snapshot::{
-    Compression, Driver, Held, Local, Method, Name, Part, PartRecord, Purpose, Settings, Taken,
-    choose, pack, plan, probe,
+    Compression, Driver, Held, Local, Method, Name, Part, PartRecord, Purpose, Settings, Staging,
+    Taken, choose, pack, plan, probe,
 };
 use support::{
     Dice, Picture, assert_same, changes, file_system, picture, private, scratch, subvolume,
@@ -124,7 +124,9 @@ impl Subject {
 impl Snapshot {
     /// What a checkpoint does after the thaw.
     fn packed(&self) -> Part {
-        let record = pack(&self.staging, &self.out, "rootfs", Compression::default(), &()).unwrap();
+        let record =
+            pack(&self.staging, &self.out, "rootfs", Compression::default(), Staging::Kept, &())
+                .unwrap();
         self.release(&record);
         Part::open(&self.out, &record).unwrap()
     }

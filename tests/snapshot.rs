@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use ocicle::files::Suspects;
 use ocicle::snapshot::{
-    Compression, Driver, Lookup, Part, PartRecord, Stage, Verb, pack, plan, probe,
+    Compression, Driver, Lookup, Part, PartRecord, Stage, Staging, Verb, pack, plan, probe,
 };
 use support::{
     Dice, Picture, all_paths, assert_same, changes, picture, private, scratch, set_times,
@@ -42,7 +42,7 @@ fn compressed(
     let mut stage = Stage::create(&staging, probe(root).unwrap(), base).unwrap();
     stage.take(&Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
-    let record = pack(&staging, &out, "rootfs", how, &()).unwrap();
+    let record = pack(&staging, &out, "rootfs", how, Staging::Kept, &()).unwrap();
     let part = Part::open(&out, &record).unwrap();
     (record, part)
 }
@@ -330,7 +330,8 @@ fn a_copy_in_advance_is_not_trusted() {
     let second = stage.take(&suspects).unwrap();
     assert_eq!((second.copied, second.kept), (3, 1), "{second:?}");
     Box::new(stage).seal().unwrap();
-    let record = pack(&staging, top.path(), "rootfs", Compression::default(), &()).unwrap();
+    let record =
+        pack(&staging, top.path(), "rootfs", Compression::default(), Staging::Kept, &()).unwrap();
     let part = Part::open(top.path(), &record).unwrap();
     assert_eq!(part.read(b"back-dated", 10).unwrap(), b"after!");
     assert_eq!(part.read(b"same", 10).unwrap(), b"before");
@@ -354,11 +355,53 @@ fn a_pack_that_was_cut_short_is_done_again() {
     let partial = again.join(format!("{}.partial", record.layers[0].name));
     fs::write(&partial, &whole[..whole.len() / 2]).unwrap();
     assert_eq!(
-        pack(&top.path().join("staging-a"), &again, "rootfs", Compression::default(), &()).unwrap(),
+        pack(
+            &top.path().join("staging-a"),
+            &again,
+            "rootfs",
+            Compression::default(),
+            Staging::Kept,
+            &()
+        )
+        .unwrap(),
         record
     );
     assert_eq!(fs::read(again.join(&record.layers[0].name)).unwrap(), whole);
     assert!(!partial.exists());
+}
+
+#[test]
+fn what_is_packed_for_good_is_not_kept_twice() {
+    let top = scratch();
+    let root = top.path().join("root");
+    fs::create_dir(&root).unwrap();
+    changes(&root, &mut Dice(72), 150);
+    let (kept, base) = snapshot(&root, top.path(), "a", None);
+    let staging = top.path().join("staging-a");
+    let blobs = || fs::read_dir(staging.join("blobs")).unwrap().count();
+    assert!(blobs() > 0);
+    let out = top.path().join("consumed");
+    fs::create_dir(&out).unwrap();
+    let record =
+        pack(&staging, &out, "rootfs", Compression::default(), Staging::Consumed, &()).unwrap();
+    assert_eq!(record, kept);
+    assert_eq!(blobs(), 0);
+    // What the base has already is not packed again, and not kept either.
+    for entry in fs::read_dir(&root).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            let content = fs::read(entry.path()).unwrap();
+            fs::write(entry.path(), content).unwrap();
+        }
+    }
+    let staging = top.path().join("staging-b");
+    fs::create_dir(&staging).unwrap();
+    let mut stage = Stage::create(&staging, probe(&root).unwrap(), Some(&base)).unwrap();
+    stage.take(&Suspects::default()).unwrap();
+    Box::new(stage).seal().unwrap();
+    let out = top.path().join("out-a");
+    let how = Compression::default();
+    pack(&staging, &out, "rootfs", how, Staging::Consumed, &()).unwrap();
+    assert_eq!(fs::read_dir(staging.join("blobs")).unwrap().count(), 0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::bytes::ByteString;
 use crate::fault;
 use crate::files::{self, FileKind, OpenFile, Table};
 use crate::hint::WithHint;
-use crate::snapshot::{self, Compression, Held, Progress};
+use crate::snapshot::{self, Held, Progress, Staging};
 use crate::store::digest::FileRecord;
 use crate::store::manifest::{
     self, DAMAGED, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
@@ -75,8 +75,7 @@ pub(super) fn complete(
     let timeline = timeline.unwrap_or(&unused);
     let table = timeline.time("table", || write_table(images, &manifest))?;
     manifest.must_substitute = must_substitute(&table);
-    let compression = manifest.compression;
-    manifest.files = pack_and_digest(images, &mut manifest.parts, compression, timeline, progress)?;
+    manifest.files = pack_and_digest(images, &mut manifest, timeline, progress)?;
     fault::point("packed");
     manifest.state = State::Complete;
     if manifest.timeline.is_empty() {
@@ -155,8 +154,7 @@ fn must_substitute(table: &Table) -> Vec<MustSubstitute> {
 /// Packs what is staged, and beside that reads CRIU's images and brings them to disk.
 fn pack_and_digest(
     images: &Path,
-    parts: &mut [Part],
-    compression: Compression,
+    manifest: &mut Manifest,
     timeline: &Timeline,
     progress: &dyn Progress,
 ) -> Result<Vec<FileRecord>> {
@@ -167,7 +165,7 @@ fn pack_and_digest(
             sync(images, &records)?;
             anyhow::Ok((records, begin, Instant::now()))
         });
-        let packed = timeline.time("pack", || pack(images, parts, compression, progress));
+        let packed = timeline.time("pack", || pack(images, manifest, progress));
         let digested = digesting.join().map_err(|_| anyhow!("reading the images panicked"))?;
         let (records, begin, end) = digested?;
         timeline.mark("digest", begin, end);
@@ -175,15 +173,14 @@ fn pack_and_digest(
     })
 }
 
-fn pack(
-    images: &Path,
-    parts: &mut [Part],
-    compression: Compression,
-    progress: &dyn Progress,
-) -> Result<()> {
-    for part in parts {
+fn pack(images: &Path, manifest: &mut Manifest, progress: &dyn Progress) -> Result<()> {
+    // What is committed as it is staged can be packed again, by whoever finds it.
+    let is_committed = images.join(manifest::NAME).exists();
+    let fate = if is_committed { Staging::Kept } else { Staging::Consumed };
+    let compression = manifest.compression;
+    for part in &mut manifest.parts {
         let staging = staged_parts(images).join(&part.name);
-        let packed = snapshot::pack(&staging, images, &part.name, compression, progress);
+        let packed = snapshot::pack(&staging, images, &part.name, compression, fate, progress);
         part.files = Some(packed.with_context(|| format!("packing {}", part.destination))?);
     }
     Ok(())

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::directory::resident;
-use crate::sys::{self, mount};
+use crate::sys::direct::Stream;
+use crate::sys::memory::Memory as Machine;
+use crate::sys::mount;
 
 /// Where CRIU writes its images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -32,13 +34,6 @@ pub enum Stage {
 #[derive(Debug)]
 pub(super) struct Memory(OwnedFd);
 
-/// What the kernel knows of the machine's memory, in bytes.
-struct Machine {
-    available: u64,
-    /// From here on, written pages go to the disk at once, and soon after that writers wait for it.
-    dirty: u64,
-}
-
 impl Memory {
     /// Makes room for the images of `processes`, if that is wished and can be.
     pub(super) fn for_images(request: &Request, processes: &[i32]) -> Result<Option<Self>> {
@@ -46,9 +41,9 @@ impl Memory {
         match request.stage {
             Stage::Disk => return Ok(None),
             _ if must_be_on_disk(request) => return Ok(None),
-            Stage::Auto if !Machine::read()?.gains_from(needed) => return Ok(None),
+            Stage::Auto if !gains(&Machine::read()?, needed) => return Ok(None),
             Stage::Auto => {}
-            Stage::Memory => Machine::read()?.ensure_room(needed)?,
+            Stage::Memory => ensure_room(&Machine::read()?, needed)?,
         }
         Ok(Some(Self(mount::tmpfs().context("making a tmpfs for the images")?)))
     }
@@ -83,41 +78,28 @@ fn must_be_on_disk(request: &Request) -> bool {
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut source = File::open(from)?;
-    let mut target = File::create(to)?;
+    let mut target = Stream::new(File::create(to)?);
     std::io::copy(&mut source, &mut target)?;
+    target.finish()?;
     Ok(())
 }
 
-impl Machine {
-    fn read() -> Result<Self> {
-        let available = sys::process::available_memory().context("reading /proc/meminfo")?;
-        // Of what is available, in percent, unless it is set in bytes.
-        let setting = |name: &str| -> Result<u64> {
-            let path = format!("/proc/sys/vm/{name}");
-            let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-            text.trim().parse().with_context(|| format!("reading {path}"))
-        };
-        let dirty = match setting("dirty_background_bytes")? {
-            0 => available / 100 * setting("dirty_background_ratio")?,
-            bytes => bytes,
-        };
-        Ok(Self { available, dirty })
-    }
+/// The page cache is as quick as a tmpfs, until the kernel writes to the disk what is in it: that takes
+/// a processor and locks of the file system from CRIU.
+fn gains(machine: &Machine, needed: u64) -> bool {
+    // What changed since it was copied ahead is written beside the images.
+    let margin = machine.limit / 8;
+    machine.dirty + needed + margin > machine.limit && needed < machine.available / 2
+}
 
-    /// The page cache is as quick as a tmpfs, until the disk has to keep up.
-    fn gains_from(&self, needed: u64) -> bool {
-        needed > self.dirty && needed < self.available / 2
-    }
-
-    fn ensure_room(&self, needed: u64) -> Result<()> {
-        ensure!(
-            needed < self.available,
-            "there is too little memory for the images: {} MiB are available, {} MiB are needed",
-            self.available >> 20,
-            needed >> 20
-        );
-        Ok(())
-    }
+fn ensure_room(machine: &Machine, needed: u64) -> Result<()> {
+    ensure!(
+        needed < machine.available,
+        "there is too little memory for the images: {} MiB are available, {} MiB are needed",
+        machine.available >> 20,
+        needed >> 20
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -126,12 +108,13 @@ mod tests {
 
     #[test]
     fn memory_is_chosen_where_the_disk_would_be_waited_for() {
-        let machine = Machine { available: 16 << 30, dirty: 1 << 30 };
-        assert!(!machine.gains_from(512 << 20));
-        assert!(machine.gains_from(2 << 30));
-        assert!(!machine.gains_from(9 << 30));
-        assert!(machine.ensure_room(9 << 30).is_ok());
-        assert!(machine.ensure_room(17 << 30).is_err());
-        Machine::read().unwrap();
+        let machine = |dirty| Machine { available: 16 << 30, dirty, limit: 3 << 30 };
+        assert!(!gains(&machine(0), 1 << 30));
+        assert!(!gains(&machine(1 << 30), 1 << 30));
+        assert!(gains(&machine(2 << 30), 1 << 30), "much is dirty already");
+        assert!(gains(&machine(0), 3 << 30));
+        assert!(!gains(&machine(0), 9 << 30), "there is not so much room");
+        assert!(ensure_room(&machine(0), 9 << 30).is_ok());
+        assert!(ensure_room(&machine(0), 17 << 30).is_err());
     }
 }

@@ -184,7 +184,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
         default_volumes: machine.config.volumes.clone(),
         filesystem: options.filesystem(),
         default_filesystem: machine.config.filesystem,
-        compression: options.compress.unwrap_or(machine.config.compress),
+        compression: options.compress.or(machine.config.compress).unwrap_or_default(),
         stage: options.stage.unwrap_or(machine.config.stage),
         base: base.map(|base| base.directory),
         shared: options.shared.unwrap_or(machine.config.shared),

@@ -8,10 +8,20 @@ use std::os::unix::fs::FileExt;
 use rustix::io::Errno;
 
 use super::index::STRETCH_LIMIT;
+use crate::sys::direct::{Buffer, Direct};
 use crate::sys::fs;
 
 /// Bytes read or written at once.
 pub(super) const BUFFER: usize = 1 << 20;
+
+/// Which way bytes take to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the page cache, which is the quickest as long as it has room.
+    Cache,
+    /// Past it.
+    Direct,
+}
 
 /// How the bytes of a file came to be in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +47,7 @@ impl Copied {
 /// Both ways wait for a write(2) that is under way, which has set the times already and not yet all
 /// of the bytes: cloning locks the inode, and so does looking for data in it (`SEEK_DATA` of ext4,
 /// btrfs and f2fs; xfs locks it for reading). One that begins later shows in ctime.
-pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<Copied> {
+pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd, way: Way) -> io::Result<Copied> {
     match rustix::fs::ioctl_ficlone(target, source) {
         Ok(()) => return Ok(Copied::Shared),
         Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
@@ -48,7 +58,10 @@ pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd) -> io::Result<Copied
     let mut moved = 0;
     let mut at = 0;
     while let Some((start, end)) = fs::next_data(source, at, size)? {
-        moved += copy_range(source.as_fd(), target.as_fd(), start, end)?;
+        moved += match way {
+            Way::Cache => copy_range(source.as_fd(), target.as_fd(), start, end)?,
+            Way::Direct => copy_past_cache(source.as_fd(), target.as_fd(), start, end)?,
+        };
         at = end;
     }
     Ok(Copied::Moved(moved))
@@ -76,6 +89,23 @@ fn copy_range(
     }
     // Less than asked for: the file was cut short meanwhile, which its ctime will tell.
     Ok(from - start)
+}
+
+fn copy_past_cache(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> io::Result<u64> {
+    let (source, mut target) = (as_file(source)?, Direct::new(as_file(target)?));
+    let mut buffer = Buffer::new(BUFFER);
+    let mut at = start;
+    while at < end && buffer.fill(end - at, |bytes| source.read_at(bytes, at))? > 0 {
+        target.write_all_at(buffer.filled(), at)?;
+        at += buffer.filled().len() as u64;
+    }
+    target.into_file()?;
+    Ok(at - start)
 }
 
 fn copy_by_hand(
@@ -150,14 +180,20 @@ mod tests {
 
     #[test]
     fn holes_stay_holes() {
-        let (source, target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        source.write_all_at(b"tail", 10 << 20).unwrap();
-        source.set_len(20 << 20).unwrap();
-        let (source, target): (OwnedFd, OwnedFd) = (source.into(), target.into());
-        copy_file(&source, &target).unwrap();
-        let stat = fs::stat(&target).unwrap();
-        assert_eq!(stat.st_size, 20 << 20);
-        assert!(stat.st_blocks * 512 < 1 << 20);
-        assert_eq!(stretches(&target, 20 << 20).unwrap(), [(10 << 20, 4096)]);
+        for way in [Way::Cache, Way::Direct] {
+            let file = || tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            let (source, target) = (file(), file());
+            source.write_all_at(b"tail", 10 << 20).unwrap();
+            source.set_len(20 << 20).unwrap();
+            let (source, target): (OwnedFd, OwnedFd) = (source.into(), target.into());
+            copy_file(&source, &target, way).unwrap();
+            let stat = fs::stat(&target).unwrap();
+            assert_eq!(stat.st_size, 20 << 20);
+            assert!(stat.st_blocks * 512 < 1 << 20);
+            assert_eq!(stretches(&target, 20 << 20).unwrap(), [(10 << 20, 4096)]);
+            let mut tail = [0; 5];
+            File::from(target).read_exact_at(&mut tail, 10 << 20).unwrap();
+            assert_eq!(tail, *b"tail\0");
+        }
     }
 }

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, makedev};
 use serde::Serialize;
 
 use super::attributes::{Found, Shape, apply};
-use super::copy::copy_file;
+use super::copy::{Way, copy_file};
 use super::index::{Content, Entry, Kind, Meta};
 use super::plan::{Action, Plan, Verb, look_lower};
 use super::{Progress, remove, shown, split};
@@ -218,7 +218,7 @@ impl Plan<'_> {
             Made::Lower(found, entry) => match &found.shape {
                 Shape::File => {
                     let target = fs::create_file(dir, name)?;
-                    Ok(copy_file(&fs::open_for_reading(entry)?, &target)?.moved())
+                    Ok(copy_file(&fs::open_for_reading(entry)?, &target, Way::Cache)?.moved())
                 }
                 Shape::Symlink(target) => link(target),
                 Shape::Char(major, minor) => node(FileType::CharacterDevice, *major, *minor),

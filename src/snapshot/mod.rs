@@ -22,6 +22,7 @@
 //! device, no link. Nothing in staging does anything by being there.
 
 mod attributes;
+mod cache;
 mod copy;
 mod diff;
 mod driver;
@@ -45,7 +46,7 @@ pub use driver::{
 pub use execute::Report;
 pub use index::{Content, Entry, Form, Identity, Index, Kind, Meta, Time};
 pub use layer::Compression;
-pub use pack::{PartRecord, pack};
+pub use pack::{PartRecord, Staging, pack};
 pub use part::{Lookup, Part};
 pub use plan::{Action, Plan, Verb, plan};
 pub use probe::{LayerIdentity, Root, RootIdentity, probe};

@@ -20,6 +20,7 @@ use super::{Progress, join, shown, split};
 use crate::hint::WithHint;
 use crate::store::digest::FileRecord;
 use crate::store::manifest::DAMAGED;
+use crate::sys::direct::Stream;
 use crate::sys::fs;
 
 /// The files of a part, for the manifest.
@@ -38,17 +39,26 @@ impl PartRecord {
     }
 }
 
+/// What becomes of staging while it is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staging {
+    /// It is only read: whoever finds a pack that was cut short calls this again.
+    Kept,
+    /// What is packed is removed at once: it takes no room twice, and has not to reach the disk.
+    Consumed,
+}
+
 /// Packs a sealed staging directory into `out`: `ocicle-PREFIX.N.tar.zst`, or `.tar` if it is not to
 /// be compressed, and `ocicle-PREFIX.index.json`.
 ///
-/// Staging is only read, and files get their names when they are whole and on disk: whoever finds a
-/// pack that was cut short calls this again. The layers of the base must be in `out` already. The
-/// directory itself is the caller's to fsync.
+/// Files get their names when they are whole and on disk. The layers of the base must be in `out`
+/// already. The directory itself is the caller's to fsync.
 pub fn pack(
     staging: &Path,
     out: &Path,
     prefix: &str,
     compression: Compression,
+    fate: Staging,
     progress: &dyn Progress,
 ) -> Result<PartRecord> {
     let base_path = staging.join(STAGED_BASE);
@@ -57,7 +67,8 @@ pub fn pack(
         Some(held) => held.index(base.as_ref()).map(|(index, content)| (index, Some(content)))?,
         None => (read_json(&staging.join(STAGED_INDEX))?, None),
     };
-    let packer = Packer { held, ..Packer::new(&staged, base.as_ref(), staging, out)? };
+    let is_consumed = fate == Staging::Consumed;
+    let packer = Packer { held, is_consumed, ..Packer::new(&staged, base.as_ref(), staging, out)? };
     packer
         .run(prefix, compression, progress)
         .with_context(|| format!("packing {}", staging.display()))
@@ -74,6 +85,7 @@ struct Packer<'a> {
     base: Option<&'a Base>,
     base_layers: Vec<Reader>,
     blobs: PathBuf,
+    is_consumed: bool,
     /// The snapshot that content is in which is not in staging.
     held: Option<HeldContent>,
     out: &'a Path,
@@ -100,7 +112,7 @@ enum Bytes<'a> {
     Base(&'a Reader),
 }
 
-type Layer = Writer<layer::Writer<Hashing<BufWriter<File>>>>;
+type Layer = Writer<layer::Writer<Hashing<Stream>>>;
 
 impl<'a> Packer<'a> {
     fn new(
@@ -118,6 +130,7 @@ impl<'a> Packer<'a> {
             base,
             base_layers: base.map_or_else(|| Ok(Vec::new()), |base| open_layers(base, out))?,
             blobs: staging.join(BLOBS),
+            is_consumed: false,
             held: None,
             out,
             names: link_groups(staged),
@@ -136,8 +149,7 @@ impl<'a> Packer<'a> {
         let partial = self.out.join(format!("{name}.partial"));
         let file =
             File::create(&partial).with_context(|| format!("creating {}", partial.display()))?;
-        let buffered = BufWriter::with_capacity(BUFFER, file);
-        let hashing = Hashing { to: buffered, hash: blake3::Hasher::new() };
+        let hashing = Hashing { to: Stream::new(file), hash: blake3::Hasher::new() };
         let mut layer = Writer::new(layer::Writer::new(hashing, compression));
         let number = layers.len() as u32;
         let contents = self
@@ -147,8 +159,12 @@ impl<'a> Packer<'a> {
         if size > 0 || layers.is_empty() {
             let hashing = layer.finish()?.finish()?;
             let blake3 = hashing.hash.finalize().to_hex().to_string();
-            let file = hashing.to.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.sync_all().with_context(|| format!("writing {name} to disk"))?;
+            let on_disk = || -> io::Result<File> {
+                let file = hashing.to.finish()?;
+                file.sync_all()?;
+                Ok(file)
+            };
+            let file = on_disk().with_context(|| format!("writing {name} to disk"))?;
             std::fs::rename(&partial, self.out.join(&name))?;
             layers.push(FileRecord { name, size: file.metadata()?.len(), blake3 });
         } else {
@@ -278,6 +294,7 @@ impl<'a> Packer<'a> {
                 source.known.context("finding unchanged content")?
             };
             contents.insert(first, content);
+            self.consume(&inode.kind).context("removing what is packed")?;
             return Ok(changed);
         }
         let changed = forced || self.is_changed(path, first, inode, None);
@@ -424,6 +441,16 @@ impl<'a> Packer<'a> {
         let (parent, name) = split(path).context("the root is no file")?;
         let entry = fs::open_entry(fs::open_dir(&held.top, parent)?, name)?;
         Ok(fs::open_for_reading(entry.context("it is gone from the snapshot")?)?.into())
+    }
+
+    /// Removes the blob of a file that is packed.
+    fn consume(&self, packed: &Kind<Staged>) -> io::Result<()> {
+        match packed {
+            Kind::File { content: Staged::Blob(number), .. } if self.is_consumed => {
+                std::fs::remove_file(self.blobs.join(number.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where the base has the same bytes for the same path.

@@ -15,6 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{Found, Shape, identity};
+use super::cache::Cache;
 use super::copy::{self, copy_file};
 use super::driver::{Driver, Lease, Name};
 use super::index::{Content, Entry, Form, Identity, Index, Kind, Meta, SCHEMA, Time};
@@ -74,6 +75,7 @@ pub struct Stage {
     dir: PathBuf,
     blobs: OwnedFd,
     next_blob: AtomicU64,
+    cache: Cache,
     /// What was copied so far, by device and inode number.
     copies: HashMap<(u64, u64), Copied>,
     /// Files of the base whose identity counts, by inode number.
@@ -117,6 +119,7 @@ impl Stage {
             dir: staging.to_owned(),
             blobs,
             next_blob: AtomicU64::new(0),
+            cache: Cache::default(),
             copies: HashMap::new(),
             base: HashMap::new(),
             earlier: Earlier::default(),
@@ -235,7 +238,7 @@ impl Stage {
         }
         let number = self.next_blob.fetch_add(1, Ordering::Relaxed);
         let blob = fs::create_file(&self.blobs, number.to_string().as_bytes())?;
-        let copied = copy_file(&source.data, &blob).inspect_err(|_| {
+        let copied = copy_file(&source.data, &blob, self.cache.way(size)).inspect_err(|_| {
             let _ = rustix::fs::unlinkat(&self.blobs, number.to_string(), AtFlags::empty());
         })?;
         let shared = copied == copy::Copied::Shared;

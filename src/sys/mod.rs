@@ -5,11 +5,13 @@
 
 pub mod btrfs;
 pub mod diag;
+pub mod direct;
 pub mod fd;
 pub mod fs;
 pub mod handle;
 pub mod inherited;
 pub mod kcmp;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod named;

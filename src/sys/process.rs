@@ -11,14 +11,6 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
-/// The memory that can be had without swapping, in bytes (proc_meminfo(5)).
-pub fn available_memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok());
-    Ok(kibibytes.context("it has no MemAvailable")? << 10)
-}
-
 /// A process's pidfd; `None` when there is no such process any more.
 pub fn pidfd(pid: i32) -> Result<Option<OwnedFd>> {
     let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
