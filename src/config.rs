@@ -388,8 +388,9 @@ mod tests {
         let default = Config::default();
         let commented = Config::parse(EXAMPLE).unwrap();
         assert_eq!(toml::to_string(&commented).unwrap(), toml::to_string(&default).unwrap());
-        // The one setting without a default.
-        let shown = Config { runtime: Some("/usr/bin/crun".into()), ..default };
+        // The settings without a default, or with more than one.
+        let compress = Some(Compression::Zstd);
+        let shown = Config { runtime: Some("/usr/bin/crun".into()), compress, ..default };
         let example: toml::Table = toml::from_str(&uncommented(EXAMPLE)).unwrap();
         assert_eq!(example, toml::Table::try_from(&shown).unwrap());
     }
