@@ -35,9 +35,9 @@ impl Cache {
     }
 }
 
-/// Whether what is dirty leaves little room for CRIU's images.
+/// Whether what is dirty takes too much of the room that CRIU's images need.
 fn is_busy(memory: &Memory) -> bool {
-    memory.dirty > memory.limit / 2
+    memory.dirty > memory.limit / 3
 }
 
 #[cfg(test)]
@@ -53,6 +53,6 @@ mod tests {
         assert_eq!(cache.way_given(LONG, || unreachable!()), Way::Direct);
         assert_eq!(cache.way_given(STEP, || false), Way::Cache);
         let memory = |dirty| Memory { available: 0, dirty, limit: 100 };
-        assert!(!is_busy(&memory(50)) && is_busy(&memory(51)));
+        assert!(!is_busy(&memory(33)) && is_busy(&memory(34)));
     }
 }
