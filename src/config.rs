@@ -12,7 +12,7 @@ use crate::checkpoint::Stage;
 use crate::container::{Identity, Shared, Volumes};
 use crate::hint::WithHint;
 use crate::policy::{Grown, Missing, Policy, Shrunk};
-use crate::runtime::arguments::value_of;
+use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::snapshot::{Compression, Program, Settings};
 use crate::store::policy::{Filesystem, Keep};
 use crate::substitute::{Origin, parse_list};
@@ -189,9 +189,10 @@ impl CgroupsMode {
 impl Criu {
     /// The caller's flags for the runtime, and what the administrator wants beside them.
     pub fn complete(&self, mut flags: Vec<OsString>) -> Vec<OsString> {
-        const MODE: &str = "--manage-cgroups-mode";
-        if self.manage_cgroups_mode != CgroupsMode::default() && value_of(&flags, MODE).is_none() {
-            flags.extend([MODE, self.manage_cgroups_mode.name()].map(OsString::from));
+        if self.manage_cgroups_mode != CgroupsMode::default()
+            && value_of(&flags, CGROUPS_MODE).is_none()
+        {
+            flags.extend([CGROUPS_MODE, self.manage_cgroups_mode.name()].map(OsString::from));
         }
         flags
     }

@@ -23,7 +23,7 @@ use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
 use crate::freezer::State;
 use crate::hint::hint_of;
-use crate::restore::ensure_allowed;
+use crate::restore::{ensure_allowed, restores_interfaces};
 use crate::runtime::Runtime;
 use crate::substitute::{Mismatch, Resolved, judge};
 
@@ -180,8 +180,9 @@ pub fn check(request: &Request) -> Result<Report> {
     problems.extend(mounts::problems(&container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
     remarks.extend(facts.files.iter().filter_map(lost_lock));
-    let is_restored = request.runtime.name() != "runc" && container.bundle.has_own_network();
-    remarks.extend(lost_interfaces(&files, is_restored));
+    if !restores_interfaces(&request.runtime, &container.bundle) {
+        remarks.extend(lost_interfaces(&files));
+    }
     problems.extend(frozen_from_above(&container)?);
     remarks.extend(frozen(&container)?);
     remarks.extend(refused(&resolved, &request.allow));
@@ -250,14 +251,7 @@ fn subject(file: &OpenFile) -> String {
 
 fn remarks(files: &[Fate], mismatches: &[Mismatch]) -> Vec<Finding> {
     let left_out = files.iter().filter(|fate| fate.dump == Dump::LeftOut && fate.rule.is_none());
-    let needed = left_out.map(|fate| {
-        let what = format!(
-            "{}: it is left out, and a restore needs something in its place",
-            subject(&fate.file)
-        );
-        let help = fate.file.holders.first().map(|holder| format!("-s {holder}=SOURCE"));
-        Finding { help, ..Finding::new(what) }
-    });
+    let needed = left_out.map(|fate| needs_replacement(&fate.file, "it is left out"));
     let rules = mismatches.iter().filter(|one| !matches!(one, Mismatch::Needed { .. }));
     needed.chain(rules.map(|rule| Finding::new(format!("rule {rule}")))).collect()
 }
@@ -274,20 +268,17 @@ fn lost_lock(known: &Known) -> Option<Finding> {
 }
 
 /// Tun devices that are saved, and whose interfaces are not: runc leaves networks out.
-fn lost_interfaces(files: &[Fate], is_restored: bool) -> Vec<Finding> {
-    let is_lost = |fate: &&Fate| {
-        let attached = fate.file.name.as_bytes().starts_with(b"tun ");
-        attached && fate.dump == Dump::Yes && fate.rule.is_none() && !is_restored
-    };
-    let said = |fate: &Fate| {
-        let subject = subject(&fate.file);
-        let what = format!(
-            "{subject}: its interface is left to the engine, and a restore needs something in its place"
-        );
-        let help = fate.file.holders.first().map(|holder| format!("-s {holder}=SOURCE"));
-        Finding { help, ..Finding::new(what) }
-    };
-    files.iter().filter(is_lost).map(said).collect()
+fn lost_interfaces(files: &[Fate]) -> impl Iterator<Item = Finding> {
+    let is_lost =
+        |fate: &&Fate| fate.file.has_interface() && fate.dump == Dump::Yes && fate.rule.is_none();
+    let lost = files.iter().filter(is_lost);
+    lost.map(|fate| needs_replacement(&fate.file, "its interface is left to the engine"))
+}
+
+fn needs_replacement(file: &OpenFile, why: &str) -> Finding {
+    let what = format!("{}: {why}, and a restore needs something in its place", subject(file));
+    let help = file.holders.first().map(|holder| format!("-s {holder}=SOURCE"));
+    Finding { help, ..Finding::new(what) }
 }
 
 /// A rule of an annotation that a restore would refuse.

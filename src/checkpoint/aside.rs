@@ -346,32 +346,16 @@ pub fn bytes_of(text: &str) -> u64 {
 mod tests {
     use super::*;
     use crate::files::FileKind;
-    use crate::files::dumpable::Place;
-
-    fn settings() -> Settings {
-        Settings {
-            tcp_established: false,
-            tcp_skip_in_flight: false,
-            file_locks: false,
-            ext_unix_sk: false,
-            shell_job: false,
-            link_remap: false,
-            bpf_maps: false,
-            ghost_limit: 0,
-        }
-    }
-
-    fn file(kind: FileKind, detail: Detail) -> Described {
-        Described { kind, flags: 0, place: Place::There, detail, locked: false, leased: false }
-    }
+    use crate::files::dumpable::tests::{file, strict};
 
     #[test]
     fn criu_is_looked_at_only_for_the_sake_of_a_bpf_map() {
         let plain = file(FileKind::Reg, Detail::Plain);
         let map = file(FileKind::Bpfmap, Detail::BpfMap(1));
+        let settings = Settings { bpf_maps: false, ..strict() };
         let never = || panic!("there is no BPF map");
-        assert!(!settled_by(&settings(), [&plain].into_iter(), never).unwrap().bpf_maps);
+        assert!(!settled_by(&settings, [&plain].into_iter(), never).unwrap().bpf_maps);
         let saves = || Ok(true);
-        assert!(settled_by(&settings(), [&plain, &map].into_iter(), saves).unwrap().bpf_maps);
+        assert!(settled_by(&settings, [&plain, &map].into_iter(), saves).unwrap().bpf_maps);
     }
 }

@@ -26,6 +26,7 @@ use crate::files::held::{Digests, HeldFile};
 use crate::files::{Owned, Suspects};
 use crate::freezer::{Freezer, Frozen, State as FreezerState};
 use crate::guardian::{Ended, Guardian};
+use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::log::Diverted;
 use crate::store::manifest::{Manifest, Owner};
 use crate::sys::process::{pidfd, wait_readable};
@@ -205,7 +206,7 @@ impl<'a> Dump<'a> {
         }
         rest.extend(flags.iter().cloned());
         if plain_cgroups {
-            rest.extend([foresight::MODE.into(), "ignore".into()]);
+            rest.extend([CGROUPS_MODE.into(), "ignore".into()]);
         }
         rest.push(id.clone().into());
         rest

@@ -14,6 +14,7 @@ use super::{Request, connections};
 use crate::container::{Container, Identity};
 use crate::files::{Owned, by_path};
 use crate::freezer::Frozen;
+use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
 use crate::sys::mountinfo::{Mount, mounts_of};
 
@@ -71,9 +72,6 @@ fn files(container: &Container, frozen: bool) -> Result<(Vec<External>, Vec<Owne
     Ok((external, owned))
 }
 
-/// The flag by which a caller says how CRIU shall treat control groups.
-pub(super) const MODE: &str = "--manage-cgroups-mode";
-
 /// Processes whose control groups are compared under the freeze; with more of them that would take
 /// longer than what it saves.
 const MANY: usize = 200;
@@ -91,7 +89,7 @@ const MANY: usize = 200;
 pub(super) fn has_plain_cgroups(request: &Request, container: &Container) -> bool {
     let knows_the_mode = ["runc", "crun"].contains(&request.runtime.name().as_str());
     knows_the_mode
-        && !request.has_flag(MODE)
+        && !request.has_flag(CGROUPS_MODE)
         && !belongs_to_an_engine(container)
         && are_plain(container)
 }

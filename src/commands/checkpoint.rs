@@ -11,6 +11,7 @@ use crate::container::{Container, Shared, Volumes, ensure_name};
 use crate::files::dumpable::Settings;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
+use crate::runtime::arguments::CGROUPS_MODE;
 use crate::snapshot::Compression;
 use crate::store::lock::Lock;
 use crate::store::policy::{self, Filesystem, Keep, Purpose};
@@ -132,7 +133,7 @@ impl CriuOptions {
         let mut flags: Vec<OsString> =
             switches.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()).collect();
         if let Some(mode) = &self.manage_cgroups_mode {
-            flags.extend(["--manage-cgroups-mode".into(), mode.into()]);
+            flags.extend([CGROUPS_MODE.into(), mode.into()]);
         }
         flags
     }

@@ -520,10 +520,10 @@ impl Obstacle {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn strict() -> Settings {
+    pub(crate) fn strict() -> Settings {
         Settings {
             tcp_established: false,
             tcp_skip_in_flight: false,
@@ -549,7 +549,7 @@ mod tests {
         }
     }
 
-    fn file(kind: FileKind, detail: Detail) -> Described {
+    pub(crate) fn file(kind: FileKind, detail: Detail) -> Described {
         Described { kind, flags: 0, place: Place::There, detail, locked: false, leased: false }
     }
 

@@ -251,6 +251,11 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
+    /// Whether it is a tun device that is attached to an interface of the container's network.
+    pub fn has_interface(&self) -> bool {
+        self.kind == FileKind::Tun && self.name.as_bytes().starts_with(b"tun ")
+    }
+
     /// The flags as words, such as `O_RDWR|O_APPEND`.
     pub fn flags_text(&self) -> String {
         flags_text(self.flags)

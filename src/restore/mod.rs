@@ -213,21 +213,23 @@ fn examine(
     Ok(Examined { resolved, callers, locked, parts })
 }
 
-/// Refuses to keep tun devices whose interfaces are not restored: those of a network from outside, and
-/// all of them below runc, which leaves every network to the engine (`setEmptyNsMask` in its
-/// restore.go). CRIU would look for them in vain (`tunfile_open` in criu/tun.c).
+/// Whether the interfaces of the container's network are restored: not those of a network from outside,
+/// and none below runc, which leaves every network to the engine (`setEmptyNsMask` in its restore.go).
+pub fn restores_interfaces(runtime: &Runtime, bundle: &Bundle) -> bool {
+    runtime.name() != "runc" && bundle.has_own_network()
+}
+
+/// Refuses to keep tun devices whose interfaces are not restored: CRIU would look for them in vain
+/// (`tunfile_open` in criu/tun.c).
 fn ensure_interfaces(
     request: &Request,
     bundle: &Bundle,
     table: &Table,
     replaced: &[FileId],
 ) -> Result<()> {
-    let is_kept = |file: &&OpenFile| {
-        let attached = file.kind == FileKind::Tun && file.name.as_bytes().starts_with(b"tun ");
-        attached && !replaced.contains(&file.id)
-    };
+    let is_kept = |file: &&OpenFile| file.has_interface() && !replaced.contains(&file.id);
     match table.files.iter().find(is_kept) {
-        Some(file) if request.runtime.name() == "runc" || !bundle.has_own_network() => {
+        Some(file) if !restores_interfaces(&request.runtime, bundle) => {
             let OpenFile { id, name, .. } = file;
             Err(anyhow!(
                 "open file {id} ({name}) needs a replacement: its interface is not restored, as the \

@@ -21,7 +21,7 @@ use crate::criu::failure::{self, Logs};
 use crate::criu::images::{ImageDir, cgroups};
 use crate::criu::interposer::FIRST_FD;
 use crate::guardian::Ended;
-use crate::runtime::arguments::value_of;
+use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::runtime::log::Diverted;
 use crate::store::manifest::Manifest;
 use crate::substitute::{self, Replacement, Treatment};
@@ -54,7 +54,7 @@ impl View {
     ) -> Result<Self> {
         let dir = ImageDir::open(images)?;
         let (groups, flags) = if leaves_groups(request, manifest, &dir)? {
-            (None, [MODE, "ignore"].map(str::to_owned).into())
+            (None, [CGROUPS_MODE, "ignore"].map(str::to_owned).into())
         } else {
             (cgroups::relocatable(&dir)?, Vec::new())
         };
@@ -73,14 +73,11 @@ impl View {
     }
 }
 
-/// The flag by which a caller says how CRIU shall treat control groups.
-const MODE: &str = "--manage-cgroups-mode";
-
 /// Whether CRIU shall leave the processes in the control groups that the runtime starts it in, those
 /// of the new container: nobody has said otherwise, and they have no others.
 fn leaves_groups(request: &Request, manifest: &Manifest, images: &ImageDir) -> Result<bool> {
-    let is_said = value_of(&request.flags, MODE).is_some()
-        || manifest.flags.iter().any(|flag| flag.starts_with(MODE));
+    let is_said = value_of(&request.flags, CGROUPS_MODE).is_some()
+        || manifest.flags.iter().any(|flag| flag.starts_with(CGROUPS_MODE));
     Ok(request.runtime.name() == "runc" && !is_said && cgroups::are_one(images)?)
 }
 

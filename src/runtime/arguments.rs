@@ -19,6 +19,9 @@ const GLOBAL_VALUES: [&str; 9] = [
     "-r",
 ];
 
+/// The flag by which a caller says how CRIU shall treat control groups.
+pub const CGROUPS_MODE: &str = "--manage-cgroups-mode";
+
 /// Flags of `checkpoint` and `restore` that are followed by their value, in either runtime.
 const COMMAND_VALUES: [&str; 19] = [
     "--filesystem",
@@ -27,7 +30,7 @@ const COMMAND_VALUES: [&str; 19] = [
     "--parent-path",
     "--status-fd",
     "--page-server",
-    "--manage-cgroups-mode",
+    CGROUPS_MODE,
     "--empty-ns",
     "--network-lock",
     "--bundle",
