@@ -11,6 +11,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use ocicle::criu::images::Images;
+use ocicle::criu::images::entries::{FdType, FileEntry};
+use ocicle::criu::images::image::{Change, Image, Kind};
+use ocicle::criu::images::wire::{BadMessage, Message};
+use ocicle::store::digest::FileRecord;
 use serde_json::{Value, json};
 use support::{
     Bundle, Container, DEADLINE, Machine, Shim, Told, Tree, outcome, run, status_of, tree_of,
@@ -176,6 +181,62 @@ on_each_runtime!(a_checkpoint_of_a_newer_ocicle, |machine| {
     });
     assert_restores(machine, &bundle);
     told.compare("newer");
+});
+
+/// Changes an image, and what the manifest says of it.
+fn rewrite_image(
+    version: &Path,
+    kind: Kind,
+    name: &str,
+    change: impl FnMut(&Message<'_>) -> Result<Change, BadMessage>,
+) {
+    let path = version.join(name);
+    let image = Image::parse(kind, fs::read(&path).unwrap()).unwrap();
+    fs::write(&path, image.rewrite(change).unwrap()).unwrap();
+    let record = serde_json::to_value(FileRecord::of(version, name).unwrap()).unwrap();
+    rewrite_manifest(version, |manifest| {
+        let mut records = manifest["files"].as_array_mut().unwrap().iter_mut();
+        *records.find(|record| record["name"] == name).unwrap() = record;
+    });
+}
+
+// As of a CRIU that counted the open files of each type by themselves.
+on_each_runtime!(open_files_with_one_identifier, |machine| {
+    let bundle = hold(machine, "hold", Shim::Bare);
+    let version = stopped_version(machine, &bundle);
+    let images = Images::load(&version).unwrap();
+    let held: Vec<u32> = images.fds().map(|(_, fd)| fd.file).collect();
+    let of = |kind| {
+        let is_one = |file: &&FileEntry| file.kind == kind && held.contains(&file.id);
+        images.files.iter().find(is_one).unwrap().id
+    };
+    let (event, file) = (of(FdType::Eventfd), of(FdType::Reg));
+    rewrite_image(&version, Kind::Files, "files.img", |entry| {
+        /// Where its body is.
+        const EVENT: u32 = 8;
+        let Ok(mut body) = entry.need_message(EVENT, "efd") else { return Ok(Change::Keep) };
+        body.set_number(1, file.into());
+        let mut renamed = entry.without(EVENT);
+        renamed.set_number(2, file.into());
+        renamed.push_bytes(EVENT, &body.encode());
+        Ok(Change::Replace(renamed.encode()))
+    });
+    for table in images.tables.keys() {
+        rewrite_image(&version, Kind::FdInfo, &format!("fdinfo-{table}.img"), |entry| {
+            if entry.number(1) != Some(event.into()) {
+                return Ok(Change::Keep);
+            }
+            let mut renamed = entry.clone();
+            renamed.set_number(1, file.into());
+            Ok(Change::Replace(renamed.encode()))
+        });
+    }
+    let before = files(machine, &bundle);
+    let mut told = Told::new(machine);
+    let rule = format!("{file}=null,drop");
+    told.refused("one of them", &mut ocicle(machine, "restore", &[bundle.id(), "-s", &rule]));
+    files(machine, &bundle).assert_are(&before, "refused");
+    told.compare("one-identifier");
 });
 
 /// A checkpoint of `hold` that was interrupted when the container had ended.

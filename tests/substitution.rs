@@ -535,6 +535,11 @@ on_each_runtime!(what_cannot_be_said_or_done, |machine| {
         assert!(said.contains(expected), "{rule}: {said}");
         assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
     }
+    let rule = probe.rule("tcp-client", "tcp:no.such.host.invalid:80");
+    let mut command = restore_command(&probe.bundle, machine, &[rule]);
+    // No name server has to answer.
+    told.refused("tcp:no.such.host.invalid:80", command.env("RES_OPTIONS", "attempts:1 timeout:1"));
+    assert!(probe.bundle.path("/data/since").exists(), "nothing was changed");
     let mut command = restore_command(&probe.bundle, machine, &["type:inet=reset"]);
     let said = told.refused("type:inet=reset", &mut command);
     assert!(said.contains("write `all` before the selector"), "{said}");

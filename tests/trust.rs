@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Machine, Probe, Terminal, Told, in_shell, outcome, restore_command, table};
+use support::{Machine, Probe, Terminal, Told, in_shell, outcome, restore_command, run, table};
 
 /// A checkpoint of the probe, and a file that came since: a restore removes it.
 fn checkpointed(machine: &Machine) -> Probe<'_> {
@@ -189,6 +189,56 @@ on_each_runtime!(annotations_of_somebody_hostile, |machine| {
     refuse("a name with a zero byte", json!({ "org.ocicle.substitute": "1:4=fd:a\u{0}b" }));
     refuse("a path with one", json!({ "org.ocicle.substitute": "1:4=container:/data/new\\x00" }));
     told.compare("hostile");
+});
+
+// In the container, links are of its making; on the host, of whoever may write where a pattern allows.
+on_each_runtime!(annotations_lead_through_no_link, |machine| {
+    let bundle = machine.bundle("probe").args(["workload", "probe", "/data"]).make();
+    let link = |target: &str, path: &str| symlink(target, bundle.path(path)).unwrap();
+    fs::create_dir(bundle.path("/data/inside")).unwrap();
+    fs::write(bundle.path("/data/inside/file"), "inside").unwrap();
+    link("inside/file", "/data/to-a-file");
+    link("inside", "/data/to-a-directory");
+    link("/etc/passwd", "/data/out");
+    std::mem::forget(bundle.run());
+    let probe = Probe::of_running(machine, bundle);
+    fs::write(probe.bundle.path("/data/since"), "").unwrap();
+    let host = Host::new(&probe);
+    symlink("file", host.path("to-a-file")).unwrap();
+    symlink(".", host.path("to-a-directory")).unwrap();
+    symlink("service", host.path("to-a-socket")).unwrap();
+    let everything = "files = [\"/**\"]\nsockets = [\"unix:/**\"]";
+    let mut told = Told::new(machine);
+    for (name, source) in [
+        ("file", "container:/data/to-a-file".to_owned()),
+        ("file", "container:/data/to-a-directory/file".to_owned()),
+        ("file", "container:/data/to-a-directory/new,create".to_owned()),
+        ("file", "container:/data/out".to_owned()),
+        ("file", format!("file:{}", host.path("to-a-file"))),
+        ("file", format!("file:{}", host.path("to-a-directory/file"))),
+        ("file", format!("file:{}", host.path("to-a-directory/new,create"))),
+        ("unix-left", format!("unix:{}", host.path("to-a-socket"))),
+        ("unix-left", format!("unix:{}", host.path("to-a-directory/service"))),
+        ("unix-left", format!("unix:{},listen", host.path("to-a-directory/new"))),
+    ] {
+        annotate(&probe, &[probe.rule(name, &source)]);
+        let mut command = restore(&probe);
+        let what = source.replace(&host.directory.display().to_string(), "/host");
+        told.refused(&what, command.env("OCICLE_CONFIG", allow(&probe, everything)));
+        assert!(is_untouched(&probe), "{source}");
+        assert_eq!(host.traces(), Vec::<&str>::new(), "{source}");
+    }
+    told.compare("links");
+    // The administrator's rules may.
+    let rules = [
+        probe.rule("file", &format!("file:{},pos=start,rw", host.path("to-a-file"))),
+        probe.rule("unix-left", &format!("unix:{}", host.path("to-a-socket"))),
+    ];
+    annotate(&probe, &[]);
+    run(&mut restore_command(&probe.bundle, machine, &rules));
+    assert_eq!(probe.ask("read", "file"), "\"of the host\"");
+    assert_eq!(host.traces(), ["a unix connection"]);
+    probe.bundle.end();
 });
 
 on_each_runtime!(nothing_is_opened_before_all_rules_are_accepted, |machine| {

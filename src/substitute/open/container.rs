@@ -94,6 +94,9 @@ fn check_site(
         Found::Present { mode, .. } => match FileType::from_raw_mode(*mode) {
             FileType::RegularFile => false,
             FileType::Directory => true,
+            FileType::Symlink => {
+                return Err("it is a symbolic link: name the file that it leads to".to_owned());
+            }
             _ => return Err("it is neither a regular file nor a directory".to_owned()),
         },
     };

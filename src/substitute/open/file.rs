@@ -35,15 +35,17 @@ pub(super) fn prepare(
         Err(Errno::NOENT) if source.create => prepare_new(source, resolve, file, flags),
         Err(Errno::NOENT) => Err("there is no such file (with `create` it is made)".to_owned()),
         Err(Errno::NXIO) => Err("nobody reads from this pipe".to_owned()),
-        Err(Errno::LOOP) if origin.is_annotation() => Err("a symbolic link is on the way, which \
-             an annotation may not use: name the file that it leads to"
-            .to_owned()),
+        Err(Errno::LOOP) if origin.is_annotation() => Err(LINK.to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
+/// Why a path of an annotation is refused.
+pub(super) const LINK: &str = "a symbolic link is on the way, which an annotation may not use: name \
+                               the file that it leads to";
+
 /// The administrator allows paths; who can make links there could lead them elsewhere.
-fn resolve(origin: &Origin) -> ResolveFlags {
+pub(super) fn resolve(origin: &Origin) -> ResolveFlags {
     if origin.is_annotation() {
         ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
     } else {

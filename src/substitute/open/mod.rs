@@ -261,7 +261,7 @@ impl Work {
             Source::Container(source) => {
                 container::prepare(source, file, around).map(Self::Container)
             }
-            Source::Unix(unix) => socket::unix(unix, file).map(Self::Socket),
+            Source::Unix(unix) => socket::unix(unix, &rule.origin, file).map(Self::Socket),
             Source::Tcp(tcp) => socket::tcp(tcp, file).map(Self::Socket),
             Source::Reset => socket::reset(file).map(Self::Ready),
             Source::Exec(program) => program::prepare(program, file, around).map(Self::Program),

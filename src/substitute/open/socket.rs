@@ -2,14 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
+use super::file::{LINK, resolve};
 use super::{check_access, check_directory, set_nonblocking};
 use crate::files::{FileKind, OpenFile};
+use crate::substitute::rule::Origin;
 use crate::substitute::selector::addresses;
 use crate::substitute::source::{Access, TcpSource, UnixSource};
+use crate::sys::fs::proc_path;
 use crate::sys::process::wait_readable;
 
 /// How long a peer may take to accept a connection.
@@ -21,12 +27,17 @@ const BACKLOG: i32 = 128;
 /// A socket to be made.
 #[derive(Debug)]
 pub(super) enum Endpoint {
-    Unix { address: SocketAddrUnix, kind: SocketType, listen: bool },
+    Peer { found: OwnedFd, kind: SocketType },
+    Path { address: SocketAddrUnix, kind: SocketType },
     Tcp { addresses: Vec<SocketAddr>, listen: bool },
 }
 
 /// Checks what can be seen of a unix socket without touching it.
-pub(super) fn unix(source: &UnixSource, file: &OpenFile) -> Result<Endpoint, String> {
+pub(super) fn unix(
+    source: &UnixSource,
+    origin: &Origin,
+    file: &OpenFile,
+) -> Result<Endpoint, String> {
     check_is_no_directory(file)?;
     let path = source.path.as_path();
     let address = SocketAddrUnix::new(path).map_err(|_| "the path is too long for a socket")?;
@@ -34,13 +45,30 @@ pub(super) fn unix(source: &UnixSource, file: &OpenFile) -> Result<Endpoint, Str
     if source.listen && is_there {
         return Err("it is there already: remove it before listening there".to_owned());
     }
-    if source.listen && !path.parent().is_some_and(std::path::Path::is_dir) {
+    let directory = path.parent().unwrap_or(path);
+    if source.listen && !directory.is_dir() {
         return Err("the directory to listen in is missing".to_owned());
     }
     if !source.listen && !is_there {
         return Err("connecting: there is no such socket".to_owned());
     }
-    Ok(Endpoint::Unix { address, kind: unix_type(file), listen: source.listen })
+    let found = find(if source.listen { directory } else { path }, origin)?;
+    let kind = unix_type(file);
+    Ok(match source.listen {
+        true => Endpoint::Path { address, kind },
+        false => Endpoint::Peer { found, kind },
+    })
+}
+
+/// Holds on to what is at a path: who can make links on the way could lead it elsewhere later.
+fn find(path: &Path, origin: &Origin) -> Result<OwnedFd, String> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve(origin)).map_err(|error| {
+        match error {
+            Errno::LOOP if origin.is_annotation() => LINK.to_owned(),
+            error => error.to_string(),
+        }
+    })
 }
 
 /// Looks the host up.
@@ -73,9 +101,9 @@ impl Endpoint {
     /// Connects, or listens at a port. To listen at a path makes a file, and comes later.
     pub(super) fn contact(&mut self, file: &OpenFile) -> Result<Option<OwnedFd>, String> {
         let fd = match self {
-            Self::Unix { listen: true, .. } => return Ok(None),
-            Self::Unix { address, kind, .. } => {
-                connect_unix(address, *kind).map_err(|error| format!("connecting: {error}"))?
+            Self::Path { .. } => return Ok(None),
+            Self::Peer { found, kind } => {
+                connect_unix(found, *kind).map_err(|error| format!("connecting: {error}"))?
             }
             Self::Tcp { addresses, listen: true } => TcpListener::bind(&addresses[..])
                 .map_err(|error| format!("listening: {error}"))?
@@ -88,8 +116,8 @@ impl Endpoint {
 
     /// Listens at a path.
     pub(super) fn listen_at_path(&self, file: &OpenFile) -> Result<OwnedFd, String> {
-        let Self::Unix { address, kind, .. } = self else {
-            return Err("it is no unix socket".to_owned());
+        let Self::Path { address, kind } = self else {
+            return Err("it listens at no path".to_owned());
         };
         let bind = || -> rustix::io::Result<OwnedFd> {
             let socket = unix_socket(*kind, SocketFlags::empty())?;
@@ -106,9 +134,9 @@ impl Endpoint {
 }
 
 /// Connects at once or not at all: with a full queue the kernel would wait without end.
-fn connect_unix(address: &SocketAddrUnix, kind: SocketType) -> rustix::io::Result<OwnedFd> {
+fn connect_unix(found: &OwnedFd, kind: SocketType) -> rustix::io::Result<OwnedFd> {
     let socket = unix_socket(kind, SocketFlags::NONBLOCK)?;
-    rustix::net::connect(&socket, address)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(proc_path(found))?)?;
     Ok(socket)
 }
 
