@@ -17,7 +17,8 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
 use serde_json::{Value, json};
 use support::{
-    Bundle, Control, Machine, Terminal, Told, holds, in_shell, restore, restore_command, run, table,
+    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, restore, restore_command, run,
+    table,
 };
 
 /// Requests, and what is answered.
@@ -1360,6 +1361,29 @@ on_each_runtime!(all_of_a_kind, |machine| {
     }
 });
 
+// As many as there is room for: CRIU inherits them all.
+on_each_runtime!(a_thousand_files, |machine| {
+    let held = Held::checkpointed(machine, "eventfd", 1000);
+    let host = held.bundle.dir().join("host");
+    fs::write(&host, "0123456789").unwrap();
+    let rule = format!("all type:eventfd=file:{},rw", host.display());
+    held.restore(&[rule], "").unwrap();
+    let names: Vec<_> = (0..1000).map(|number| format!("eventfd.{number}")).collect();
+    held.assert_shared(&names, &[]);
+    for name in &names {
+        assert_eq!(held.ask("read", name), "\"0123456789\"", "{name} has a position of its own");
+    }
+    held.bundle.end();
+    let command = restore_command(&held.bundle, machine, &["all type:eventfd=null"]);
+    let with_limit = |limit: u32| format!("ulimit -Sn 512; ulimit -Hn {limit}; exec \"$@\"");
+    let mut told = Told::new(machine);
+    told.refused("one less", &mut in_shell(&command, &with_limit(656 + 999)));
+    told.compare("descriptors");
+    assert_eq!(by_shell(&command, &with_limit(656 + 1000)), Ok(()));
+    held.assert_shared(&names, &[]);
+    held.bundle.end();
+});
+
 on_each_runtime!(rules_that_make_no_sense_of_the_kind, |machine| {
     let mut told = Told::new(machine);
     let mut refuse = |held: &Held<'_>, what: &str, rules: &[String]| {
@@ -1399,10 +1423,6 @@ on_each_runtime!(rules_that_make_no_sense_of_the_kind, |machine| {
     let rules: Vec<_> =
         ["console-current.0", "console-current.0.other"].map(|name| held.rule(name, "null")).into();
     refuse(&held, "/dev/tty without its terminal", &rules);
-    drop(held);
-
-    let held = Held::checkpointed(machine, "eventfd", 201);
-    refuse(&held, "more than CRIU can be given", &["all type:eventfd=null".to_owned()]);
     drop(held);
 
     let held = Held::checkpointed(machine, "udp", 1);

@@ -48,9 +48,14 @@ pub(super) enum Knock {
 /// The answer to a knock.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// Become this program, with this configuration; the descriptors that come along take the
-    /// numbers from [`interposer::FIRST_FD`] on. Open files of that list are set aside.
-    Become { program: PathBuf, configuration: Option<PathBuf>, set_aside: Option<String> },
+    /// Become this program, with this configuration. Open files of that list are set aside. So many
+    /// descriptors follow, and take the numbers from [`interposer::FIRST_FD`] on.
+    Become {
+        program: PathBuf,
+        configuration: Option<PathBuf>,
+        set_aside: Option<String>,
+        inherited: usize,
+    },
     /// Go on.
     Continue,
     /// Fail.
@@ -184,7 +189,7 @@ impl Criu<'_> {
     /// Lets it in as it is.
     pub fn admit(self) -> Result<()> {
         let program = self.door.criu.clone();
-        let answer = Answer::Become { program, configuration: None, set_aside: None };
+        let answer = Answer::Become { program, configuration: None, set_aside: None, inherited: 0 };
         self.channel.send(&answer, &[])
     }
 
@@ -199,8 +204,11 @@ impl Criu<'_> {
             plugin::directory(&plugins)?;
         }
         let program = self.door.criu.clone();
-        let answer = Answer::Become { program, configuration: Some(path), set_aside };
-        self.channel.send(&answer, fds)
+        let (configuration, inherited) = (Some(path), fds.len());
+        let answer = Answer::Become { program, configuration, set_aside, inherited };
+        self.channel.send(&answer, &[])?;
+        let mut batches = fds.chunks(interposer::BATCH);
+        batches.try_for_each(|batch| self.channel.send(&Answer::Continue, batch))
     }
 
     /// Sends it away: the runtime's command fails.
@@ -248,9 +256,10 @@ pub fn real_criu() -> Result<PathBuf> {
 }
 
 /// Goes to the door that the environment names.
-pub(super) fn knock(knock: &Knock) -> Result<(Answer, Vec<std::os::fd::OwnedFd>)> {
+pub(super) fn knock(knock: &Knock) -> Result<(Answer, Channel)> {
     let path = std::env::var_os(VARIABLE).with_context(|| format!("{VARIABLE} is not set"))?;
     let channel = Channel::connect(Path::new(&path))?;
     channel.send(knock, &[])?;
-    channel.receive()?.context("ocicle is gone")
+    let (answer, _) = channel.receive()?.context("ocicle is gone")?;
+    Ok((answer, channel))
 }

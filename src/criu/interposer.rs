@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -13,8 +13,10 @@ use rustix::net::RecvFlags;
 
 use super::door::{Answer, Knock, Work, knock};
 use super::plugin;
+use crate::sys::descriptors;
 use crate::sys::inherited::inherited;
 use crate::sys::process::go_first;
+use crate::sys::socket::Channel;
 
 /// The name by which the program knows that it is to be the interposer.
 pub const NAME: &str = "criu";
@@ -24,8 +26,20 @@ pub const NAME: &str = "criu";
 /// of 1024 descriptors, at whose end CRIU keeps its own.
 pub const FIRST_FD: RawFd = 400;
 
-/// How many descriptors CRIU can be given.
-pub const FD_LIMIT: usize = 200;
+/// How many descriptors come along with one message: together with those that a runtime leaves open
+/// they must have numbers below [`FIRST_FD`] until they are placed.
+pub(super) const BATCH: usize = 100;
+
+/// The numbers behind the inherited ones that are left to CRIU: it keeps its own descriptors above
+/// all others, some for each process of a table, at the end of a block of 128
+/// (`choose_service_fd_base` in criu/servicefd.c).
+const RESERVED: usize = 256;
+
+/// How many descriptors CRIU can be given: the kernel's limit decides.
+pub fn room() -> usize {
+    let limit = usize::try_from(descriptors::most()).unwrap_or(usize::MAX);
+    limit.saturating_sub(FIRST_FD as usize + RESERVED)
+}
 
 /// The interposer's program: asks at the door, and becomes CRIU.
 pub fn main() -> ExitCode {
@@ -42,13 +56,15 @@ fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     if let (Work::Other, Some(program)) = (work, std::env::var_os(super::door::PROGRAM)) {
         return become_program(Command::new(program).args(arguments));
     }
-    let (answer, fds) = knock(&Knock::Criu(work))?;
-    let (program, configuration, set_aside) = match answer {
-        Answer::Become { program, configuration, set_aside } => (program, configuration, set_aside),
+    let (answer, channel) = knock(&Knock::Criu(work))?;
+    let (program, configuration, set_aside, inherited) = match answer {
+        Answer::Become { program, configuration, set_aside, inherited } => {
+            (program, configuration, set_aside, inherited)
+        }
         Answer::Stop(why) => bail!(why),
         Answer::Continue => bail!("that is no answer for CRIU"),
     };
-    place(fds)?;
+    inherit(&channel, inherited)?;
     if work == Work::Dump {
         go_first();
     }
@@ -100,16 +116,29 @@ fn parse_work(request: &[u8]) -> Work {
     }
 }
 
-/// Gives the descriptors their numbers, for the program to come.
-fn place(fds: Vec<OwnedFd>) -> Result<()> {
-    ensure!(fds.len() <= FD_LIMIT, "{} descriptors are more than CRIU can be given", fds.len());
-    for (wanted, fd) in (FIRST_FD..).zip(fds) {
-        let placed = rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), wanted)
-            .map_err(io::Error::from)
-            .with_context(|| format!("giving a descriptor the number {wanted}"))?;
-        rustix::io::fcntl_setfd(&placed, FdFlags::empty())?;
-        ensure!(placed.into_raw_fd() == wanted, "descriptor {wanted} is in use");
+/// Takes the descriptors for the program to come, and gives them their numbers.
+fn inherit(channel: &Channel, count: usize) -> Result<()> {
+    descriptors::make_room((FIRST_FD as usize + count + RESERVED) as u64)?;
+    let mut placed = 0;
+    while placed < count {
+        let (Answer::Continue, fds) = channel.receive()?.context("ocicle is gone")? else {
+            bail!("descriptors were to come");
+        };
+        ensure!(!fds.is_empty(), "{placed} descriptors have come instead of {count}");
+        for (wanted, fd) in (FIRST_FD + placed as RawFd..).zip(&fds) {
+            place(fd, wanted)?;
+        }
+        placed += fds.len();
     }
+    Ok(())
+}
+
+fn place(fd: &OwnedFd, wanted: RawFd) -> Result<()> {
+    let placed = rustix::io::fcntl_dupfd_cloexec(fd, wanted)
+        .map_err(io::Error::from)
+        .with_context(|| format!("giving a descriptor the number {wanted}"))?;
+    rustix::io::fcntl_setfd(&placed, FdFlags::empty())?;
+    ensure!(placed.into_raw_fd() == wanted, "descriptor {wanted} is in use");
     Ok(())
 }
 

@@ -20,13 +20,13 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 
-use super::interposer::{FD_LIMIT, FIRST_FD};
+use super::interposer::FIRST_FD;
 
 /// The library, as `build.rs` has made it.
 const LIBRARY: &[u8] = include_bytes!(env!("OCICLE_PLUGIN"));
 
-/// The number of the descriptor that CRIU inherits of it: behind those of replacements.
-const FD: RawFd = FIRST_FD + FD_LIMIT as RawFd;
+/// The number of the descriptor that CRIU inherits of it: before those of replacements.
+const FD: RawFd = FIRST_FD - 1;
 
 /// What the library reads its list from.
 const LIST: &str = "OCICLE_SET_ASIDE";

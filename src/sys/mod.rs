@@ -4,6 +4,7 @@
 //! All `unsafe` of the crate is below this module.
 
 pub mod btrfs;
+pub mod descriptors;
 pub mod diag;
 pub mod direct;
 pub mod fd;

@@ -60,7 +60,7 @@ impl<'a> Claim<'a> {
             }
             Work::File(Pending::New { path, .. }) => (Place::at(path)?, None),
             Work::Container(reopen) => (Place::at(reopen.host_path()?)?, None),
-            Work::Socket(_) | Work::Program(_) | Work::Close => return None,
+            Work::Socket(_) | Work::Program(_) | Work::Close | Work::Done => return None,
         };
         Some(Self { file, place, opening })
     }

@@ -139,19 +139,19 @@ pub(super) fn seek(source: &FileSource, file: &OpenFile) -> Result<Option<SeekFr
 }
 
 impl Pending {
-    pub(super) fn finish(&mut self) -> Result<OwnedFd, String> {
+    pub(super) fn finish(self) -> Result<OwnedFd, String> {
         let text = |error: Errno| error.to_string();
         let (fd, seek) = match self {
             Self::Open { fd, flags, truncate, seek } => {
-                rustix::fs::fcntl_setfl(&*fd, *flags).map_err(text)?;
-                if *truncate {
-                    rustix::fs::ftruncate(&*fd, 0).map_err(text)?;
+                rustix::fs::fcntl_setfl(&fd, flags).map_err(text)?;
+                if truncate {
+                    rustix::fs::ftruncate(&fd, 0).map_err(text)?;
                 }
-                (fd.try_clone().map_err(|error| error.to_string())?, *seek)
+                (fd, seek)
             }
             Self::New { path, resolve, flags, seek } => {
-                let flags = *flags | OFlags::CREATE | OFlags::EXCL;
-                (open(path, flags, Mode::RUSR | Mode::WUSR, *resolve).map_err(text)?, *seek)
+                let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                (open(&path, flags, Mode::RUSR | Mode::WUSR, resolve).map_err(text)?, seek)
             }
         };
         if let Some(seek) = seek {

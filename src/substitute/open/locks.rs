@@ -27,9 +27,11 @@ pub(super) fn check(work: &Work, file: &OpenFile) -> Result<(), String> {
         Work::Ready(fd) | Work::File(Pending::Open { fd, .. }) => check_opened(fd, file),
         Work::Socket(_) => Err(no_file()),
         // A file of the container, or a new one; what a program returns is looked at then.
-        Work::Container(_) | Work::File(Pending::New { .. }) | Work::Program(_) | Work::Close => {
-            Ok(())
-        }
+        Work::Container(_)
+        | Work::File(Pending::New { .. })
+        | Work::Program(_)
+        | Work::Close
+        | Work::Done => Ok(()),
     }
 }
 

@@ -24,8 +24,9 @@ use super::resolve::Resolved;
 use super::rewrite::{How, Treatment};
 use super::rule::Rule;
 use super::source::{Access, FileSource, Source};
-use crate::criu::interposer::FD_LIMIT;
+use crate::criu::interposer;
 use crate::files::{FileId, FileKind, Found, OpenFile};
+use crate::sys::descriptors;
 
 /// A file descriptor that takes an open file's place.
 #[derive(Debug)]
@@ -127,6 +128,8 @@ enum Work {
     Container(container::Reopen),
     /// It goes.
     Close,
+    /// Nothing any more: what takes its place has been handed on.
+    Done,
 }
 
 /// Checks every rule: access mode, directory or not, whether what an epoll instance watches can
@@ -135,6 +138,7 @@ enum Work {
 /// A source may be of another type than the original, as in Kerrighed: a file for a socket, say.
 /// The application will see errors from calls that only the original knew; CRIU does not care.
 pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepared>, Refusals> {
+    make_room(resolved)?;
     let prepared = each(resolved, |Resolved { rule, file, .. }| {
         let refusal = |why| Box::new(Refusal { rule: Arc::clone(rule), file: file.id, why });
         let file = what_stays(rule, file);
@@ -142,13 +146,31 @@ pub fn prepare(resolved: &[Resolved], around: &Around<'_>) -> Result<Vec<Prepare
         Ok(Prepared { rule: Arc::clone(rule), file, work })
     })?;
     check_locks(&prepared, around)?;
-    let inherited = prepared.iter().filter(|one| one.treatment().how == How::Inherit);
-    match inherited.clone().nth(FD_LIMIT) {
-        Some(one) => Err(Refusals(vec![*one.refusal(format!(
-            "more than {FD_LIMIT} open files are replaced, which is all that CRIU can be given"
-        ))])),
-        None => Ok(prepared),
+    Ok(prepared)
+}
+
+/// Sees to it that a descriptor can be opened for each file that needs one.
+fn make_room(resolved: &[Resolved]) -> Result<(), Refusals> {
+    /// What else is open for a moment.
+    const SPARE: u64 = 128;
+    let needs_none =
+        |one: &&Resolved| matches!(one.rule.source, Source::Closed | Source::Container(_));
+    let opened: Vec<&Resolved> = resolved.iter().filter(|one| !needs_none(one)).collect();
+    let most = interposer::room();
+    let refused = |one: &Resolved, why| {
+        Refusals(vec![Refusal { rule: Arc::clone(&one.rule), file: one.file.id, why }])
+    };
+    if let Some(one) = opened.get(most) {
+        let why = format!(
+            "more than {most} open files are replaced by something that is opened for them, which is \
+             all that the limit on open files (`ulimit -Hn`) leaves room for"
+        );
+        return Err(refused(one, why));
     }
+    let Some(one) = opened.first() else { return Ok(()) };
+    let raised = descriptors::open()
+        .and_then(|open| descriptors::make_room(open + opened.len() as u64 + SPARE));
+    raised.map_err(|error| refused(one, format!("raising the limit on open files: {error}")))
 }
 
 /// First those among each other: to try one is to take it.
@@ -233,12 +255,15 @@ impl Prepared {
     }
 
     fn finish(&mut self) -> Result<Option<Replacement>, String> {
-        let fd = match &mut self.work {
-            Work::Ready(fd) => fd.try_clone().map_err(|error| error.to_string())?,
+        if matches!(self.work, Work::Container(_) | Work::Close) {
+            return Ok(None);
+        }
+        let fd = match std::mem::replace(&mut self.work, Work::Done) {
+            Work::Ready(fd) => fd,
             Work::File(pending) => pending.finish()?,
             Work::Socket(endpoint) => endpoint.listen_at_path(&self.file)?,
             Work::Program(_) => return Err("it was not asked".to_owned()),
-            Work::Container(_) | Work::Close => return Ok(None),
+            Work::Container(_) | Work::Close | Work::Done => return Ok(None),
         };
         Ok(Some(Replacement { id: self.file.id, fd }))
     }
