@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use serde_json::{Value, json};
 use support::{Bundle, Container, Machine};
 
@@ -98,6 +98,30 @@ on_each_runtime!(the_runtimes_own_settings_of_criu_will_do, |machine: &Machine| 
         taken_and_put_back(&machine.bundle(name).args(["sh", "-c", COUNT]).make());
         fs::remove_file(settings).unwrap();
     }
+});
+
+on_each_runtime!(what_criu_leaves_out_is_added_under_its_dump, |machine: &Machine| {
+    let installed = Installed::at(machine);
+    let args = ["workload", "kinds", "/data", "locked-by-child", "1"];
+    let settings = installed.path("criu.conf");
+    let bundle = machine.bundle("kinds").args(args).annotation("org.criu.config", &settings).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    let images = bundle.images("hooked");
+    container.checkpoint(&images, &["--file-locks", "--leave-running"]).unwrap();
+    container.kill();
+    let restored = bundle.restore(&images, &["--file-locks"]).unwrap();
+    let file = File::options().write(true).open(bundle.path("/data/locked-by-child.0")).unwrap();
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 2,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_GETLK(&mut lock)).unwrap();
+    assert_eq!(i32::from(lock.l_type), libc::F_WRLCK);
+    assert!(restored.processes().contains(&lock.l_pid), "{}", lock.l_pid);
 });
 
 /// A checkpoint and a restore, and both once more.

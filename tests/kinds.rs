@@ -17,8 +17,8 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
 use serde_json::{Value, json};
 use support::{
-    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, restore, restore_command, run,
-    table,
+    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, restore, restore_command,
+    run, table,
 };
 
 /// Requests, and what is answered.
@@ -1114,22 +1114,103 @@ on_each_runtime!(a_tun_device_that_is_kept_with_its_interface, |machine| {
     }
 });
 
-// CRIU loses it: that is no matter of substitution, and has to be known.
-on_each_runtime!(a_lock_that_criu_does_not_save, |machine| {
-    let held = Held::running(machine, "locked-by-child", 1);
-    let path = held.bundle.path("/data/locked-by-child.0");
-    assert!(is_locked(&path, "locked-posix"));
-    let report =
-        run(machine.ocicle().args(["check", "--file-locks", "--format", "json", held.bundle.id()]));
-    let report: Value = serde_json::from_str(&report).unwrap();
-    let said = report["remarks"].to_string();
-    assert!(said.contains("(/data/locked-by-child.0): CRIU does not save the lock"), "{report:#}");
+/// Who has a lock of a range that holds this byte of a file.
+fn owner_of_lock(path: &Path, byte: i64) -> Option<i32> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut range = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_GETLK(&mut range)).unwrap();
+    (i32::from(range.l_type) != libc::F_UNLCK).then_some(range.l_pid)
+}
+
+/// Who has which byte, of the container's first process and its child.
+fn owners(held: &Held<'_>, name: &str) -> Vec<(i64, &'static str)> {
+    let (parent, child) = held.processes();
+    let path = held.bundle.path("/data").join(name);
+    let locked = (0..12).filter_map(|byte| Some((byte, owner_of_lock(&path, byte)?)));
+    let named = locked.map(|(byte, owner)| match owner {
+        owner if owner == parent => (byte, "parent"),
+        owner if owner == child => (byte, "child"),
+        owner => panic!("{name}: process {owner} has byte {byte}"),
+    });
+    named.collect()
+}
+
+// CRIU leaves them out of its images.
+on_each_runtime!(locks_on_what_another_process_shares, |machine| {
+    const CHILDS: [(i64, &str); 3] = [(2, "child"), (3, "child"), (4, "child")];
+    for (kind, owned) in [
+        ("locked-by-child", CHILDS.to_vec()),
+        ("locked-by-both", [&CHILDS[..], &[(7, "parent"), (8, "parent"), (9, "parent")]].concat()),
+    ] {
+        let held = Held::running(machine, kind, 2);
+        let names = [0, 1].map(|number| format!("{kind}.{number}"));
+        let locked = || names.iter().map(|name| owners(&held, name)).collect::<Vec<_>>();
+        assert_eq!(locked(), [owned.clone(), owned.clone()], "{kind}");
+        let container = held.bundle.adopt();
+        run(held.checkpoint().arg("--leave-running"));
+        assert_eq!(locked(), [owned.clone(), owned.clone()], "{kind}: it goes on with them");
+        run(&mut held.checkpoint());
+        container.kill();
+        for version in ["v1", "v2"] {
+            run(restore_command(&held.bundle, machine, &[""; 0]).arg(version));
+            assert_eq!(locked(), [owned.clone(), owned.clone()], "{kind}: restored from {version}");
+            held.bundle.end();
+        }
+        let host = held.bundle.dir().join("host");
+        fs::write(&host, "a file of the host").unwrap();
+        let rules = [held.rule(&names[0], &format!("file:{}", host.display()))];
+        held.restore(&rules, "").unwrap();
+        assert!(is_locked(&host, "locked-posix"), "{kind}: it passes on");
+        assert_eq!(locked(), [Vec::new(), owned], "{kind}: and the other stays");
+        held.bundle.end();
+        fs::remove_dir_all(machine.store()).unwrap();
+    }
+});
+
+on_each_runtime!(a_lock_of_a_table_that_two_processes_have, |machine| {
+    let held = Held::running(machine, "locked-by-table", 1);
+    let path = held.bundle.path("/data/locked-by-table.0");
+    let locked = || [1, 2, 4, 5].map(|byte| owner_of_lock(&path, byte).is_some());
+    assert_eq!(locked(), [false, true, true, false]);
     let container = held.bundle.adopt();
     run(&mut held.checkpoint());
     container.kill();
     held.restore(&[], "").unwrap();
-    assert!(!is_locked(&path, "locked-posix"), "should it be there, the remark has become wrong");
+    assert_eq!(locked(), [false, true, true, false]);
     held.bundle.end();
+});
+
+on_each_runtime!(a_lock_on_what_a_message_carries, |machine| {
+    let held = Held::checkpointed(machine, "locked-in-flight", 1);
+    let path = held.bundle.path("/data/locked-in-flight.0");
+    assert!(!is_locked(&path, "locked-flock"), "nobody has it");
+    held.restore(&[], "").unwrap();
+    assert!(is_locked(&path, "locked-flock"));
+    assert_eq!(held.ask_child("receive", "locked-in-flight.0"), "\"queued\" \"456789\"");
+    held.bundle.end();
+});
+
+// CRIU sees no lock there, and would go on without.
+on_each_runtime!(locks_that_nobody_asked_for, |machine| {
+    let held = Held::running(machine, "locked-by-child", 1);
+    let container = held.bundle.adopt();
+    let mut told = Told::new(machine);
+    for more in [&["--leave-running"][..], &[]] {
+        let mut command = machine.ocicle();
+        command.args(["checkpoint", held.bundle.id()]).args(more);
+        command.args(machine.variant().criu_flags());
+        told.refused(&["checkpoint", &more.join(" ")].concat(), &mut command);
+        assert_eq!(owners(&held, "locked-by-child.0").len(), 3, "it goes on");
+    }
+    told.compare("lock-not-asked-for");
+    container.kill();
 });
 
 on_each_runtime!(locks_that_cannot_be_held_at_once, |machine| {

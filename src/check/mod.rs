@@ -179,7 +179,6 @@ pub fn check(request: &Request) -> Result<Report> {
         processes::problems(&container, &dumped, &facts, &settings, &request.runtime.name())?;
     problems.extend(mounts::problems(&container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
-    remarks.extend(facts.files.iter().filter_map(lost_lock));
     if !restores_interfaces(&request.runtime, &container.bundle) {
         remarks.extend(lost_interfaces(&files));
     }
@@ -254,17 +253,6 @@ fn remarks(files: &[Fate], mismatches: &[Mismatch]) -> Vec<Finding> {
     let needed = left_out.map(|fate| needs_replacement(&fate.file, "it is left out"));
     let rules = mismatches.iter().filter(|one| !matches!(one, Mismatch::Needed { .. }));
     needed.chain(rules.map(|rule| Finding::new(format!("rule {rule}")))).collect()
-}
-
-/// A lock that CRIU does not save, and does not say so.
-fn lost_lock(known: &Known) -> Option<Finding> {
-    let process = known.lost_lock_of?;
-    let what = format!(
-        "{}: CRIU does not save the lock that pid {process} has on a range of it, as others share the \
-         open file",
-        subject(&known.file)
-    );
-    Some(Finding::with_help(what, "have that process open the file by itself, or lock it again"))
 }
 
 /// Tun devices that are saved, and whose interfaces are not: runc leaves networks out.

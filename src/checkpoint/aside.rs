@@ -65,6 +65,11 @@ impl Cover {
         if stopping.is_empty() { Ok(cover) } else { Err(refusal(&stopping)) }
     }
 
+    /// Whether CRIU is told to keep locks.
+    pub(super) fn keeps_locks(&self) -> bool {
+        self.settings.file_locks
+    }
+
     /// Chooses the files that CRIU is kept from. The last time it is part of the pause: where nothing
     /// was found at the beginning, it is not looked for again.
     pub(super) fn choose(&self, container: &Container) -> Result<Aside> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::aside::Cover;
 use super::foresight::{self, Foreseen};
+use super::locks::Locks;
 use super::memory::Memory;
 use super::parts::{self, Copied};
 use super::timeline::Timeline;
@@ -49,6 +50,14 @@ pub(super) struct Dump<'a> {
     errors: File,
     since: SystemTime,
     pub(super) timeline: Timeline,
+}
+
+/// What has come of it.
+pub(super) struct Dumped {
+    pub(super) manifest: Manifest,
+    pub(super) parts: Vec<parts::Staged>,
+    /// The locks that were held: of a container that goes on, CRIU's images may lack some.
+    pub(super) locks: Locks,
 }
 
 /// A container that is frozen, and a CRIU that has only to be told so.
@@ -93,11 +102,7 @@ impl<'a> Dump<'a> {
     }
 
     /// From the start of the runtime's `checkpoint` to the thaw.
-    pub(super) fn run(
-        &self,
-        mut manifest: Manifest,
-        staged: Copied,
-    ) -> Result<(Manifest, Vec<parts::Staged>)> {
+    pub(super) fn run(&self, mut manifest: Manifest, staged: Copied) -> Result<Dumped> {
         manifest.parts = parts::records(&staged.parts);
         let Ready { frozen, criu, hook, told } = match self.freeze_late()? {
             Some(ready) => ready,
@@ -113,7 +118,8 @@ impl<'a> Dump<'a> {
             hook.answer(&Ok(()))?;
         }
         fault::point("dumping");
-        let taken = self.dump_and_snapshot(&frozen, staged, &mut manifest)?;
+        let locks = told.locks;
+        let taken = self.dump_and_snapshot(&frozen, staged, &mut manifest, &locks)?;
         let ended = if self.request.leave_running {
             // How the dump went is not known yet; either way the container goes on.
             self.await_criu(criu.as_ref())?;
@@ -131,7 +137,7 @@ impl<'a> Dump<'a> {
         self.judge(&ended, taken.is_some())?;
         let Some((parts, asked)) = taken else { bail!("the dump was not joined") };
         self.note_phases(&mut manifest, asked);
-        Ok((manifest, parts))
+        Ok(Dumped { manifest, parts, locks })
     }
 
     /// Moves the images to the image directory, if they are not there.
@@ -161,6 +167,7 @@ impl<'a> Dump<'a> {
         if told.covers(&now) {
             told.aside = now.aside;
             told.owned = now.owned;
+            told.locks = now.locks;
             return Ok(Some(Ready { frozen, criu: process, hook: Some(hook), told }));
         }
         tracing::debug!(
@@ -198,8 +205,8 @@ impl<'a> Dump<'a> {
 
     fn arguments(&self, plain_cgroups: bool) -> Vec<OsString> {
         let Request { id, images, work, flags, .. } = self.request;
-        let to = self.memory.as_ref().map_or_else(|| images.clone(), Memory::path);
-        let mut rest: Vec<OsString> = vec!["checkpoint".into(), "--image-path".into(), to.into()];
+        let to = self.images().into();
+        let mut rest: Vec<OsString> = vec!["checkpoint".into(), "--image-path".into(), to];
         // crun's own choice for CRIU's log is the image directory.
         if let Some(work) = work.as_ref().or(self.memory.as_ref().map(|_| images)) {
             rest.extend(["--work-path".into(), work.clone().into()]);
@@ -210,6 +217,11 @@ impl<'a> Dump<'a> {
         }
         rest.push(id.clone().into());
         rest
+    }
+
+    /// Where CRIU writes the images.
+    fn images(&self) -> PathBuf {
+        self.memory.as_ref().map_or_else(|| self.request.images.clone(), Memory::path)
     }
 
     /// The steps of CRIU's own, as far as its log tells. They explain the pause, and nothing
@@ -251,6 +263,7 @@ impl<'a> Dump<'a> {
         frozen: &Frozen<'_>,
         staged: Copied,
         manifest: &mut Manifest,
+        locks: &Locks,
     ) -> Result<Option<(Vec<parts::Staged>, Instant)>> {
         manifest.freeze.by = frozen.by();
         let sharing = &staged.sharing;
@@ -283,7 +296,7 @@ impl<'a> Dump<'a> {
             manifest.held = held;
             manifest.parts = parts::records(&parts);
             let committing = Instant::now();
-            let (parts, outcome) = self.commit(parts, manifest);
+            let (parts, outcome) = self.commit(parts, manifest, locks);
             fault::point("committed");
             self.answer(hook, &outcome);
             outcome.context("committing")?;
@@ -306,12 +319,17 @@ impl<'a> Dump<'a> {
         &self,
         parts: Vec<parts::Staged>,
         manifest: &Manifest,
+        locks: &Locks,
     ) -> (Vec<parts::Staged>, Result<()>) {
-        if self.request.leave_running {
-            return (parts, Ok(()));
+        let images = self.images();
+        let asked_for = locks.ensure_asked_for(&images, self.cover.keeps_locks());
+        if asked_for.is_err() || self.request.leave_running {
+            return (parts, asked_for);
         }
-        let committed =
-            parts::seal(parts).and_then(|_leases| self.directory.commit_staged(manifest));
+        let committed = locks
+            .complete(&images)
+            .and_then(|()| parts::seal(parts))
+            .and_then(|_leases| self.directory.commit_staged(manifest));
         (Vec::new(), committed)
     }
 

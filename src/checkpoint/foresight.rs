@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::aside::{Aside, Cover};
+use super::locks::Locks;
 use super::{Request, connections};
 use crate::container::{Container, Identity};
-use crate::files::{Owned, by_path};
+use crate::files::{Owned, Unreachable, by_path};
 use crate::freezer::Frozen;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
@@ -26,6 +27,8 @@ pub(super) struct Foreseen {
     pub aside: Aside,
     /// Whose the other open files are.
     pub owned: Vec<Owned>,
+    /// The locks that are held.
+    pub locks: Locks,
     /// Whether there are connections that the network lock must keep in order.
     pub needs_lock: bool,
     /// Whether CRIU shall look at no control group.
@@ -40,10 +43,12 @@ impl Foreseen {
         frozen: Option<&Frozen<'_>>,
         plain_cgroups: bool,
     ) -> Result<Self> {
-        let (external, owned) = files(container, frozen.is_some())?;
+        let seen = by_path(&container.dumped_processes()?, frozen.is_some())
+            .context("looking for files out of CRIU's reach")?;
         Ok(Self {
-            external,
-            owned,
+            external: external(seen.unreachable),
+            owned: seen.owned,
+            locks: Locks(seen.locks),
             aside: cover.choose(container)?,
             needs_lock: connections::need_lock(&container.freezer.processes()?),
             plain_cgroups: plain_cgroups && are_plain(container),
@@ -60,16 +65,14 @@ impl Foreseen {
     }
 }
 
-fn files(container: &Container, frozen: bool) -> Result<(Vec<External>, Vec<Owned>)> {
-    let (unreachable, owned) = by_path(&container.dumped_processes()?, frozen)
-        .context("looking for files out of CRIU's reach")?;
+fn external(unreachable: Vec<Unreachable>) -> Vec<External> {
     let mut external: Vec<External> = unreachable
         .into_iter()
         .map(|file| External { key: file.external_key(), path: file.path })
         .collect();
     external.sort_by(|one, other| one.key.cmp(&other.key));
     external.dedup_by(|one, other| one.key == other.key);
-    Ok((external, owned))
+    external
 }
 
 /// Processes whose control groups are compared under the freeze; with more of them that would take
@@ -148,7 +151,8 @@ mod tests {
         let file = |key: &&str| External { key: (*key).to_owned(), path: "/x".into() };
         let external = keys.iter().map(file).collect();
         let (aside, owned) = (Aside::default(), Vec::new());
-        Foreseen { external, owned, aside, needs_lock, plain_cgroups }
+        let locks = Locks::default();
+        Foreseen { external, owned, locks, aside, needs_lock, plain_cgroups }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod directory;
 mod dump;
 mod finish;
 mod foresight;
+mod locks;
 mod memory;
 mod parts;
 pub mod preflight;
@@ -46,7 +47,7 @@ use crate::store::policy::{self, Filesystem};
 use aside::Cover;
 pub use aside::{SeenAhead, UNMAP, bytes_of, rules, set_aside, settled, with_standing};
 pub use directory::ImageDirectory;
-use dump::Dump;
+use dump::{Dump, Dumped};
 pub use finish::finish;
 pub use memory::Stage;
 use parts::Copied;
@@ -141,9 +142,12 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let notice =
         if request.leave_running { None } else { Notice::give(&request.runtime, &request.id)? };
     let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
-    let (manifest, parts) = dump.run(manifest, staged)?;
+    let Dumped { manifest, parts, locks } = dump.run(manifest, staged)?;
     notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;
+    if request.leave_running {
+        locks.complete(&request.images)?;
+    }
     let _leases = parts::seal(parts)?;
     let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;

@@ -1,11 +1,13 @@
 //! A checkpoint whose dump a runtime makes without us: CRIU's action script is at `post-dump`.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::dump::{Taken, freeze, take};
+use super::locks::Locks;
 use super::parts::{self, Copied};
 use super::{ImageDirectory, Request, Timeline, copy_first, preflight};
 use crate::container::Container;
+use crate::files;
 use crate::guardian::Guardian;
 use crate::snapshot;
 use crate::store::lock::Lock;
@@ -42,6 +44,8 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     others.thaw()?;
     manifest.parts = parts::records(&parts);
     manifest.held = files;
+    let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
+    Locks(seen.locks).complete(&request.images)?;
     manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
     let _leases = parts::seal(parts)?;
     directory.commit_staged(&manifest)?;

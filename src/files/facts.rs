@@ -26,10 +26,6 @@ pub struct Known {
     pub described: Described,
     /// The mount that it is on, for a file that has one which the container knows.
     pub mount: Option<Mount>,
-    /// A process that holds a lock of a range through it, where another one that shares the open file
-    /// is dumped before: CRIU takes that lock for one that it has (`discard_dup_locks_tail` in
-    /// criu/file-lock.c), and saves none.
-    pub lost_lock_of: Option<i32>,
 }
 
 /// What a dump will find: every open file, and where else files are used.
@@ -115,9 +111,7 @@ impl<'a> Observer<'a> {
             leased: observed.iter().any(|fd| fd.info.leased),
         };
         let mount = self.reach.find(fd.info.mount).map(|reached| reached.mount.clone());
-        let loses = |other: &&&Observed| other.info.posix && other.process.host != fd.process.host;
-        let lost_lock_of = observed.iter().find(loses).map(|other| other.process.inner);
-        Some(Known { file: file.clone(), described, mount, lost_lock_of })
+        Some(Known { file: file.clone(), described, mount })
     }
 
     fn place(&self, file: &OpenFile, fd: &Observed) -> Place {

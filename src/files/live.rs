@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, Stat};
 use super::images::kind_of_mode;
 use super::name;
 use super::sockets::Sockets;
-use super::table::{FileId, FileKind, Holder, OpenFile, Table};
+use super::table::{FileId, FileKind, Holder, LockKind, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::bytes::ByteString;
 use crate::sys::fs::proc_path;
@@ -53,12 +53,24 @@ pub(super) struct FdInfo {
     pub(super) locked: bool,
     /// Whether that is a lease to write.
     pub(super) leased: bool,
-    /// Whether its process holds a lock of a range through it, which belongs to that process alone.
-    pub(super) posix: bool,
+    /// The locks that are held through it.
+    pub(super) locks: Vec<HeldLock>,
     /// The files that an inotify instance or fanotify group watches.
     pub(super) watches: Vec<Watch>,
     /// The type of a BPF map.
     pub(super) map_type: Option<u32>,
+}
+
+/// A lock that the kernel shows with a file descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeldLock {
+    pub(super) kind: LockKind,
+    /// Whether nobody else may have one.
+    pub(super) exclusive: bool,
+    /// Where it begins.
+    pub(super) start: i64,
+    /// How long it is, 0 for ever.
+    pub(super) length: i64,
 }
 
 /// A file that an inotify instance or fanotify group watches.
@@ -255,8 +267,8 @@ pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
             // A waiter for the lock has an arrow before it (lock_get_status in fs/locks.c).
             "lock" if !value.contains("->") => {
                 info.locked = true;
-                info.posix |= value.contains("POSIX ");
                 info.leased |= value.contains("LEASE ") && value.contains(" WRITE ");
+                info.locks.extend(parse_lock(value));
             }
             "map_type" => info.map_type = value.parse().ok(),
             name if name.starts_with("inotify ") || name.starts_with("fanotify ") => {
@@ -267,6 +279,29 @@ pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
     }
     info.flags &= !(libc::O_CLOEXEC as u32);
     info
+}
+
+/// `1: POSIX  ADVISORY  WRITE 812 00:2f:5 2 EOF`: kind, a word on how it is enforced, for what, whose,
+/// the file, the first byte and the last one (lock_get_status in fs/locks.c).
+fn parse_lock(value: &str) -> Option<HeldLock> {
+    let words: Vec<_> = value.split_whitespace().collect();
+    let [_, kind, _, access, _, _, start, end] = words[..] else { return None };
+    let start = start.parse().ok()?;
+    Some(HeldLock {
+        kind: match kind {
+            "POSIX" => LockKind::Posix,
+            "FLOCK" => LockKind::Flock,
+            "OFDLCK" => LockKind::Ofd,
+            "LEASE" => LockKind::Lease,
+            _ => return None,
+        },
+        exclusive: access == "WRITE",
+        start,
+        length: match end {
+            "EOF" => 0,
+            last => last.parse::<i64>().ok()?.checked_sub(start)?.checked_add(1)?,
+        },
+    })
 }
 
 /// `inotify wd:1 ino:2 sdev:fe00000 mask:100 ignored_mask:0 fhandle-bytes:8 fhandle-type:1
@@ -475,9 +510,13 @@ mod tests {
         let lease =
             |kind| parse_fdinfo(&format!("lock:\t1: LEASE  ACTIVE    {kind} 7 00:2f:5 0 EOF\n"));
         assert!(lease("WRITE").leased && lease("READ").locked && !lease("READ").leased);
-        let lock =
-            |kind| parse_fdinfo(&format!("lock:\t1: {kind}  ADVISORY  WRITE 7 00:2f:5 0 EOF\n"));
-        assert!(lock("FLOCK").locked && !lock("FLOCK").posix && lock("POSIX").posix);
+        let text = "lock:\t1: POSIX  ADVISORY  WRITE 7 00:2f:5 2 4\n\
+                    lock:\t2: FLOCK  ADVISORY  READ 7 00:2f:5 0 EOF\n\
+                    lock:\t3: NEW  ADVISORY  READ 7 00:2f:5 0 EOF\n";
+        let locks = parse_fdinfo(text).locks;
+        let posix = HeldLock { kind: LockKind::Posix, exclusive: true, start: 2, length: 3 };
+        let flock = HeldLock { kind: LockKind::Flock, exclusive: false, start: 0, length: 0 };
+        assert_eq!(locks, [posix, flock]);
         assert_eq!(parse_fdinfo("Pid:\t812\nNSpid:\t812\t7\n").target, Some(812));
         assert_eq!(parse_fdinfo("Pid:\t-1\n").target, None);
         let line = "inotify wd:1 ino:2a sdev:fe00001 mask:100 ignored_mask:0 fhandle-bytes:4 \

@@ -19,7 +19,7 @@ pub use live::Process;
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
 pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};
-pub use unreachable::{Owned, Unreachable, by_path};
+pub use unreachable::{Owned, Seen, Unreachable, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 
 impl Table {

@@ -5,8 +5,8 @@ use std::io;
 
 use anyhow::{Context, Result};
 
-use super::live::{self, Observed, Process};
-use super::table::{ExternalFile, FileKind};
+use super::live::{self, HeldLock, Observed, Process};
+use super::table::{ExternalFile, FileKind, Holder, Lock, LockKind};
 use crate::bytes::ByteString;
 use crate::sys::mountinfo::{self, Mount};
 
@@ -49,21 +49,44 @@ pub struct Owned {
     pub gid: u32,
 }
 
-/// Lists the file descriptors whose files CRIU could not find, and the owners of the others.
+/// What is to be known of file descriptors before a dump.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Those whose files CRIU could not find.
+    pub unreachable: Vec<Unreachable>,
+    /// The owners of the others' files.
+    pub owned: Vec<Owned>,
+    /// The locks that are held, leases aside, and through which file descriptors.
+    pub locks: Vec<(Holder, Lock)>,
+}
+
+/// Lists the file descriptors whose files CRIU could not find, the owners of the others, and locks.
 ///
 /// Those that CRIU saves by their path (`dump_one_file` in criu/files.c): regular files,
 /// directories, links, named pipes and memory devices. Terminals, sockets and anonymous files
 /// have ways of their own. With `frozen`, whatever vanishes while this reads is an error.
-pub fn by_path(processes: &[Process], frozen: bool) -> Result<(Vec<Unreachable>, Vec<Owned>)> {
+pub fn by_path(processes: &[Process], frozen: bool) -> Result<Seen> {
     let reach = Reach::of(processes, frozen)?;
     let fds = live::observe(processes, frozen)?;
-    let found = fds.iter().filter_map(|fd| {
+    let unreachable = fds.iter().filter_map(|fd| {
         let file = reach.unreachable(fd)?;
         let path = fd.link.as_slice().into();
         Some(Unreachable { pid: fd.process.inner, fd: fd.fd, kind: fd.kind(), file, path })
     });
-    let owned = fds.iter().filter_map(|fd| reach.owned(fd));
-    Ok((found.collect(), owned.collect()))
+    Ok(Seen {
+        unreachable: unreachable.collect(),
+        owned: fds.iter().filter_map(|fd| reach.owned(fd)).collect(),
+        locks: fds.iter().flat_map(locks).collect(),
+    })
+}
+
+fn locks(fd: &Observed) -> impl Iterator<Item = (Holder, Lock)> + '_ {
+    let holder = fd.holder();
+    let kept = fd.info.locks.iter().filter(|held| held.kind != LockKind::Lease);
+    kept.map(move |held| {
+        let HeldLock { kind, exclusive, start, length } = *held;
+        (holder, Lock { kind, exclusive, start, length, pid: holder.pid })
+    })
 }
 
 /// The mounts that CRIU will know of: those of every mount namespace of the container.
@@ -165,7 +188,7 @@ mod tests {
         child.stdin(std::process::Stdio::piped()).stdout(std::fs::File::open("/dev/null").unwrap());
         let mut child = child.stderr(std::process::Stdio::null()).spawn().unwrap();
         let host = child.id() as i32;
-        let (found, _) = by_path(&[Process { host, inner: 1 }], true).unwrap();
+        let found = by_path(&[Process { host, inner: 1 }], true).unwrap().unreachable;
         assert!(found.iter().all(|file| file.fd > 2), "{found:?}");
         drop(child.stdin.take());
         child.wait().unwrap();

@@ -750,6 +750,22 @@ impl FileLock {
             length: message.need_u64(6, "len")? as i64,
         })
     }
+
+    /// The entry, with all its fields.
+    pub fn encode(&self) -> Vec<u8> {
+        let signed = |number: i32| i64::from(number) as u64;
+        let fields = [
+            self.flag.into(),
+            self.access.into(),
+            signed(self.pid),
+            signed(self.fd),
+            self.start as u64,
+            self.length as u64,
+        ];
+        let mut message = Message::default();
+        (1..).zip(fields).for_each(|(field, value)| message.set_number(field, value));
+        message.encode()
+    }
 }
 
 /// An entry of `sk-queues.img`: a message that waits in a unix socket.

@@ -197,6 +197,19 @@ impl Image {
         Ok(Self { bytes, head, entries })
     }
 
+    /// One without entries, as CRIU would begin it.
+    pub fn empty(kind: Kind) -> Self {
+        let bytes: Vec<u8> = kind.head().iter().flat_map(|word| word.to_le_bytes()).collect();
+        Self { head: bytes.len(), bytes, entries: Vec::new() }
+    }
+
+    /// The bytes of an image with more entries behind those that are there.
+    pub fn with(&self, messages: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+        let mut out = self.bytes.clone();
+        messages.into_iter().for_each(|message| put_entry(&message, &mut out));
+        out
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -328,9 +341,7 @@ fn put_entry(message: &[u8], out: &mut Vec<u8>) {
 /// Puts an image together, as CRIU would. Serves the tests.
 #[cfg(test)]
 pub fn build(kind: Kind, messages: &[Vec<u8>]) -> Vec<u8> {
-    let mut out: Vec<u8> = kind.head().iter().flat_map(|word| word.to_le_bytes()).collect();
-    messages.iter().for_each(|message| put_entry(message, &mut out));
-    out
+    Image::empty(kind).with(messages.iter().cloned())
 }
 
 #[cfg(test)]

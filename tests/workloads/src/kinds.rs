@@ -49,11 +49,13 @@ pub fn run(dir: &Path, kind: &str, count: usize) -> Result<()> {
         drop((control, ready));
         held.lock_every_other(1)?;
         held.lock_what_is_shared()?;
+        held.lock_by_another_of_the_table()?;
         drop(child_is_ready);
         return probe::answer_at(&control_of_child);
     }
     drop((control_of_child, child_is_ready));
     held.lock_every_other(0)?;
+    held.lock_another_range()?;
     File::from(ready).read_to_end(&mut Vec::new())?;
     let numbers: Map<String, Value> =
         held.fds.iter().map(|(name, fd)| (name.clone(), json!(fd.as_raw_fd()))).collect();
@@ -99,10 +101,43 @@ impl Held<'_> {
 
     /// The same through the open files that both have.
     fn lock_what_is_shared(&self) -> Result<()> {
-        let is_one = |(name, _): &&(String, OwnedFd)| name.starts_with("locked-by-child");
+        let is_one = |(name, _): &&(String, OwnedFd)| {
+            name.starts_with("locked-by-child") || name.starts_with("locked-by-both")
+        };
         for (_, file) in self.fds.iter().filter(is_one) {
             fcntl(file, FcntlArg::F_SETLK(&range()))?;
         }
+        Ok(())
+    }
+
+    /// What the other process has locked, a range behind it.
+    fn lock_another_range(&self) -> Result<()> {
+        let is_one = |(name, _): &&(String, OwnedFd)| name.starts_with("locked-by-both");
+        for (_, file) in self.fds.iter().filter(is_one) {
+            fcntl(file, FcntlArg::F_SETLK(&libc::flock { l_start: 7, ..range() }))?;
+        }
+        Ok(())
+    }
+
+    /// A process that has the same table of file descriptors takes the lock, and waits for ever.
+    fn lock_by_another_of_the_table(&self) -> Result<()> {
+        if self.kind != "locked-by-table" {
+            return Ok(());
+        }
+        let (locked, is_locked) = pipe()?;
+        // SAFETY: there is one thread, and without a stack of its own the child goes on as after a fork.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0) };
+        if Errno::result(child)? == 0 {
+            let is_one = |(name, _): &&(String, OwnedFd)| name.starts_with("locked-by-table");
+            for (_, file) in self.fds.iter().filter(is_one) {
+                fcntl(file, FcntlArg::F_SETLK(&range()))?;
+            }
+            nix::unistd::write(&is_locked, b"x")?;
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        File::from(locked).read_exact(&mut [0])?;
         Ok(())
     }
 
@@ -243,7 +278,16 @@ impl Held<'_> {
             "namespace" => (File::open("/proc/self/ns/uts")?.into(), None),
             "leased-read" | "leased-write" => (leased(&path, &kind)?.into(), None),
             "locked-flock" | "locked-posix" | "locked-ofd" => (locked(&path, &kind)?.into(), None),
-            "locked-by-turns" | "locked-by-child" => (positioned(&path)?.into(), None),
+            "locked-by-turns" | "locked-by-child" | "locked-by-both" | "locked-by-table" => {
+                (positioned(&path)?.into(), None)
+            }
+            "locked-in-flight" => {
+                let (left, right) = UnixStream::pair()?;
+                let file = locked(&path, "locked-flock")?;
+                send(&left, &file)?;
+                self.keep(format!("{name}.file"), file);
+                (right.into(), Some(left.into()))
+            }
             "locked-deleted" => {
                 let file = locked(&path, "locked-flock")?;
                 fs::remove_file(&path)?;
