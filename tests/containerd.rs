@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 use support::{
-    Containerd, DEADLINE, Machine, Shim, first_number, holders, in_shell, lending, status_of,
+    Containerd, DEADLINE, Machine, Shim, WRONG_LINE, first_number, holders, in_shell, lending,
+    status_of,
 };
 
 /// Counts in memory and in a log.
@@ -42,8 +43,7 @@ fn goes_on(containerd: &Containerd<'_>) {
 /// Whether a restored container goes on, and its files are of the instant of its memory.
 fn is_whole(containerd: &Containerd<'_>) -> bool {
     goes_on(containerd);
-    let program = "$1 != NR { if (!wrong) print NR; wrong = 1 }";
-    containerd.exec("web", &["awk", program, "/log"]).unwrap().is_empty()
+    containerd.exec("web", &["awk", WRONG_LINE, "/log"]).unwrap().is_empty()
         && containerd.exec("web", &["cat", "/etc/motd"]).unwrap() == "changed\n"
 }
 

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use client::{Cri, Pod};
-use support::{Containerd, DEADLINE, IMAGE, Machine};
+use support::{Containerd, DEADLINE, IMAGE, Machine, WRONG_LINE};
 
 /// Counts in memory and in a log.
 const COUNT: &str = "echo changed >/etc/motd; exec 3>/log; i=0; \
@@ -106,7 +106,7 @@ impl<'m> Node<'m> {
     /// Whether a container goes on, and its files are of the instant of its memory.
     fn is_whole(&self, id: &str) -> bool {
         self.wait_for_lines(id, self.lines(id) + 1);
-        let wrong = self.exec(id, "awk '$1 != NR { if (!wrong) print NR; wrong = 1 }' /log");
+        let wrong = self.exec(id, &format!("awk '{WRONG_LINE}' /log"));
         wrong.is_empty() && self.exec(id, "cat /etc/motd") == "changed\n"
     }
 }

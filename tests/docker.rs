@@ -9,7 +9,8 @@ use std::process::Command;
 
 use regex::Regex;
 use support::{
-    Docker, IMAGE, Machine, Shim, Terminal, first_number, holders, in_shell, lending, outcome,
+    Docker, IMAGE, Machine, Shim, Terminal, WRONG_LINE, first_number, holders, in_shell, lending,
+    outcome,
 };
 
 /// Counts in memory, in a log of the image's file system and in one of a volume.
@@ -61,8 +62,7 @@ fn lines(docker: &Docker<'_>, name: &str, file: &str) -> u64 {
 }
 
 fn counts(docker: &Docker<'_>, name: &str, file: &str) -> bool {
-    let program = "$1 != NR { if (!wrong) print NR; wrong = 1 }";
-    docker.run(&["exec", name, "awk", program, file]).is_empty()
+    docker.run(&["exec", name, "awk", WRONG_LINE, file]).is_empty()
 }
 
 fn start_counting(docker: &Docker<'_>, network: &[&str]) {

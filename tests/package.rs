@@ -181,7 +181,8 @@ const PREPARE: &str = r#"
     sed -i 's/^#runtime = .*/runtime = "runc"/' /etc/ocicle/ocicle.toml
     # Whether a log counts up by one, and the process goes on with it.
     counts() {
-        podman exec web awk '$1 != NR { if (!wrong) print NR; wrong = 1 }' "$1" >/run/wrong
+        # The last line may be half written.
+        podman exec web awk 'NR > 1 && last != NR - 1 { print NR; exit } { last = $1 }' "$1" >/run/wrong
         test ! -s /run/wrong
         local last=$(podman exec web tail -n 1 "$1")
         timeout 60 sh -c "until test \$(podman exec web tail -n 1 $1) -gt $last; do :; done"

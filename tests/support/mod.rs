@@ -42,7 +42,7 @@ pub use self::{
         Machine, Shim, Variant, on_machine, private_criu_settings, private_network, run, try_run,
     },
     picture::{Picture, assert_same, picture},
-    podman::{IMAGE, Podman},
+    podman::{IMAGE, Podman, WRONG_LINE},
     probe::Probe,
     random::{Dice, all_paths, change, changes, node, set_times},
     rules::{by_shell, find, held, holds, restore, restore_command, table},

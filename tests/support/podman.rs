@@ -15,6 +15,11 @@ use super::wait::DEADLINE;
 /// The only name that the tests' image has.
 pub const IMAGE: &str = "localhost/counter";
 
+/// A program of awk's that prints the first line of a log which does not count up by one, but for the
+/// last line: that may be half written.
+pub const WRONG_LINE: &str =
+    "NR > 1 && last != NR - 1 { print NR - 1 \": \" last; exit } { last = $1 }";
+
 /// The one store, the one configuration: who has this, has them. Test processes have separate ones.
 pub(super) static STORE: Mutex<()> = Mutex::new(());
 
@@ -110,8 +115,7 @@ impl<'m> Podman<'m> {
     /// Whether a file of the container counts up by one, line for line.
     #[track_caller]
     pub fn counts(&self, name: &str, file: &str) -> bool {
-        let program = "$1 != NR { if (!wrong) print NR \": \" $0; wrong = 1 }";
-        self.exec(name, &["awk", program, file]).is_empty()
+        self.exec(name, &["awk", WRONG_LINE, file]).is_empty()
     }
 
     /// Removes a container, however it is.
