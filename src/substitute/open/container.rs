@@ -14,7 +14,7 @@ use crate::bytes::ByteString;
 use crate::files::{Found, OpenFile};
 use crate::substitute::rewrite::How;
 use crate::substitute::source::{Access, FileSource};
-use crate::sys::fs::check_path;
+use crate::sys::fs::{check_path, proc_path};
 
 /// A path that CRIU is to open.
 #[derive(Debug)]
@@ -25,7 +25,14 @@ pub(super) struct Reopen {
     /// Where it is on the host, if it is of a file system that the host has.
     host_path: Option<PathBuf>,
     /// What is to be made or truncated before, below which directory.
-    change: Option<(PathBuf, PathBuf, OFlags)>,
+    change: Option<(PathBuf, PathBuf, Change)>,
+}
+
+/// What becomes of a file before CRIU opens it.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Make,
+    Truncate,
 }
 
 pub(super) fn prepare(
@@ -122,13 +129,13 @@ fn position(source: &FileSource, file: &OpenFile, size: u64) -> Result<u64, Stri
     })
 }
 
-fn change(source: &FileSource, site: &Site, is_new: bool) -> Option<(PathBuf, PathBuf, OFlags)> {
-    let flags = match (is_new, source.truncate) {
-        (true, _) => OFlags::CREATE | OFlags::EXCL,
-        (false, true) => OFlags::empty(),
+fn change(source: &FileSource, site: &Site, is_new: bool) -> Option<(PathBuf, PathBuf, Change)> {
+    let change = match (is_new, source.truncate) {
+        (true, _) => Change::Make,
+        (false, true) => Change::Truncate,
         (false, false) => return None,
     };
-    Some((site.directory.clone()?, site.relative.clone(), flags))
+    Some((site.directory.clone()?, site.relative.clone(), change))
 }
 
 impl Reopen {
@@ -143,30 +150,46 @@ impl Reopen {
 
     /// Makes or truncates the file.
     pub(super) fn settle(&self) -> Result<(), String> {
-        let Some((directory, relative, flags)) = &self.change else { return Ok(()) };
-        let fd = open_below(directory, relative, *flags).map_err(|error| error.to_string())?;
-        if file_type(&fd)? != FileType::RegularFile {
-            return Err("it is no regular file any more".to_owned());
+        let Some((directory, relative, change)) = &self.change else { return Ok(()) };
+        match change {
+            Change::Make => make(directory, relative).map_err(|error| error.to_string()),
+            Change::Truncate => truncate(directory, relative),
         }
-        rustix::fs::ftruncate(&fd, 0).map_err(|error| error.to_string())
     }
 }
 
-/// Opens a path for writing that leads nowhere else, whoever owns what it is below.
-fn open_below(directory: &Path, relative: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+fn make(directory: &Path, relative: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    open_below(directory, relative, flags, Mode::RUSR | Mode::WUSR).map(drop)
+}
+
+/// It is looked at before it is opened: to open a device or a pipe may do something by itself.
+fn truncate(directory: &Path, relative: &Path) -> Result<(), String> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file =
+        open_below(directory, relative, flags, Mode::empty()).map_err(|error| error.to_string())?;
+    if file_type(&file)? != FileType::RegularFile {
+        return Err("it is no regular file any more".to_owned());
+    }
+    nix::unistd::truncate(proc_path(&file).as_str(), 0).map_err(|error| error.to_string())
+}
+
+/// Opens a path that leads nowhere else, whoever owns what it is below.
+fn open_below(
+    directory: &Path,
+    relative: &Path,
+    flags: OFlags,
+    mode: Mode,
+) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let common = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     // What is mounted is a file by itself, maybe: then there is no path below it.
     if relative.as_os_str().is_empty() {
-        return rustix::fs::open(directory, common, Mode::empty());
+        return rustix::fs::open(directory, flags, mode);
     }
     let root = rustix::fs::open(
         directory,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-    rustix::io::retry_on_intr(|| {
-        rustix::fs::openat2(&root, relative, flags | common, mode, resolve)
-    })
+    rustix::io::retry_on_intr(|| rustix::fs::openat2(&root, relative, flags, mode, resolve))
 }
