@@ -11,10 +11,12 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::aside::Cover;
+use super::directory::resident;
 use super::foresight::{self, Foreseen};
 use super::locks::Locks;
 use super::memory::Memory;
 use super::parts::{self, Copied};
+use super::room::Room;
 use super::timeline::Timeline;
 use super::{ImageDirectory, Request};
 use crate::bytes::ByteString;
@@ -101,10 +103,15 @@ impl<'a> Dump<'a> {
         })
     }
 
-    /// From the start of the runtime's `checkpoint` to the thaw.
-    pub(super) fn run(&self, mut manifest: Manifest, staged: Copied) -> Result<Dumped> {
+    /// From the start of the runtime's `checkpoint` to the thaw. CRIU has the `room`.
+    pub(super) fn run(
+        &self,
+        mut manifest: Manifest,
+        staged: Copied,
+        room: Option<Room>,
+    ) -> Result<Dumped> {
         manifest.parts = parts::records(&staged.parts);
-        let Ready { frozen, criu, hook, told } = match self.freeze_late()? {
+        let Ready { frozen, criu, hook, told } = match self.freeze_late(room)? {
             Some(ready) => ready,
             None => self.freeze_early()?,
         };
@@ -140,6 +147,14 @@ impl<'a> Dump<'a> {
         Ok(Dumped { manifest, parts, locks })
     }
 
+    /// Makes room for what CRIU will write of these processes, where it will.
+    pub(super) fn make_room(&self, processes: &[i32]) -> Option<Room> {
+        // Of a container that ends, nobody waits for the next tick.
+        let goes_on = self.request.leave_running;
+        let make = || Room::make(&self.images(), self.memory.is_none(), resident(processes));
+        goes_on.then(make).flatten()
+    }
+
     /// Moves the images to the image directory, if they are not there.
     pub(super) fn move_images(&mut self) -> Result<()> {
         let Some(memory) = self.memory.take() else { return Ok(()) };
@@ -152,7 +167,7 @@ impl<'a> Dump<'a> {
     ///
     /// CRIU has looked at no process by then: `cr_dump_tasks` in criu/cr-dump.c calls the script
     /// `pre-dump` before everything else.
-    fn freeze_late(&self) -> Result<Option<Ready<'a>>> {
+    fn freeze_late(&self, room: Option<Room>) -> Result<Option<Ready<'a>>> {
         let plain = foresight::has_plain_cgroups(self.request, self.container);
         let begin = Instant::now();
         let criu = self.start_runtime(plain)?;
@@ -162,6 +177,7 @@ impl<'a> Dump<'a> {
         fault::point("admitted");
         let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
         self.timeline.mark("runtime", begin, Instant::now());
+        drop(room);
         let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
         let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
         if told.covers(&now) {

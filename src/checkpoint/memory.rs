@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::directory::resident;
+use crate::container::memory_left;
 use crate::sys::direct::Stream;
 use crate::sys::memory::Memory as Machine;
 use crate::sys::mount;
@@ -42,9 +43,9 @@ impl Memory {
         match request.stage {
             Stage::Disk => return Ok(None),
             _ if must_be_on_disk(request) => return Ok(None),
-            Stage::Auto if !gains(&Machine::read()?, needed) => return Ok(None),
+            Stage::Auto if !gains(&machine()?, needed) => return Ok(None),
             Stage::Auto => {}
-            Stage::Memory => ensure_room(&Machine::read()?, needed)?,
+            Stage::Memory => ensure_room(&machine()?, needed)?,
         }
         Ok(Some(Self(mount::tmpfs().context("making a tmpfs for the images")?)))
     }
@@ -84,6 +85,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     std::io::copy(&mut source, &mut target)?;
     target.finish()?;
     Ok(())
+}
+
+/// The machine's memory, as far as the control group lets us have it: what CRIU writes counts as ours.
+pub(super) fn machine() -> Result<Machine> {
+    let machine = Machine::read()?;
+    let left = memory_left()?.unwrap_or(u64::MAX);
+    Ok(Machine { available: machine.available.min(left), ..machine })
 }
 
 /// The page cache is quicker than a tmpfs, until the kernel writes to the disk what is in it: that

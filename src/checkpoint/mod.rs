@@ -21,6 +21,7 @@ mod memory;
 mod parts;
 pub mod preflight;
 mod record;
+mod room;
 mod sharing;
 mod timeline;
 mod under_dump;
@@ -142,7 +143,9 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let notice =
         if request.leave_running { None } else { Notice::give(&request.runtime, &request.id)? };
     let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
-    let Dumped { manifest, parts, locks } = dump.run(manifest, staged)?;
+    let processes = container.freezer.processes()?;
+    let room = dump.timeline.time("room", || dump.make_room(&processes));
+    let Dumped { manifest, parts, locks } = dump.run(manifest, staged, room)?;
     notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;
     if request.leave_running {

@@ -60,42 +60,62 @@ pub(super) fn freezer_of_all(processes: &[i32], beside: &Freezer) -> Result<Free
     Ok(Freezer::new(hierarchy.version, directory))
 }
 
+/// How much more memory this process may take, by the limits of its control group and of those
+/// above it; `None` where there are none.
+pub fn memory_left() -> Result<Option<u64>> {
+    let Some(hierarchy) = Hierarchy::among(&mounts_of("self")?, "memory") else { return Ok(None) };
+    let group = hierarchy.group_of("self")?;
+    let groups = group.ancestors().take_while(|group| group.starts_with(hierarchy.mount_point()));
+    Ok(groups.filter_map(|group| left_of(group, hierarchy.version)).min())
+}
+
+/// By the limit of one group.
+fn left_of(group: &Path, version: Version) -> Option<u64> {
+    let [limit, usage] = match version {
+        Version::V1 => ["memory.limit_in_bytes", "memory.usage_in_bytes"],
+        Version::V2 => ["memory.max", "memory.current"],
+    };
+    let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
+    Some(number(limit)?.saturating_sub(number(usage)?))
+}
+
 /// The deepest directory above two.
 fn common(one: &Path, other: &Path) -> PathBuf {
     let both = one.components().zip(other.components());
     both.take_while(|(one, other)| one == other).map(|(one, _)| one).collect()
 }
 
-/// The mounted hierarchy that can freeze: version 1 where its freezer is mounted, as there a
-/// runtime uses no other.
+/// The mounted hierarchy that has a controller: version 1 where the controller is mounted, as there
+/// a runtime uses no other.
 struct Hierarchy {
+    controller: &'static str,
     version: Version,
     mount: Mount,
 }
 
 impl Hierarchy {
     fn mounted() -> Result<Self> {
-        Self::among(&mounts_of("self")?)
+        Self::among(&mounts_of("self")?, "freezer")
             .context("no freezer is mounted: neither cgroup v2 nor the freezer of v1")
     }
 
-    fn among(mounts: &[Mount]) -> Option<Self> {
-        let has_freezer = |mount: &&Mount| {
+    fn among(mounts: &[Mount], controller: &'static str) -> Option<Self> {
+        let has_it = |mount: &&Mount| {
             let mut options = mount.super_options.as_bytes().split(|byte| *byte == b',');
-            mount.kind == "cgroup" && options.any(|option| option == b"freezer")
+            mount.kind == "cgroup" && options.any(|option| option == controller.as_bytes())
         };
-        let v1 = mounts.iter().rfind(has_freezer).map(|mount| (Version::V1, mount));
+        let v1 = mounts.iter().rfind(has_it).map(|mount| (Version::V1, mount));
         let v2 =
             mounts.iter().rfind(|mount| mount.kind == "cgroup2").map(|mount| (Version::V2, mount));
-        v1.or(v2).map(|(version, mount)| Self { version, mount: mount.clone() })
+        v1.or(v2).map(|(version, mount)| Self { controller, version, mount: mount.clone() })
     }
 
     /// The group of a process.
     fn group_of(&self, pid: &str) -> Result<PathBuf> {
         let path = format!("/proc/{pid}/cgroup");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let group =
-            parse_membership(&text, self.version).with_context(|| format!("reading {path}"))?;
+        let group = parse_membership(&text, self.version, self.controller)
+            .with_context(|| format!("reading {path}"))?;
         self.locate(Path::new(group))
     }
 
@@ -119,13 +139,13 @@ impl Hierarchy {
 /// The name of a process's group in the hierarchy that freezes; `None` for the root group.
 pub fn group_name(pid: i32, version: Version) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let name = Path::new(parse_membership(&text, version).ok()?).file_name()?;
+    let name = Path::new(parse_membership(&text, version, "freezer").ok()?).file_name()?;
     Some(name.to_string_lossy().into_owned())
 }
 
-fn parse_membership(text: &str, version: Version) -> Result<&str> {
+fn parse_membership<'a>(text: &'a str, version: Version, controller: &str) -> Result<&'a str> {
     let wanted = |controllers: &str| match version {
-        Version::V1 => controllers.split(',').any(|controller| controller == "freezer"),
+        Version::V1 => controllers.split(',').any(|one| one == controller),
         Version::V2 => controllers.is_empty(),
     };
     text.lines()
@@ -133,7 +153,7 @@ fn parse_membership(text: &str, version: Version) -> Result<&str> {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
             wanted(controllers).then_some(path)
         })
-        .context("it names no group of the freezer's hierarchy")
+        .with_context(|| format!("it names no group of the {controller}'s hierarchy"))
 }
 
 /// What runc writes in `state.json` and crun in `status`, as far as we need it.
@@ -173,25 +193,41 @@ mod tests {
     #[test]
     fn version_1_comes_first_where_both_are_mounted() {
         let mounts = parse_mountinfo(HYBRID).unwrap();
-        let hierarchy = Hierarchy::among(&mounts).unwrap();
+        let hierarchy = Hierarchy::among(&mounts, "freezer").unwrap();
         assert_eq!(hierarchy.version, Version::V1);
-        assert_eq!(Hierarchy::among(&mounts[1..]).unwrap().version, Version::V2);
+        assert_eq!(Hierarchy::among(&mounts[1..], "freezer").unwrap().version, Version::V2);
     }
 
     #[test]
     fn a_group_is_found_below_what_is_mounted() {
         let mounts = parse_mountinfo(HYBRID).unwrap();
-        let hierarchy = Hierarchy::among(&mounts[1..]).unwrap();
+        let hierarchy = Hierarchy::among(&mounts[1..], "freezer").unwrap();
         let found = hierarchy.locate(Path::new("/box/web")).unwrap();
         assert_eq!(found.to_str(), Some("/sys/fs/cgroup/unified/web"));
         assert!(hierarchy.locate(Path::new("/other/web")).is_err());
     }
 
     #[test]
+    fn the_least_that_is_left_counts() {
+        let group = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(group.path().join(name), text).unwrap();
+        assert_eq!(left_of(group.path(), Version::V2), None, "the root group has no limit");
+        write("memory.max", "max\n");
+        write("memory.current", "300\n");
+        assert_eq!(left_of(group.path(), Version::V2), None);
+        write("memory.max", "1000\n");
+        assert_eq!(left_of(group.path(), Version::V2), Some(700));
+        write("memory.limit_in_bytes", "200\n");
+        write("memory.usage_in_bytes", "300\n");
+        assert_eq!(left_of(group.path(), Version::V1), Some(0));
+    }
+
+    #[test]
     fn membership_of_each_version() {
         let text = "4:cpu,cpuacct:/c\n3:freezer:/f:x\n0::/unified\n";
-        assert_eq!(parse_membership(text, Version::V1).unwrap(), "/f:x");
-        assert_eq!(parse_membership(text, Version::V2).unwrap(), "/unified");
-        assert!(parse_membership("4:cpu:/c\n", Version::V2).is_err());
+        assert_eq!(parse_membership(text, Version::V1, "freezer").unwrap(), "/f:x");
+        assert_eq!(parse_membership(text, Version::V1, "cpu").unwrap(), "/c");
+        assert_eq!(parse_membership(text, Version::V2, "freezer").unwrap(), "/unified");
+        assert!(parse_membership("4:cpu:/c\n", Version::V2, "freezer").is_err());
     }
 }

@@ -20,7 +20,7 @@ use crate::hint::WithHint;
 use crate::runtime::Runtime;
 use crate::sys::process::{descends_from, namespaced_pids};
 
-pub use cgroup::{cgroup_version, freezer_of_process, group_name};
+pub use cgroup::{cgroup_version, freezer_of_process, group_name, memory_left};
 pub use engine::Engine;
 pub use identity::Identity;
 pub use shared::Shared;
