@@ -17,8 +17,8 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
 use serde_json::{Value, json};
 use support::{
-    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, restore, restore_command,
-    run, table,
+    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, outcome, restore,
+    restore_command, run, table,
 };
 
 /// Requests, and what is answered.
@@ -1194,6 +1194,27 @@ on_each_runtime!(a_lock_on_what_a_message_carries, |machine| {
     held.restore(&[], "").unwrap();
     assert!(is_locked(&path, "locked-flock"));
     assert_eq!(held.ask_child("receive", "locked-in-flight.0"), "\"queued\" \"456789\"");
+    held.bundle.end();
+});
+
+// Nobody can help that: it is said by whoever looks.
+on_each_runtime!(a_lock_that_a_restore_loses, |machine| {
+    const WORDS: &str = "a restore loses its lock on /data/locked-mapped.0, which is mapped too";
+    let held = Held::running(machine, "locked-mapped", 1);
+    let locked = || owners(&held, "locked-mapped.0");
+    assert_eq!(locked(), [2, 3, 4].map(|byte| (byte, "parent")));
+    let id = held.bundle.id();
+    let report = run(machine.ocicle().args(["check", "--file-locks", "--format", "json", id]));
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert!(report["works"] == true && report["remarks"].to_string().contains(WORDS), "{report:#}");
+    let container = held.bundle.adopt();
+    let (made, _, said) = outcome(&mut held.checkpoint());
+    assert!(made && said.contains(WORDS), "{said}");
+    container.kill();
+    let inspected = run(machine.ocicle().args(["inspect", &format!("{id}@v1")]));
+    assert!(inspected.contains(WORDS), "{inspected}");
+    held.restore(&[], "").unwrap();
+    assert_eq!(locked(), [], "should it be there, what is said of it has become wrong");
     held.bundle.end();
 });
 

@@ -9,9 +9,9 @@ use anyhow::Result;
 use super::Finding;
 use crate::bytes::ByteString;
 use crate::container::Container;
-use crate::files::Process;
 use crate::files::dumpable::{Place, Settings, place_obstacle};
 use crate::files::facts::Facts;
+use crate::files::{self, Holder, Process};
 use crate::sys::process::{Status, namespaced_pids};
 
 /// Over what CRIU would fail.
@@ -36,7 +36,7 @@ pub(super) fn problems(
     Ok(found.into_iter().collect())
 }
 
-/// What may keep the container from freezing.
+/// What may keep the container from freezing, and what a restore loses.
 pub(super) fn remarks(dumped: &[Process]) -> Vec<Finding> {
     let waits = |process: &&Process| Status::of(process.host).is_ok_and(|it| it.state == 'D');
     let said = |process: &Process| {
@@ -45,7 +45,22 @@ pub(super) fn remarks(dumped: &[Process]) -> Vec<Finding> {
             "if it lasts: end what it waits for, such as a frozen or remote file system",
         )
     };
-    dumped.iter().filter(waits).map(said).collect()
+    let waiting = dumped.iter().filter(waits).map(said);
+    waiting.chain(dumped.iter().copied().flat_map(lost_locks)).collect()
+}
+
+/// Locks that the dump has, and that no process has after a restore.
+fn lost_locks(process: Process) -> Vec<Finding> {
+    let lost = files::lost_locks_of(process).unwrap_or_default();
+    let said = |(holder, path): (Holder, ByteString)| {
+        let what = format!(
+            "fd {} of {}: a restore loses its lock on {path}, which is mapped too",
+            holder.fd,
+            name(process)
+        );
+        Finding::with_help(what, "end the mapping before the checkpoint, or lock it again")
+    };
+    lost.into_iter().map(said).collect()
 }
 
 /// `pid 7 (sh)`.

@@ -11,8 +11,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::timeline::Timeline;
 use crate::bytes::ByteString;
+use crate::criu::images::Images;
 use crate::fault;
-use crate::files::{self, FileKind, OpenFile, Table};
+use crate::files::{self, FileKind, Holder, OpenFile, Table};
 use crate::hint::WithHint;
 use crate::snapshot::{self, Held, Progress, Staging};
 use crate::store::digest::FileRecord;
@@ -94,8 +95,9 @@ pub(super) fn complete(
 }
 
 fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
-    let mut table =
-        Table::from_images(images).context("reading the open files from CRIU's images")?;
+    let read = Images::load(images).context("reading the open files from CRIU's images")?;
+    warn_of_lost_locks(&read);
+    let mut table = Table::of(&read);
     name_external_files(&mut table, manifest);
     describe_unsupported(&mut table, manifest);
     let mut json = serde_json::to_vec_pretty(&table)?;
@@ -103,6 +105,14 @@ fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
     manifest::replace(images, files::TABLE, &json)?;
     manifest::replace(images, files::USER_INFO, files::write_user_info(&table).as_bytes())?;
     Ok(table)
+}
+
+fn warn_of_lost_locks(images: &Images) {
+    for (Holder { pid, fd }, path) in files::lost_locks(images) {
+        tracing::warn!(
+            "fd {fd} of pid {pid}: a restore loses its lock on {path}, which is mapped too"
+        );
+    }
 }
 
 /// CRIU's images know such a file by a number only.

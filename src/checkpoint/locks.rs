@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::criu::images::entries::FileLock;
 use crate::criu::images::image::{Image, Kind};
-use crate::criu::images::{ImageDir, Images, Task};
+use crate::criu::images::{ImageDir, Images};
 use crate::files::{Holder, Lock, LockKind};
 use crate::hint::WithHint;
 use crate::store::manifest;
@@ -74,21 +74,11 @@ struct Identity {
 /// Those that no entry of the images is, one of each. A file descriptor that is in no table was not
 /// dumped, and has no lock to restore.
 fn missing(images: &Images, held: &[(Holder, Lock)]) -> Vec<FileLock> {
-    let tables = tables(images);
-    let known = images.locks.iter().filter_map(|lock| identity(&tables, lock));
+    let descriptors = images.descriptors();
+    let known = images.locks.iter().filter_map(|lock| identity(&descriptors, lock));
     let mut known: HashSet<Identity> = known.collect();
     let held = held.iter().map(|(holder, lock)| entry(*holder, lock));
-    held.filter(|lock| identity(&tables, lock).is_some_and(|one| known.insert(one))).collect()
-}
-
-/// The table that each file descriptor is in, and its open file.
-fn tables(images: &Images) -> HashMap<Holder, (u32, u32)> {
-    let of_task = |task: &Task| {
-        let (pid, table) = (task.tree.pid, task.ids.map_or(0, |ids| ids.files));
-        let fds = images.tables.get(&table).into_iter().flatten();
-        fds.map(move |fd| (Holder { pid, fd: fd.fd }, (table, fd.file)))
-    };
-    images.tasks.iter().flat_map(of_task).collect()
+    held.filter(|lock| identity(&descriptors, lock).is_some_and(|one| known.insert(one))).collect()
 }
 
 fn entry(holder: Holder, lock: &Lock) -> FileLock {
@@ -107,9 +97,9 @@ fn entry(holder: Holder, lock: &Lock) -> FileLock {
     }
 }
 
-fn identity(tables: &HashMap<Holder, (u32, u32)>, lock: &FileLock) -> Option<Identity> {
+fn identity(descriptors: &HashMap<(i32, i32), (u32, u32)>, lock: &FileLock) -> Option<Identity> {
     let FileLock { flag, access, pid, fd, start, length } = *lock;
-    let (table, file) = *tables.get(&Holder { pid, fd })?;
+    let (table, file) = *descriptors.get(&(pid, fd))?;
     let table = (flag == FileLock::POSIX).then_some(table);
     Some(Identity { file, table, flag, access, start, length })
 }

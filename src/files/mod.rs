@@ -4,6 +4,7 @@ pub mod dumpable;
 pub mod facts;
 mod images;
 mod live;
+mod lost_locks;
 mod name;
 mod preflight;
 mod sockets;
@@ -16,6 +17,7 @@ mod user_info;
 pub mod held;
 
 pub use live::Process;
+pub use lost_locks::{lost_locks, lost_locks_of};
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
 pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};

@@ -23,7 +23,7 @@ pub use origin::Origin;
 use crate::bytes::ByteString;
 use crate::criu::images::image::{Image, Kind};
 use crate::criu::images::{DumpStats, Images, Task};
-use crate::files::{OpenFile, Table};
+use crate::files::{self, Holder, OpenFile, Table};
 use crate::hint::WithHint;
 use crate::store::STAGING;
 use crate::store::manifest::{self, Freeze, Left, Manifest, Phase, State};
@@ -242,6 +242,11 @@ fn warn_of_files(images: &Images, table: &Table, warnings: &mut Vec<String>) {
             file.name,
             file.holders_text(),
             file.id
+        ));
+    }
+    for (Holder { pid, fd }, path) in files::lost_locks(images) {
+        warnings.push(format!(
+            "fd {fd} of pid {pid}: a restore loses its lock on {path}, which is mapped too"
         ));
     }
     if !images.locks.is_empty() {

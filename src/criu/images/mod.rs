@@ -11,7 +11,7 @@ pub mod image;
 pub mod wire;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -222,6 +222,16 @@ impl Images {
             let table = task.ids.and_then(|ids| self.tables.get(&ids.files));
             table.into_iter().flatten().map(|fd| (task.tree.pid, *fd))
         })
+    }
+
+    /// Every file descriptor, by its process and its number: the table that it is in, and its open file.
+    pub fn descriptors(&self) -> HashMap<(i32, i32), (u32, u32)> {
+        let of_task = |task: &Task| {
+            let (pid, table) = (task.tree.pid, task.ids.map_or(0, |ids| ids.files));
+            let fds = self.tables.get(&table).into_iter().flatten();
+            fds.map(move |fd| ((pid, fd.fd), (table, fd.file)))
+        };
+        self.tasks.iter().flat_map(of_task).collect()
     }
 
     /// The identifiers of tun devices. Each has an entry of type REG before its own, with the same

@@ -310,6 +310,11 @@ impl Held<'_> {
                 send(&left, &positioned(&self.dir.join(format!("carried.{number}")))?)?;
                 (right.into(), Some(left.into()))
             }
+            "locked-mapped" => {
+                let file = locked(&path, "locked-posix")?;
+                words_of::<1>(&file)?[0].store(1, Ordering::SeqCst);
+                (file.into(), None)
+            }
             "mapped-file" | "mapped-memfd" => {
                 let mut file = match kind.as_str() {
                     "mapped-file" => positioned(&path)?,

@@ -1,0 +1,102 @@
+//! Locks that a restore loses: those of ranges, on files that their holder has mapped too.
+//!
+//! CRIU opens what is mapped after it has set the locks (`restore_one_alive_task` in
+//! criu/cr-restore.c), and closes it again when it is mapped (`restore_mapping` in
+//! criu/pie/restorer.c). A process that closes any descriptor of a file gives up its locks of ranges
+//! on that file (fcntl(2)), and so does every process that has the same table of descriptors.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::live::Process;
+use super::unreachable::by_path;
+use super::{Holder, Lock, LockKind};
+use crate::bytes::ByteString;
+use crate::criu::images::entries::{FileBody, FileEntry, FileLock};
+use crate::criu::images::{Images, Task};
+
+/// Those of a checkpoint: the file descriptors that they are held through, and the files.
+pub fn lost_locks(images: &Images) -> BTreeSet<(Holder, ByteString)> {
+    let descriptors = images.descriptors();
+    let paths: HashMap<u32, Place<'_>> = images.files.iter().filter_map(place).collect();
+    let mapped: HashSet<(u32, Place<'_>)> = images
+        .tasks
+        .iter()
+        .flat_map(|task| mapped(task).filter_map(|(table, file)| Some((table, *paths.get(&file)?))))
+        .collect();
+    let lost = |lock: &FileLock| {
+        let (table, file) = *descriptors.get(&(lock.pid, lock.fd))?;
+        let locked = *paths.get(&file)?;
+        let holder = Holder { pid: lock.pid, fd: lock.fd };
+        mapped.contains(&(table, locked)).then(|| (holder, locked.1.clone()))
+    };
+    let ranges = images.locks.iter().filter(|lock| lock.flag & FileLock::POSIX != 0);
+    ranges.filter_map(lost).collect()
+}
+
+/// The mount of a file and its path.
+type Place<'a> = (Option<i32>, &'a ByteString);
+
+fn place(file: &FileEntry) -> Option<(u32, Place<'_>)> {
+    match &file.body {
+        FileBody::Reg(reg) => Some((file.id, (reg.mount, &reg.name))),
+        _ => None,
+    }
+}
+
+/// What a process has mapped, and its program, each with its table of file descriptors.
+fn mapped(task: &Task) -> impl Iterator<Item = (u32, u32)> + '_ {
+    let table = task.ids.map_or(0, |ids| ids.files);
+    let files = task.mm.iter().flat_map(|mm| mm.mapped.iter().copied().chain([mm.exe]));
+    files.map(move |file| (table, file))
+}
+
+/// Those of a process that may be running.
+pub fn lost_locks_of(process: Process) -> Result<BTreeSet<(Holder, ByteString)>> {
+    let directory = Path::new("/proc").join(process.host.to_string());
+    let seen = by_path(&[process], false)?;
+    let mut ranges = seen.locks.iter().filter(|(_, lock)| lock.kind == LockKind::Posix).peekable();
+    if ranges.peek().is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let identity = |link: &Path| fs::metadata(link).ok().map(|it| (it.dev(), it.ino()));
+    let links = fs::read_dir(directory.join("map_files")).into_iter().flatten().flatten();
+    let mapped: HashSet<_> = links.filter_map(|link| identity(&link.path())).collect();
+    let lost = |(holder, _): &(Holder, Lock)| {
+        let link = directory.join("fd").join(holder.fd.to_string());
+        let path = fs::read_link(&link).ok()?;
+        mapped.contains(&identity(&link)?).then(|| (*holder, path.as_path().into()))
+    };
+    Ok(ranges.filter_map(lost).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_of_a_range_on_what_is_mapped() {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images");
+        let mut images = Images::load(&kept).unwrap();
+        let program = images.tasks[0].mm.as_ref().unwrap().exe;
+        let lock = images.locks[0];
+        assert!(lost_locks(&images).is_empty(), "it is one of flock");
+        images.locks[0].flag = FileLock::POSIX;
+        assert!(lost_locks(&images).is_empty(), "nobody has mapped that file");
+        // Another opening of the program, by another identifier.
+        let table = images.tasks[0].ids.unwrap().files;
+        let fds = images.tables.get_mut(&table).unwrap();
+        let held = fds.iter_mut().find(|fd| fd.fd == lock.fd).unwrap();
+        let mut opened = images.files.iter().find(|file| file.id == program).unwrap().clone();
+        opened.id = 4711;
+        held.file = opened.id;
+        images.files.push(opened);
+        images.locks[0].pid = images.tasks[0].tree.pid;
+        let lost: Vec<_> = lost_locks(&images).into_iter().map(|(holder, _)| holder.fd).collect();
+        assert_eq!(lost, [lock.fd]);
+    }
+}
