@@ -127,7 +127,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let container = Container::discover(&request.runtime, &request.id)?;
     preflight::check(&container)?;
     let cover = Cover::of(request, &container)?;
-    let root = snapshot::probe(&container.bundle.rootfs)?;
+    let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(&container)?;
     let manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;

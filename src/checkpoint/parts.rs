@@ -76,6 +76,7 @@ pub(super) fn plan(
     for (destination, source) in volumes {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
         let root = snapshot::probe(&source)
+            .and_then(Root::described)
             .with_context(|| format!("looking at the volume {}", destination.display()))?;
         planned.push(Planned { part, root });
     }

@@ -25,7 +25,7 @@ use crate::store::manifest::Manifest;
 pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     preflight::ensure_capable()?;
     let container = Container::discover(&request.runtime, &request.id)?;
-    let root = snapshot::probe(&container.bundle.rootfs)?;
+    let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(&container)?;
     let mut manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;

@@ -60,9 +60,11 @@ pub fn between(before: (&Path, &Manifest), after: (&Path, &Manifest)) -> Result<
 fn parts_between(before: (&Path, &Part), after: (&Path, &Part)) -> Result<Difference> {
     let (was, is) = (open(before.1, before.0)?, open(after.1, after.0)?);
     // What the image has under a path can be asked only while the same root is mounted.
-    let image = snapshot::probe(&after.1.source).ok();
-    let image = image.filter(|root| was.index().root.differences(root.identity()).is_empty());
-    let lower = image.and_then(|root| root.lower_layers().ok().flatten());
+    let image = snapshot::probe(&after.1.source)
+        .and_then(|root| root.compared_with(&was.index().root))
+        .ok()
+        .filter(|(_, differences)| differences.is_empty());
+    let lower = image.and_then(|(root, _)| root.lower_layers().ok().flatten());
     let mut difference = snapshot::between(&was, &is, lower.as_ref())?;
     let others = was.index().root.differences(&is.index().root);
     difference.notes.extend(others.iter().map(|what| format!("another root: {what}")));

@@ -145,8 +145,7 @@ pub(super) fn ensure_root_is_unused(bundle: &Bundle) -> Result<()> {
 /// # Errors
 /// When the snapshot would mean something else on it.
 pub(super) fn root_of_same_image(manifest: &Manifest, bundle: &Bundle) -> Result<Root> {
-    let root = snapshot::probe(&bundle.rootfs)?;
-    let differences = manifest.root.differences(root.identity());
+    let (root, differences) = snapshot::probe(&bundle.rootfs)?.compared_with(&manifest.root)?;
     if differences.is_empty() {
         return Ok(root);
     }

@@ -132,6 +132,29 @@ impl Root {
         &self.identity
     }
 
+    /// The same root, whose identity is complete: it tells, too, what the uppermost lower layer
+    /// holds, if that is small.
+    pub fn described(mut self) -> Result<Self> {
+        if let Some(overlay) = &self.overlay {
+            let layer = &mut self.identity.lowers[0];
+            layer.digest = lower::digest_of(&overlay.layers[0], overlay.prefix)
+                .with_context(|| format!("reading the layer {}", layer.path))?;
+        }
+        Ok(self)
+    }
+
+    /// This root, and what speaks against it showing the same image below as `was` did. What a layer
+    /// holds is read only if nothing else tells that it is the same.
+    pub fn compared_with(self, was: &RootIdentity) -> Result<(Self, Vec<String>)> {
+        let differences = was.differences(&self.identity);
+        if differences.is_empty() {
+            return Ok((self, differences));
+        }
+        let root = self.described()?;
+        let differences = was.differences(&root.identity);
+        Ok((root, differences))
+    }
+
     /// What the layers below an overlay show, as a directory; `None` where there are none.
     pub fn lower_layers(&self) -> Result<Option<OwnedFd>> {
         self.overlay.as_ref().map(Overlay::lower_view).transpose()
@@ -379,11 +402,9 @@ fn open_overlay(path: &Path, mount: &Mount) -> Result<(Overlay, Vec<LayerIdentit
     if layers.is_empty() {
         bail!("it has no lower directory");
     }
-    let mut identities =
+    let identities =
         layers.iter().chain(&data_only).map(identity_of).collect::<Result<Vec<_>>>()?;
     let prefix = if options.user_xattr { "user.overlay." } else { "trusted.overlay." };
-    identities[0].digest = lower::digest_of(&layers[0].1, prefix)
-        .with_context(|| format!("reading the layer {}", layers[0].0.display()))?;
     let fds = |list: Vec<(PathBuf, OwnedFd)>| list.into_iter().map(|(_, fd)| fd).collect();
     let overlay =
         Overlay { upper: upper.1, prefix, layers: fds(layers), data_only: fds(data_only), options };
