@@ -149,10 +149,7 @@ impl<'a> Dump<'a> {
 
     /// Makes room for what CRIU will write of these processes, where it will.
     pub(super) fn make_room(&self, processes: &[i32]) -> Option<Room> {
-        // Of a container that ends, nobody waits for the next tick.
-        let goes_on = self.request.leave_running;
-        let make = || Room::make(&self.images(), self.memory.is_none(), resident(processes));
-        goes_on.then(make).flatten()
+        Room::make(&self.images(), self.memory.is_none(), resident(processes))
     }
 
     /// Moves the images to the image directory, if they are not there.

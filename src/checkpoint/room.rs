@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags, open};
 
 use super::memory::machine;
 use crate::sys::memory::Memory as Machine;
@@ -36,7 +37,10 @@ impl Room {
     }
 
     fn of(directory: &Path, size: u64) -> Result<Self> {
-        let mut file = tempfile::tempfile_in(directory).context("making a file")?;
+        // Where no file can be without a name, as on NFS, bytes may travel as soon as they are written.
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = open(directory, flags, Mode::RUSR | Mode::WUSR).context("making a file")?;
+        let mut file = File::from(file);
         // As much at a time as the pipe holds from which CRIU writes.
         let piece = vec![0; 1 << 20];
         for _ in 0..size.div_ceil(1 << 20) {
