@@ -8,9 +8,9 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use support::{Bundle, Container, Machine};
+use support::{Bundle, Container, Machine, owner_of_lock};
 
 /// Writes numbers to a log, and remembers the last.
 const COUNT: &str = "exec 3>/data/log; i=0; while :; do i=$((i+1)); echo $i >&3; done";
@@ -111,17 +111,8 @@ on_each_runtime!(what_criu_leaves_out_is_added_under_its_dump, |machine: &Machin
     container.checkpoint(&images, &["--file-locks", "--leave-running"]).unwrap();
     container.kill();
     let restored = bundle.restore(&images, &["--file-locks"]).unwrap();
-    let file = File::options().write(true).open(bundle.path("/data/locked-by-child.0")).unwrap();
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 2,
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(&file, FcntlArg::F_GETLK(&mut lock)).unwrap();
-    assert_eq!(i32::from(lock.l_type), libc::F_WRLCK);
-    assert!(restored.processes().contains(&lock.l_pid), "{}", lock.l_pid);
+    let owner = owner_of_lock(&bundle.path("/data/locked-by-child.0"), 2).unwrap();
+    assert!(restored.processes().contains(&owner), "{owner}");
 });
 
 /// A checkpoint and a restore, and both once more.

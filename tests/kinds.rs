@@ -17,8 +17,8 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
 use serde_json::{Value, json};
 use support::{
-    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, outcome, restore,
-    restore_command, run, table,
+    Bundle, Control, Machine, Terminal, Told, by_shell, holds, in_shell, outcome, owner_of_lock,
+    restore, restore_command, run, table,
 };
 
 /// Requests, and what is answered.
@@ -1113,21 +1113,6 @@ on_each_runtime!(a_tun_device_that_is_kept_with_its_interface, |machine| {
         assert!(held.bundle.path("/data/since").exists(), "nothing was changed");
     }
 });
-
-/// Who has a lock of a range that holds this byte of a file.
-fn owner_of_lock(path: &Path, byte: i64) -> Option<i32> {
-    use nix::fcntl::{FcntlArg, fcntl};
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut range = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: byte,
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(&file, FcntlArg::F_GETLK(&mut range)).unwrap();
-    (i32::from(range.l_type) != libc::F_UNLCK).then_some(range.l_pid)
-}
 
 /// Who has which byte, of the container's first process and its child.
 fn owners(held: &Held<'_>, name: &str) -> Vec<(i64, &'static str)> {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::aside::Cover;
-use super::directory::resident;
 use super::foresight::{self, Foreseen};
 use super::locks::Locks;
 use super::memory::Memory;
@@ -73,7 +72,7 @@ struct Ready<'a> {
 }
 
 impl<'a> Dump<'a> {
-    /// Opens the door to the CRIU that the runtime will start.
+    /// Opens the door to the CRIU that the runtime will start, and that will write `needed` bytes.
     pub(super) fn begin(
         request: &'a Request,
         container: &'a Container,
@@ -81,12 +80,13 @@ impl<'a> Dump<'a> {
         guardian: Guardian,
         directory: &'a ImageDirectory,
         timeline: Timeline,
+        needed: u64,
     ) -> Result<Self> {
         let door = Door::open()?;
         guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         let diverted = Diverted::to(door.directory(), &request.runtime);
-        let memory = Memory::for_images(request, &container.freezer.processes()?)?;
+        let memory = Memory::for_images(request, needed)?;
         Ok(Self {
             request,
             container,
@@ -147,9 +147,9 @@ impl<'a> Dump<'a> {
         Ok(Dumped { manifest, parts, locks })
     }
 
-    /// Makes room for what CRIU will write of these processes, where it will.
-    pub(super) fn make_room(&self, processes: &[i32]) -> Option<Room> {
-        Room::make(&self.images(), self.memory.is_none(), resident(processes))
+    /// Makes room for so many bytes where CRIU will write them.
+    pub(super) fn make_room(&self, needed: u64) -> Option<Room> {
+        Room::make(&self.images(), self.memory.is_none(), needed)
     }
 
     /// Moves the images to the image directory, if they are not there.

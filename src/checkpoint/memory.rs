@@ -13,7 +13,6 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::Request;
-use super::directory::resident;
 use crate::container::memory_left;
 use crate::sys::direct::Stream;
 use crate::sys::memory::Memory as Machine;
@@ -37,9 +36,8 @@ pub enum Stage {
 pub(super) struct Memory(OwnedFd);
 
 impl Memory {
-    /// Makes room for the images of `processes`, if that is wished and can be.
-    pub(super) fn for_images(request: &Request, processes: &[i32]) -> Result<Option<Self>> {
-        let needed = resident(processes);
+    /// Makes room for images of so many bytes, if that is wished and can be.
+    pub(super) fn for_images(request: &Request, needed: u64) -> Result<Option<Self>> {
         match request.stage {
             Stage::Disk => return Ok(None),
             _ if must_be_on_disk(request) => return Ok(None),
@@ -97,7 +95,7 @@ pub(super) fn machine() -> Result<Machine> {
 /// The page cache is quicker than a tmpfs, until the kernel writes to the disk what is in it: that
 /// takes a processor and locks of the file system from CRIU.
 fn gains(machine: &Machine, needed: u64) -> bool {
-    machine.dirty + needed > machine.limit && needed < machine.available / 2
+    machine.would_write(needed) && machine.has_plenty(needed)
 }
 
 fn ensure_room(machine: &Machine, needed: u64) -> Result<()> {

@@ -48,6 +48,7 @@ use crate::store::policy::{self, Filesystem};
 use aside::Cover;
 pub use aside::{SeenAhead, UNMAP, bytes_of, rules, set_aside, settled, with_standing};
 pub use directory::ImageDirectory;
+use directory::resident;
 use dump::{Dump, Dumped};
 pub use finish::finish;
 pub use memory::Stage;
@@ -138,13 +139,13 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
         copy_first(&container, root, request, filesystem, &directory, &guardian)
     })?;
     fault::point("pre-copied");
-    directory.ensure_space(&container.freezer.processes()?)?;
+    let needed = resident(&container.freezer.processes()?);
+    directory.ensure_space(needed)?;
 
     let notice =
         if request.leave_running { None } else { Notice::give(&request.runtime, &request.id)? };
-    let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline)?;
-    let processes = container.freezer.processes()?;
-    let room = dump.timeline.time("room", || dump.make_room(&processes));
+    let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline, needed)?;
+    let room = dump.timeline.time("room", || dump.make_room(needed));
     let Dumped { manifest, parts, locks } = dump.run(manifest, staged, room)?;
     notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;

@@ -29,6 +29,9 @@ impl Room {
     /// Makes room for so many bytes in a directory, in memory or on disk, if that is gentle. Without
     /// it the pause is longer, and that is all.
     pub(super) fn make(directory: &Path, on_disk: bool, needed: u64) -> Option<Self> {
+        if needed < SMALL {
+            return None;
+        }
         let made = machine().and_then(|machine| {
             let gentle = is_gentle(&machine, on_disk, needed);
             gentle.then(|| Self::of(directory, needed)).transpose()
@@ -52,9 +55,7 @@ impl Room {
 
 /// Whether nothing else is pushed out of memory for it, and nothing of it gets on its way to the disk.
 fn is_gentle(machine: &Machine, on_disk: bool, needed: u64) -> bool {
-    needed >= SMALL
-        && needed < machine.available / 2
-        && !(on_disk && machine.dirty + needed > machine.limit)
+    machine.has_plenty(needed) && !(on_disk && machine.would_write(needed))
 }
 
 #[cfg(test)]
@@ -65,7 +66,8 @@ mod tests {
     fn room_is_made_where_nobody_else_has_to_leave() {
         let machine = Machine { available: 16 << 30, dirty: 1 << 30, limit: 3 << 30 };
         assert!(is_gentle(&machine, true, 1 << 30));
-        assert!(!is_gentle(&machine, true, 1 << 20), "it is not worth it");
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Room::make(directory.path(), false, 1 << 20).is_none(), "it is not worth it");
         assert!(!is_gentle(&machine, true, 5 << 29), "the kernel would begin to write");
         assert!(is_gentle(&machine, false, 5 << 29));
         assert!(!is_gentle(&machine, false, 9 << 30), "there is too little memory");

@@ -50,9 +50,8 @@ fn place(file: &FileEntry) -> Option<(u32, Place<'_>)> {
 
 /// What a process has mapped, and its program, each with its table of file descriptors.
 fn mapped(task: &Task) -> impl Iterator<Item = (u32, u32)> + '_ {
-    let table = task.ids.map_or(0, |ids| ids.files);
     let files = task.mm.iter().flat_map(|mm| mm.mapped.iter().copied().chain([mm.exe]));
-    files.map(move |file| (table, file))
+    files.filter_map(|file| Some((task.table()?, file)))
 }
 
 /// Those of a process that may be running.

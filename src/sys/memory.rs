@@ -16,6 +16,16 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Whether the kernel begins to write what is dirty if there are so many bytes more.
+    pub fn would_write(&self, more: u64) -> bool {
+        self.dirty + more > self.limit
+    }
+
+    /// Whether half of what is available is enough.
+    pub fn has_plenty(&self, needed: u64) -> bool {
+        needed < self.available / 2
+    }
+
     /// As it is now.
     pub fn read() -> Result<Self> {
         let [available, dirty, writeback] =

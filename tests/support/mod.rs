@@ -45,7 +45,7 @@ pub use self::{
     podman::{IMAGE, Podman, WRONG_LINE},
     probe::Probe,
     random::{Dice, all_paths, change, changes, node, set_times},
-    rules::{by_shell, find, held, holds, restore, restore_command, table},
+    rules::{by_shell, find, held, holds, owner_of_lock, restore, restore_command, table},
     session::{Terminal, holders, in_shell, lending},
     told::{Told, listed, outcome, status_of},
     tree::{Tree, tree_of},

@@ -1,7 +1,10 @@
 //! Restores with rules, and what the open files are before and after.
 
+use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use serde_json::Value;
 
 use super::bundle::Bundle;
@@ -62,4 +65,18 @@ pub fn restore(
 pub fn by_shell(command: &Command, how: &str) -> Result<(), String> {
     let (success, _, said) = outcome(&mut in_shell(command, how));
     if success { Ok(()) } else { Err(said) }
+}
+
+/// Who has a lock of a range that holds this byte of a file.
+pub fn owner_of_lock(path: &Path, byte: i64) -> Option<i32> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut range = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_GETLK(&mut range)).unwrap();
+    (i32::from(range.l_type) != libc::F_UNLCK).then_some(range.l_pid)
 }

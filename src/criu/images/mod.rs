@@ -154,6 +154,13 @@ pub struct Task {
     pub fs: Option<Fs>,
 }
 
+impl Task {
+    /// Its table of file descriptors; none for a process that has ended.
+    pub fn table(&self) -> Option<u32> {
+        self.ids.map(|ids| ids.files)
+    }
+}
+
 /// What a checkpoint says of its open files.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -219,7 +226,7 @@ impl Images {
     /// table have each of its entries.
     pub fn fds(&self) -> impl Iterator<Item = (i32, FdEntry)> + '_ {
         self.tasks.iter().flat_map(|task| {
-            let table = task.ids.and_then(|ids| self.tables.get(&ids.files));
+            let table = task.table().and_then(|table| self.tables.get(&table));
             table.into_iter().flatten().map(|fd| (task.tree.pid, *fd))
         })
     }
@@ -227,11 +234,11 @@ impl Images {
     /// Every file descriptor, by its process and its number: the table that it is in, and its open file.
     pub fn descriptors(&self) -> HashMap<(i32, i32), (u32, u32)> {
         let of_task = |task: &Task| {
-            let (pid, table) = (task.tree.pid, task.ids.map_or(0, |ids| ids.files));
-            let fds = self.tables.get(&table).into_iter().flatten();
-            fds.map(move |fd| ((pid, fd.fd), (table, fd.file)))
+            let (pid, table) = (task.tree.pid, task.table()?);
+            let fds = self.tables.get(&table)?;
+            Some(fds.iter().map(move |fd| ((pid, fd.fd), (table, fd.file))))
         };
-        self.tasks.iter().flat_map(of_task).collect()
+        self.tasks.iter().filter_map(of_task).flatten().collect()
     }
 
     /// The identifiers of tun devices. Each has an entry of type REG before its own, with the same
@@ -273,7 +280,7 @@ pub fn mount_keys(dir: &ImageDir) -> Result<Vec<crate::bytes::ByteString>> {
 
 fn read_tables(dir: &ImageDir, tasks: &[Task]) -> Result<BTreeMap<u32, Vec<FdEntry>>> {
     let mut tables = BTreeMap::new();
-    for id in tasks.iter().filter_map(|task| task.ids).map(|ids| ids.files) {
+    for id in tasks.iter().filter_map(Task::table) {
         if let Entry::Vacant(table) = tables.entry(id) {
             table.insert(dir.all(Kind::FdInfo, &format!("fdinfo-{id}.img"), FdEntry::read)?);
         }
