@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::criu::{action, interposer};
+use crate::criu::{action, archiver, interposer};
 use crate::guardian;
 use crate::hooks;
 
@@ -14,6 +14,7 @@ pub fn named() -> Option<fn() -> ExitCode> {
         guardian::NAME => Some(guardian::main),
         interposer::NAME => Some(interposer::main),
         action::NAME => Some(hooks::action::main),
+        archiver::NAME => Some(hooks::archiver::main),
         hooks::oci::NAME => Some(hooks::oci::main),
         _ => None,
     }

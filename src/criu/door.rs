@@ -5,6 +5,7 @@
 //! ```text
 //! door            the socket
 //! bin/criu        first on the runtime's PATH: this program, as the interposer
+//! tools/tar       next on it, and on CRIU's: this program, as the archiver
 //! criu-action     CRIU's action script: this program again
 //! criu.conf       CRIU's configuration, written when CRIU is admitted
 //! plugins/        where CRIU finds its plugins, and ours; made when it needs ours
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::config::Configuration;
-use super::{action, interposer, plugin};
+use super::{action, archiver, interposer, plugin};
 use crate::hint::WithHint;
 use crate::sys::process::{find_program, search_path};
 use crate::sys::socket::{Channel, Listener};
@@ -32,6 +33,12 @@ pub const VARIABLE: &str = "OCICLE_DOOR";
 
 /// The one that names the real CRIU, for a call that need not come to the door.
 pub(super) const PROGRAM: &str = "OCICLE_CRIU";
+
+/// Where the interposer is.
+pub(super) const BINARIES: &str = "bin";
+
+/// Where the archiver is.
+const TOOLS: &str = "tools";
 
 /// Where the directories are.
 const RUN: &str = "/run/ocicle";
@@ -121,12 +128,14 @@ impl Door {
             .tempdir_in(RUN)
             .with_context(|| format!("making a directory in {RUN}"))?;
         let ourselves = fs::read_link("/proc/self/exe").context("finding this program")?;
-        let binaries = directory.path().join("bin");
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&binaries)
-            .context("making the interposer's directory")?;
-        symlink(&ourselves, binaries.join(interposer::NAME)).context("placing the interposer")?;
+        for (place, name) in [(BINARIES, interposer::NAME), (TOOLS, archiver::NAME)] {
+            let place = directory.path().join(place);
+            DirBuilder::new()
+                .mode(0o700)
+                .create(&place)
+                .and_then(|()| symlink(&ourselves, place.join(name)))
+                .with_context(|| format!("placing {name} in {}", place.display()))?;
+        }
         symlink(&ourselves, directory.path().join(action::NAME))
             .context("placing the action script")?;
         let listener = Listener::bind(&directory.path().join("door"))?;
@@ -145,11 +154,20 @@ impl Door {
 
     /// The environment that leads a runtime's CRIU here.
     pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
-        let path = search_path();
-        let first = std::iter::once(self.directory.path().join("bin"));
-        let path = std::env::join_paths(first.chain(std::env::split_paths(&path)))?;
+        let path = self.path_with(&[BINARIES, TOOLS])?;
         let door = self.directory.path().join("door");
         Ok(vec![("PATH", path), (VARIABLE, door.into()), (PROGRAM, self.criu.clone().into())])
+    }
+
+    /// The environment of a runtime whose CRIU passes by, and only finds the archiver.
+    pub fn environment_outside(&self) -> Result<Vec<(&'static str, OsString)>> {
+        Ok(vec![("PATH", self.path_with(&[TOOLS])?)])
+    }
+
+    fn path_with(&self, first: &[&str]) -> Result<OsString> {
+        let path = search_path();
+        let first = first.iter().map(|place| self.directory.path().join(place));
+        Ok(std::env::join_paths(first.chain(std::env::split_paths(&path)))?)
     }
 
     /// Lets the next one come forward.

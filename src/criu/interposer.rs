@@ -145,8 +145,10 @@ fn place(fd: &OwnedFd, wanted: RawFd) -> Result<()> {
 fn path_without_us() -> Result<OsString> {
     let path = crate::sys::process::search_path();
     let door = std::env::var_os(super::door::VARIABLE).map(PathBuf::from);
-    let ours =
-        door.as_deref().and_then(|door| door.parent()).map(|directory| directory.join("bin"));
+    let ours = door
+        .as_deref()
+        .and_then(|door| door.parent())
+        .map(|directory| directory.join(super::door::BINARIES));
     let others = std::env::split_paths(&path).filter(|directory| Some(directory) != ours.as_ref());
     Ok(std::env::join_paths(others)?)
 }

@@ -4,9 +4,10 @@
 //! the [`interposer`]: it asks ocicle for admission over the [`door`], takes along the file
 //! descriptors that replace open files and a [configuration file](config), and becomes the real
 //! CRIU, with a [plugin] where open files are set aside. CRIU in turn calls the [`action`] script,
-//! which comes to the same door.
+//! which comes to the same door, and the [archiver] for each tmpfs.
 
 pub mod action;
+pub mod archiver;
 pub mod config;
 pub mod door;
 pub mod failure;

@@ -1,12 +1,10 @@
 //! Walking a tar archive that anybody may have made: nothing is unpacked, and nothing is kept but
 //! the header in hand.
 
-use std::io::{self, Read};
-
 use anyhow::{Context, Result, bail};
-use tar_core::parse::{Limits, ParseEvent, Parser};
 
 use super::content::{Content, Part};
+use crate::snapshot::{Headers, Limits, padding};
 
 /// Members of one archive; none that holds a checkpoint has as many.
 const MEMBERS: usize = 1 << 20;
@@ -14,7 +12,6 @@ const MEMBERS: usize = 1 << 20;
 const METADATA: u32 = 64 << 10;
 /// The longest path: Linux's own limit.
 const PATH: u32 = 4096;
-const BLOCK: usize = 512;
 
 /// A regular file of an archive.
 pub(super) struct Member {
@@ -33,84 +30,31 @@ pub(super) fn walk(
 ) -> Result<()> {
     let limits =
         Limits { max_metadata_size: METADATA, max_path_len: Some(PATH), ..Limits::default() };
-    let mut headers = Headers { parser: Parser::new(limits), buffer: Vec::new() };
+    let mut headers = Headers::new(limits);
     for _ in 0..MEMBERS {
-        let Some(header) = headers.next(archive)? else { return Ok(()) };
-        let padding = header.member.size.wrapping_neg() % BLOCK as u64;
-        let mut content = Part::new(archive, header.member.size);
-        if header.regular {
-            visit(&header.member, &mut content).with_context(|| {
-                format!("reading {}", crate::bytes::ByteString::from(&header.member.path[..]))
+        let member = headers.next(archive, |entry, stretches| {
+            let sparse = stretches.is_some();
+            let member = Member { path: entry.path.to_vec(), size: entry.size, sparse };
+            (member, entry.is_file() || sparse)
+        })?;
+        let Some((member, is_regular)) = member else { return Ok(()) };
+        let mut content = Part::new(archive, member.size);
+        if is_regular {
+            visit(&member, &mut content).with_context(|| {
+                format!("reading {}", crate::bytes::ByteString::from(&member.path[..]))
             })?;
         }
         content.pass_rest()?;
-        archive.pass(padding)?;
+        archive.pass(padding(member.size))?;
     }
     bail!("it has more than {MEMBERS} members")
-}
-
-struct Header {
-    member: Member,
-    regular: bool,
-}
-
-struct Headers {
-    parser: Parser,
-    buffer: Vec<u8>,
-}
-
-impl Headers {
-    /// Reads to the end of the next member's headers. `None` at the end of the archive.
-    fn next(&mut self, archive: &mut dyn Content) -> Result<Option<Header>> {
-        self.buffer.clear();
-        loop {
-            let (consumed, header) = match self.parser.parse(&self.buffer)? {
-                ParseEvent::NeedData { min_bytes } => {
-                    if !self.fill(archive, min_bytes)? {
-                        return Ok(None);
-                    }
-                    continue;
-                }
-                ParseEvent::End { .. } => return Ok(None),
-                ParseEvent::GlobalExtensions { consumed, .. } => (consumed, None),
-                ParseEvent::Entry { consumed, entry } => (consumed, Some(header(&entry, false))),
-                ParseEvent::SparseEntry { consumed, entry, .. } => {
-                    (consumed, Some(header(&entry, true)))
-                }
-            };
-            self.buffer.drain(..consumed);
-            if header.is_some() {
-                // No more than the parser asked for was read, so that the bytes follow.
-                anyhow::ensure!(self.buffer.is_empty(), "a header is shorter than it says");
-                return Ok(header);
-            }
-        }
-    }
-
-    /// Makes so many bytes available. `false` when the archive ends before its next header.
-    fn fill(&mut self, mut archive: &mut dyn Content, bytes: usize) -> Result<bool> {
-        let have = self.buffer.len();
-        let wanted = bytes.next_multiple_of(BLOCK);
-        anyhow::ensure!(wanted <= 4 * METADATA as usize, "a header has more than {METADATA} bytes");
-        let missing = (wanted - have) as u64;
-        let read = (&mut archive).take(missing).read_to_end(&mut self.buffer)?;
-        match read as u64 {
-            read if read == missing => Ok(true),
-            // Some writers leave the two empty blocks at the end away.
-            0 if have == 0 => Ok(false),
-            _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).context("it is cut off"),
-        }
-    }
-}
-
-fn header(entry: &tar_core::parse::ParsedEntry<'_>, sparse: bool) -> Header {
-    let member = Member { path: entry.path.to_vec(), size: entry.size, sparse };
-    Header { member, regular: entry.is_file() || sparse }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+
     use proptest::prelude::*;
 
     fn members(mut archive: &[u8]) -> Result<Vec<(String, u64, Vec<u8>)>> {

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
@@ -120,9 +119,11 @@ pub(super) fn run(
     // CRIU that is told nothing need not come to the door, which costs a start of this program for
     // each of the runtime's calls of it.
     let comes = !(view.configuration.is_empty() && fds.is_empty());
-    let environment = if comes { door.environment()? } else { Vec::new() };
-    let mut runtime = start(&diverted.runtime.command_line(&rest), environment)?;
-    let ended = attend(&mut runtime, door, &view.configuration, &fds, &signals)?;
+    let environment = if comes { door.environment()? } else { door.environment_outside()? };
+    let command = diverted.runtime.command_line(&rest);
+    let runtime = spawn::with_signals(&command, &environment)
+        .with_context(|| format!("executing {}", Path::new(&command[0]).display()))?;
+    let ended = attend(runtime, door, &view.configuration, &fds, &signals)?;
 
     let mut logs = Logs::of(&request.runtime, &request.id, &request.images, since);
     logs.look_in(request.work.as_deref());
@@ -163,35 +164,27 @@ fn arguments(
     rest
 }
 
-fn start(command: &[OsString], environment: Vec<(&str, OsString)>) -> Result<Child> {
-    let mut runtime = Command::new(&command[0]);
-    runtime.args(&command[1..]).envs(environment);
-    spawn::with_signals(runtime)
-        .with_context(|| format!("executing {}", Path::new(&command[0]).display()))
-}
-
 /// Answers at the door and hands on signals until the runtime ends.
 fn attend(
-    runtime: &mut Child,
+    runtime: Pid,
     door: &Door,
     configuration: &Configuration,
     fds: &[BorrowedFd<'_>],
     signals: &Signals,
 ) -> Result<Ended> {
-    let process = i32::try_from(runtime.id())?;
-    while let Some(end) = pidfd(process)? {
+    while let Some(end) = pidfd(runtime.as_raw())? {
         let ready = wait_readable(&[door.as_fd(), signals.as_fd(), end.as_fd()], None)?;
         if ready[0] {
             attend_visitor(door, configuration, fds)?;
         }
         if ready[1] {
-            forward(signals, process)?;
+            forward(signals, runtime)?;
         }
         if ready[2] {
             break;
         }
     }
-    Ok(runtime.wait().context("waiting for the runtime")?.into())
+    Ok(spawn::wait(runtime).context("waiting for the runtime")?.into())
 }
 
 fn attend_visitor(
@@ -212,10 +205,10 @@ fn attend_visitor(
 }
 
 /// Hands on what has come.
-fn forward(signals: &Signals, process: i32) -> Result<()> {
+fn forward(signals: &Signals, runtime: Pid) -> Result<()> {
     while let Some(came) = signals.next()? {
         // It may just have ended.
-        let _ = kill(Pid::from_raw(process), came.signal);
+        let _ = kill(runtime, came.signal);
     }
     Ok(())
 }

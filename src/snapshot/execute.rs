@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, FileType, Mode, makedev};
+use rustix::fs::{AtFlags, Mode};
 use serde::Serialize;
 
 use super::attributes::{Found, Shape, apply};
 use super::copy::{Way, copy_file};
 use super::index::{Content, Entry, Kind, Meta};
+use super::node::make_node;
 use super::plan::{Action, Plan, Verb, look_lower};
 use super::{Progress, remove, shown, split};
 use crate::bytes::ByteString;
@@ -189,45 +190,23 @@ impl Plan<'_> {
         path: &[u8],
         progress: &dyn Progress,
     ) -> Result<u64> {
-        let node = |kind: FileType, major: u32, minor: u32| -> Result<u64> {
-            let mode = Mode::RUSR | Mode::WUSR;
-            rustix::fs::mknodat(dir, name, kind, mode, makedev(major, minor))?;
-            Ok(0)
-        };
-        let link = |target: &[u8]| -> Result<u64> {
-            rustix::fs::symlinkat(target, dir, name)?;
-            Ok(0)
-        };
         match made {
-            Made::Entry(entry) => match &entry.kind {
-                Kind::File { size, content } => {
-                    let file = fs::create_file(dir, name)?;
-                    if self.clone_held(path, *size, &file).unwrap_or(false) {
-                        progress.advance(content.length);
-                        return Ok(0);
-                    }
-                    self.write(&file.into(), *size, content, progress)
+            Made::Entry(Entry { kind: Kind::File { size, content }, .. }) => {
+                let file = fs::create_file(dir, name)?;
+                if self.clone_held(path, *size, &file).unwrap_or(false) {
+                    progress.advance(content.length);
+                    return Ok(0);
                 }
-                Kind::Symlink { target } => link(target.as_bytes()),
-                Kind::Char { major, minor } => node(FileType::CharacterDevice, *major, *minor),
-                Kind::Block { major, minor } => node(FileType::BlockDevice, *major, *minor),
-                Kind::Fifo => node(FileType::Fifo, 0, 0),
-                Kind::Socket => node(FileType::Socket, 0, 0),
-                Kind::Dir { .. } | Kind::Link { .. } | Kind::Whiteout => bail!("it is no inode"),
-            },
-            Made::Lower(found, entry) => match &found.shape {
-                Shape::File => {
-                    let target = fs::create_file(dir, name)?;
-                    Ok(copy_file(&fs::open_for_reading(entry)?, &target, Way::Cache)?.moved())
-                }
-                Shape::Symlink(target) => link(target),
-                Shape::Char(major, minor) => node(FileType::CharacterDevice, *major, *minor),
-                Shape::Block(major, minor) => node(FileType::BlockDevice, *major, *minor),
-                Shape::Fifo => node(FileType::Fifo, 0, 0),
-                Shape::Socket => node(FileType::Socket, 0, 0),
-                Shape::Dir => bail!("it is no inode"),
-            },
+                return self.write(&file.into(), *size, content, progress);
+            }
+            Made::Lower(Found { shape: Shape::File, .. }, entry) => {
+                let target = fs::create_file(dir, name)?;
+                return Ok(copy_file(&fs::open_for_reading(entry)?, &target, Way::Cache)?.moved());
+            }
+            Made::Entry(entry) => make_node(dir, name, &shape(&entry.kind)?)?,
+            Made::Lower(found, _) => make_node(dir, name, &found.shape)?,
         }
+        Ok(0)
     }
 
     /// Shares the bytes of the same file in a snapshot that is held on this file system, if there is
@@ -308,6 +287,20 @@ impl Plan<'_> {
         let dir = fs::open_dir(self.root.top(), parent)?;
         apply(fs::open_entry(dir, name)?.context("it is gone")?, made.meta())
     }
+}
+
+/// What an inode without bytes is.
+fn shape(kind: &Kind) -> Result<Shape> {
+    Ok(match kind {
+        Kind::Symlink { target } => Shape::Symlink(target.as_bytes().to_vec()),
+        Kind::Char { major, minor } => Shape::Char(*major, *minor),
+        Kind::Block { major, minor } => Shape::Block(*major, *minor),
+        Kind::Fifo => Shape::Fifo,
+        Kind::Socket => Shape::Socket,
+        Kind::File { .. } | Kind::Dir { .. } | Kind::Link { .. } | Kind::Whiteout => {
+            bail!("it is no inode without bytes")
+        }
+    })
 }
 
 /// Lets `make` make something under a temporary name, then gives it `name`: whoever dies in between

@@ -30,13 +30,16 @@ mod execute;
 mod index;
 mod layer;
 mod lower;
+mod node;
 mod pack;
 mod part;
 mod plan;
 mod probe;
 mod remove;
 mod stage;
+mod stored;
 mod tar;
+mod tree;
 mod walk;
 
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
@@ -51,6 +54,8 @@ pub use part::{Lookup, Part};
 pub use plan::{Action, Plan, Verb, plan};
 pub use probe::{LayerIdentity, Root, RootIdentity, probe};
 pub use stage::{CopyStats, Stage};
+pub use tar::{Headers, Limits, padding};
+pub use tree::{LeadsOut, pack_tree, unpack_tree};
 
 /// Told how far long work has come. The core draws nothing.
 pub trait Progress: Sync {

@@ -5,12 +5,12 @@
 
 use std::io::{self, Write};
 
-use super::index::Meta;
+use crate::snapshot::index::Meta;
 
 const BLOCK: u64 = 512;
 
 /// What a member is.
-pub(super) enum Member<'a> {
+pub(in crate::snapshot) enum Member<'a> {
     Dir,
     /// Length, and the stretches of data if it has holes.
     File(u64, &'a [(u64, u64)]),
@@ -37,24 +37,24 @@ impl Member<'_> {
 }
 
 /// A tar being written, which knows how many bytes it has.
-pub(super) struct Writer<W> {
+pub(in crate::snapshot) struct Writer<W> {
     to: W,
     at: u64,
 }
 
 impl<W: Write> Writer<W> {
-    pub(super) fn new(to: W) -> Self {
+    pub(in crate::snapshot) fn new(to: W) -> Self {
         Self { to, at: 0 }
     }
 
     /// Where the next byte goes.
-    pub(super) fn position(&self) -> u64 {
+    pub(in crate::snapshot) fn position(&self) -> u64 {
         self.at
     }
 
     /// Writes the header of a member. The stored bytes of a file follow by [`Self::data`], then
     /// [`Self::pad`].
-    pub(super) fn header(
+    pub(in crate::snapshot) fn header(
         &mut self,
         path: &[u8],
         meta: &Meta,
@@ -118,26 +118,26 @@ impl<W: Write> Writer<W> {
     }
 
     /// Bytes of the member whose header was written last.
-    pub(super) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::snapshot) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.at += bytes.len() as u64;
         self.to.write_all(bytes)
     }
 
     /// Fills the last block of a member.
-    pub(super) fn pad(&mut self) -> io::Result<()> {
+    pub(in crate::snapshot) fn pad(&mut self) -> io::Result<()> {
         let missing = self.at.next_multiple_of(BLOCK) - self.at;
         self.data(&[0; BLOCK as usize][..missing as usize])
     }
 
     /// Writes the two empty blocks at the end.
-    pub(super) fn finish(mut self) -> io::Result<W> {
+    pub(in crate::snapshot) fn finish(mut self) -> io::Result<W> {
         self.data(&[0; 2 * BLOCK as usize])?;
         Ok(self.to)
     }
 }
 
 /// Whether a file has holes.
-pub(super) fn is_sparse(length: u64, stretches: &[(u64, u64)]) -> bool {
+pub(in crate::snapshot) fn is_sparse(length: u64, stretches: &[(u64, u64)]) -> bool {
     length > 0 && stretches != [(0, length)]
 }
 
@@ -158,7 +158,7 @@ fn sparse_map(length: u64, stretches: &[(u64, u64)]) -> Vec<u8> {
 
 /// What a reader that knows no sparse members makes of one.
 fn sparse_name(path: &[u8]) -> Vec<u8> {
-    match super::split(path) {
+    match crate::snapshot::split(path) {
         Some((b"", name)) => [b"GNUSparseFile.0/", name].concat(),
         Some((parent, name)) => [parent, b"/GNUSparseFile.0/", name].concat(),
         None => path.to_vec(),

@@ -1,0 +1,90 @@
+//! The archiver's program, in the place of GNU tar below CRIU.
+//!
+//! Whatever it cannot do is left to the real tar, which then begins at the beginning: CRIU's dump
+//! or restore is none the worse for it.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use rustix::fs::SeekFrom;
+
+use crate::criu::archiver::{Call, NAME};
+use crate::snapshot::{LeadsOut, pack_tree, unpack_tree};
+use crate::sys::fs::open_host_dir;
+use crate::sys::process::{find_program, is_this_program};
+
+/// The archiver's program.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match Call::of(&arguments).map(|call| carry_out(&call)) {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("{NAME} (ocicle): {error:#}");
+            if error.is::<LeadsOut>() || error.is::<NoWayBack>() {
+                return ExitCode::FAILURE;
+            }
+        }
+        None => {}
+    }
+    let error = match become_tar(&arguments) {
+        Err(error) => error,
+        Ok(never) => match never {},
+    };
+    eprintln!("{NAME} (ocicle): {error:#}");
+    ExitCode::FAILURE
+}
+
+/// What was written or read cannot be taken back: standard input or output is no file.
+#[derive(Debug, thiserror::Error)]
+#[error("and it cannot begin again")]
+struct NoWayBack;
+
+fn carry_out(call: &Call) -> Result<()> {
+    let (stream, begin) = match call {
+        Call::Pack(_) => opened(&std::io::stdout())?,
+        Call::Unpack(_) => opened(&std::io::stdin())?,
+    };
+    work(call, &stream).map_err(|error| {
+        let is_back = begin.is_some_and(|begin| take_back(call, &stream, begin).is_ok());
+        if is_back { error } else { error.context(NoWayBack) }
+    })
+}
+
+fn work(call: &Call, stream: &File) -> Result<()> {
+    match call {
+        Call::Pack(directory) => pack_tree(&open_host_dir(directory)?, stream),
+        Call::Unpack(directory) => {
+            for left_out in unpack_tree(stream, &open_host_dir(directory)?)? {
+                eprintln!("{NAME} (ocicle): attributes are left out: {left_out}");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A standard stream without a buffer, and where it stands in its file.
+fn opened(stream: &impl AsFd) -> Result<(File, Option<u64>)> {
+    let stream: OwnedFd = stream.as_fd().try_clone_to_owned()?;
+    let begin = rustix::fs::tell(&stream).ok();
+    Ok((stream.into(), begin))
+}
+
+/// Makes a stream what it was before.
+fn take_back(call: &Call, stream: &File, begin: u64) -> Result<()> {
+    if let Call::Pack(_) = call {
+        stream.set_len(begin)?;
+    }
+    rustix::fs::seek(stream, SeekFrom::Start(begin))?;
+    Ok(())
+}
+
+fn become_tar(arguments: &[OsString]) -> Result<Infallible> {
+    let program = find_program(NAME, is_this_program).context("there is no tar on PATH")?;
+    Err(Command::new(&program).args(arguments).exec())
+        .with_context(|| format!("executing {}", program.display()))
+}

@@ -1,0 +1,7 @@
+//! Tar archives: written by us, read whoever has made them.
+
+mod read;
+mod write;
+
+pub use read::{Headers, Limits, Stretches, padding};
+pub(in crate::snapshot) use write::{Member, Writer, is_sparse};

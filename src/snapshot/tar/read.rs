@@ -1,0 +1,92 @@
+//! Reads the headers of a tar that anybody may have made. Nothing is kept but the header in hand.
+
+use std::io::{self, Read};
+
+use anyhow::{Context, Result, ensure};
+use tar_core::SparseEntry;
+pub use tar_core::parse::Limits;
+use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
+
+const BLOCK: usize = 512;
+
+/// How many bytes follow a member of that size, to the next header.
+pub fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
+}
+
+/// The length of a file that is stored without its holes, and the stretches that are stored.
+pub type Stretches<'a> = (u64, &'a [SparseEntry]);
+
+/// The headers of an archive, one after the other.
+pub struct Headers {
+    parser: Parser,
+    buffer: Vec<u8>,
+    /// What is read at once of one member's headers.
+    most: usize,
+}
+
+impl Headers {
+    /// Headers that are refused beyond `limits`.
+    pub fn new(limits: Limits) -> Self {
+        let most = 4 * limits.max_metadata_size as usize;
+        Self { parser: Parser::new(limits), buffer: Vec::new(), most }
+    }
+
+    /// The same; but numbers of PAX records that the parser cannot read are passed over. Times before
+    /// 1970 are among them, and it is the caller who has to look at the others.
+    pub(in crate::snapshot) fn of_any_time(limits: Limits) -> Self {
+        let mut headers = Self::new(limits);
+        headers.parser.set_ignore_pax_errors(true);
+        headers
+    }
+
+    /// Reads to the end of the next member's headers and shows it to `look`. Its bytes follow, and
+    /// their [`padding`]. `None` at the end of the archive.
+    ///
+    /// # Errors
+    /// When it is no tar, is cut off, or goes beyond the limits.
+    pub fn next<T>(
+        &mut self,
+        archive: &mut dyn Read,
+        look: impl FnOnce(&ParsedEntry<'_>, Option<Stretches<'_>>) -> T,
+    ) -> Result<Option<T>> {
+        self.buffer.clear();
+        loop {
+            let (consumed, seen) = match self.parser.parse(&self.buffer)? {
+                ParseEvent::NeedData { min_bytes } => {
+                    if !self.fill(archive, min_bytes)? {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                ParseEvent::End { .. } => return Ok(None),
+                ParseEvent::GlobalExtensions { consumed, .. } => {
+                    self.buffer.drain(..consumed);
+                    continue;
+                }
+                ParseEvent::Entry { consumed, entry } => (consumed, look(&entry, None)),
+                ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size } => {
+                    (consumed, look(&entry, Some((real_size, &sparse_map))))
+                }
+            };
+            // No more than the parser asked for was read, so that the bytes follow.
+            ensure!(consumed == self.buffer.len(), "a header is shorter than it says");
+            return Ok(Some(seen));
+        }
+    }
+
+    /// Makes so many bytes available. `false` when the archive ends before its next header.
+    fn fill(&mut self, archive: &mut dyn Read, bytes: usize) -> Result<bool> {
+        let have = self.buffer.len();
+        let wanted = bytes.next_multiple_of(BLOCK);
+        ensure!(wanted <= self.most, "a header has more than {} bytes", self.most);
+        let missing = (wanted - have) as u64;
+        let read = archive.take(missing).read_to_end(&mut self.buffer)?;
+        match read as u64 {
+            read if read == missing => Ok(true),
+            // Some writers leave the two empty blocks at the end away.
+            0 if have == 0 => Ok(false),
+            _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).context("it is cut off"),
+        }
+    }
+}

@@ -1,0 +1,604 @@
+//! A directory tree as one tar below gzip: the form in which CRIU keeps a tmpfs.
+//!
+//! GNU tar can unpack what is packed here, and what it packs is unpacked here, except for what it
+//! does not do for CRIU: owners by name, archives in several volumes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, bail, ensure};
+use flate2::read::MultiGzDecoder;
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+use tar_core::parse::ParsedEntry;
+use tar_core::{EntryType, PaxExtensions};
+
+use super::attributes::{Found, Shape, apply};
+use super::copy::stretches;
+use super::index::{Meta, PATH_LIMIT, STRETCH_LIMIT, Time};
+use super::node::make_node;
+use super::stored::Stored;
+use super::tar::{Headers, Limits, Member, Stretches, Writer, padding};
+use super::{join, shown, split};
+use crate::sys::fs;
+
+/// Bytes read or written at once.
+const BUFFER: usize = 256 << 10;
+
+/// Packs all that is in a directory, and on its file system, with its attributes. Sockets are left
+/// out, as tar does. Nothing is compressed: somebody may stand still for it.
+///
+/// # Errors
+/// When something cannot be read, or not be written.
+pub fn pack_tree(top: &OwnedFd, to: impl Write) -> Result<()> {
+    let gzip = Stored::new(BufWriter::with_capacity(BUFFER, to))?;
+    let mut packer =
+        Packer { tar: Writer::new(gzip), buffer: vec![0; BUFFER], first: HashMap::new() };
+    packer.pack(top)?;
+    packer.tar.finish()?.finish()?.flush().context("writing the archive")
+}
+
+struct Packer<W: Write> {
+    tar: Writer<Stored<BufWriter<W>>>,
+    buffer: Vec<u8>,
+    /// The first name of each inode that has several.
+    first: HashMap<(u64, u64), Vec<u8>>,
+}
+
+impl<W: Write> Packer<W> {
+    /// Packs each directory with all that is below it in one stretch: tar sets the attributes of one
+    /// as soon as a member comes that is elsewhere.
+    fn pack(&mut self, top: &OwnedFd) -> Result<()> {
+        let root = Found::look(top).context("reading the attributes of the root")?;
+        let device = root.device;
+        let mut pending = vec![(Vec::new(), root)];
+        while let Some((path, found)) = pending.pop() {
+            let dirs = self.pack_dir(top, &path, &found, found.device == device);
+            pending.extend(dirs.with_context(|| format!("packing {}", shown(&path)))?);
+        }
+        Ok(())
+    }
+
+    /// Packs a directory and what is in it, but the directories there, which it returns.
+    fn pack_dir(
+        &mut self,
+        top: &OwnedFd,
+        path: &[u8],
+        found: &Found,
+        with_content: bool,
+    ) -> Result<Vec<(Vec<u8>, Found)>> {
+        let name = if path.is_empty() { b".".to_vec() } else { join(b".", path) };
+        self.tar.header(&name, &found.meta, &Member::Dir)?;
+        let mut dirs = Vec::new();
+        if !with_content {
+            return Ok(dirs);
+        }
+        let dir = fs::open_dir(top, path)?;
+        for name in fs::names(&dir)? {
+            let entry = fs::open_entry(&dir, &name)?.context("a name in it is gone")?;
+            let found = Found::look(&entry)?;
+            let path = join(path, &name);
+            if found.shape == Shape::Dir {
+                dirs.push((path, found));
+            } else {
+                self.pack_entry(&path, &entry, &found)
+                    .with_context(|| format!("packing {}", shown(&path)))?;
+            }
+        }
+        Ok(dirs)
+    }
+
+    fn pack_entry(&mut self, path: &[u8], entry: &OwnedFd, found: &Found) -> Result<()> {
+        let name = join(b".", path);
+        if found.names > 1 {
+            if let Some(first) = self.first.get(&found.inode()) {
+                return Ok(self.tar.header(&name, &found.meta, &Member::Link(first))?);
+            }
+            self.first.insert(found.inode(), name.clone());
+        }
+        let member = match &found.shape {
+            Shape::File => return self.pack_file(&name, entry, found),
+            Shape::Socket | Shape::Dir => return Ok(()),
+            Shape::Symlink(target) => Member::Symlink(target),
+            Shape::Char(major, minor) => Member::Char(*major, *minor),
+            Shape::Block(major, minor) => Member::Block(*major, *minor),
+            Shape::Fifo => Member::Fifo,
+        };
+        Ok(self.tar.header(&name, &found.meta, &member)?)
+    }
+
+    fn pack_file(&mut self, name: &[u8], entry: &OwnedFd, found: &Found) -> Result<()> {
+        let size = found.identity.size;
+        let file = File::from(fs::open_for_reading(entry)?);
+        let stretches = stretches(&file, size)?;
+        self.tar.header(name, &found.meta, &Member::File(size, &stretches))?;
+        for (start, length) in stretches {
+            let end = start + length;
+            let mut at = start;
+            while at < end {
+                let wanted = self.buffer.len().min((end - at) as usize);
+                file.read_exact_at(&mut self.buffer[..wanted], at)?;
+                self.tar.data(&self.buffer[..wanted])?;
+                at += wanted as u64;
+            }
+        }
+        Ok(self.tar.pad()?)
+    }
+}
+
+/// A path of an archive leads out of the directory that it is unpacked into.
+#[derive(Debug, thiserror::Error)]
+#[error("it leads out of the directory")]
+pub struct LeadsOut;
+
+/// Unpacks an archive of a tree into a directory. What is there already is replaced, but a directory.
+/// Attributes that the file system does not take are left out, but owner, mode and time. Returns
+/// which those were, and why.
+///
+/// # Errors
+/// When it is no such archive; [`LeadsOut`] if it was made to do harm. When something cannot be made.
+pub fn unpack_tree(from: impl Read, top: &OwnedFd) -> Result<Vec<String>> {
+    let mut from = MultiGzDecoder::new(BufReader::with_capacity(BUFFER, from));
+    let limits = Limits {
+        max_path_len: Some(PATH_LIMIT as u32),
+        // Older ones of GNU tar may have more stretches than ours.
+        max_sparse_entries: 64 * STRETCH_LIMIT,
+        ..Limits::default()
+    };
+    let mut headers = Headers::of_any_time(limits);
+    let mut unpacker =
+        Unpacker { top, buffer: vec![0; BUFFER], dirs: BTreeMap::new(), left_out: Vec::new() };
+    while let Some(packed) = headers.next(&mut from, Packed::of)? {
+        let packed = packed?;
+        unpacker
+            .unpack(&packed, &mut from)
+            .with_context(|| format!("unpacking {}", shown(&packed.path)))?;
+    }
+    // The checksum is behind all.
+    io::copy(&mut from, &mut io::sink()).context("reading the end of the archive")?;
+    unpacker.finish_dirs()
+}
+
+/// A member of an archive, to be unpacked.
+struct Packed {
+    path: Vec<u8>,
+    what: What,
+    meta: Meta,
+    /// How many bytes follow the header.
+    stored: u64,
+}
+
+enum What {
+    /// Its length, and the stretches that are stored.
+    File(u64, Vec<(u64, u64)>),
+    /// Another name of what is at this path.
+    Link(Vec<u8>),
+    /// Anything without bytes.
+    Node(Shape),
+}
+
+impl Packed {
+    fn of(entry: &ParsedEntry<'_>, stretches: Option<Stretches<'_>>) -> Result<Self> {
+        let path = relative(&entry.path)?;
+        let by_name = [&entry.uname, &entry.gname].into_iter().flatten().any(|n| !n.is_empty());
+        ensure!(!by_name, "the owner of {} has a name", shown(&path));
+        let target = || entry.link_target.as_deref().context("a link has no target");
+        let device = || entry.dev_major.zip(entry.dev_minor).context("a device has no number");
+        let what = match (entry.entry_type, stretches) {
+            (_, Some((length, stored))) => {
+                What::File(length, stored.iter().map(|one| (one.offset, one.length)).collect())
+            }
+            (EntryType::Regular | EntryType::Continuous, None) => {
+                What::File(entry.size, vec![(0, entry.size)])
+            }
+            (EntryType::Link, None) => What::Link(relative(target()?)?),
+            (EntryType::Symlink, None) => What::Node(Shape::Symlink(target()?.to_vec())),
+            (EntryType::Char, None) => device().map(|(a, b)| What::Node(Shape::Char(a, b)))?,
+            (EntryType::Block, None) => device().map(|(a, b)| What::Node(Shape::Block(a, b)))?,
+            (EntryType::Directory, None) => What::Node(Shape::Dir),
+            (EntryType::Fifo, None) => What::Node(Shape::Fifo),
+            (other, None) => bail!("{} is a member of type {other:?}", shown(&path)),
+        };
+        Ok(Self { path, what, meta: meta(entry)?, stored: entry.size })
+    }
+}
+
+/// A path of an archive as one below a root.
+fn relative(path: &[u8]) -> Result<Vec<u8>> {
+    let mut path = path.strip_suffix(b"/").unwrap_or(path);
+    while let Some(rest) = path.strip_prefix(b"./") {
+        path = rest;
+    }
+    let path = if path == b"." { b"" } else { path };
+    fs::check_path(path).context(LeadsOut).with_context(|| shown(path))?;
+    Ok(path.to_vec())
+}
+
+fn meta(entry: &ParsedEntry<'_>) -> Result<Meta> {
+    let mut time = Time(entry.mtime.cast_signed(), 0);
+    for record in PaxExtensions::new(entry.pax.unwrap_or_default()) {
+        let record = record?;
+        match record.key_bytes() {
+            b"mtime" => time = parse_time(record.value()?).context("a time is no number")?,
+            b"uid" | b"gid" | b"size" => drop(record.value()?.parse::<u64>()?),
+            _ => {}
+        }
+    }
+    let xattrs = &entry.xattrs;
+    Ok(Meta {
+        mode: entry.mode & 0o7777,
+        uid: u32::try_from(entry.uid)?,
+        gid: u32::try_from(entry.gid)?,
+        mtime: time,
+        xattrs: xattrs
+            .iter()
+            .map(|(name, value)| (unescape(name).into(), (**value).into()))
+            .collect(),
+    })
+}
+
+/// Seconds with a fraction, which counts backwards before 1970.
+fn parse_time(text: &str) -> Option<Time> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    Some(match (whole.starts_with('-'), nanoseconds) {
+        (false, _) | (true, 0) => Time(seconds, nanoseconds),
+        (true, _) => Time(seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds),
+    })
+}
+
+/// The name of an attribute: a key cannot have `=`.
+fn unescape(key: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(key.len());
+    let mut rest = key;
+    while let [first, tail @ ..] = rest {
+        let (byte, after) = match (first, tail) {
+            (b'%', [b'3', b'D', after @ ..]) => (b'=', after),
+            (b'%', [b'2', b'5', after @ ..]) => (b'%', after),
+            _ => (*first, tail),
+        };
+        name.push(byte);
+        rest = after;
+    }
+    name
+}
+
+struct Unpacker<'a> {
+    top: &'a OwnedFd,
+    buffer: Vec<u8>,
+    /// What directories are to be in the end: until then things are made in them.
+    dirs: BTreeMap<Vec<u8>, Meta>,
+    left_out: Vec<String>,
+}
+
+impl Unpacker<'_> {
+    fn unpack(&mut self, packed: &Packed, from: &mut impl Read) -> Result<()> {
+        let Some((parent, name)) = split(&packed.path) else {
+            ensure!(matches!(packed.what, What::Node(Shape::Dir)), "the root is no directory");
+            self.dirs.insert(Vec::new(), packed.meta.clone());
+            return Ok(());
+        };
+        let dir = self.open_dir(parent)?;
+        match &packed.what {
+            What::Node(Shape::Dir) => {
+                make_dir(&dir, name)?;
+                self.dirs.insert(packed.path.clone(), packed.meta.clone());
+                return Ok(());
+            }
+            What::Node(shape) => replacing(&dir, name, || make_node(&dir, name, shape))?,
+            What::Link(first) => return self.link(first, &dir, name),
+            What::File(length, stretches) => {
+                let file = replacing(&dir, name, || fs::create_file(&dir, name))?;
+                self.write(&file.into(), *length, stretches, packed.stored, from)?;
+            }
+        }
+        let entry = fs::open_entry(&dir, name)?.context("it is gone")?;
+        self.set_attributes(&entry, &packed.meta, &packed.path)
+    }
+
+    /// A directory that the archive has made before, and nothing that leads elsewhere.
+    fn open_dir(&self, path: &[u8]) -> Result<OwnedFd> {
+        let elsewhere = [Errno::LOOP, Errno::NOTDIR].map(|errno| Some(errno.raw_os_error()));
+        fs::open_dir(self.top, path).map_err(|error| {
+            match elsewhere.contains(&error.raw_os_error()) {
+                true => anyhow::Error::new(error).context(LeadsOut),
+                false => error.into(),
+            }
+        })
+    }
+
+    fn link(&self, first: &[u8], dir: &OwnedFd, name: &[u8]) -> Result<()> {
+        let (from, first) = split(first).context("it is a link to the root")?;
+        let from = self.open_dir(from)?;
+        let link = || Ok(rustix::fs::linkat(&from, first, dir, name, AtFlags::empty())?);
+        Ok(replacing(dir, name, link)?)
+    }
+
+    fn write(
+        &mut self,
+        file: &File,
+        length: u64,
+        stretches: &[(u64, u64)],
+        stored: u64,
+        from: &mut impl Read,
+    ) -> Result<()> {
+        let mut total = 0u64;
+        let ends = |&(start, count): &(u64, u64)| -> Option<u64> {
+            total = total.checked_add(count)?;
+            start.checked_add(count).filter(|end| *end <= length)
+        };
+        let fits = stretches.iter().map(ends).collect::<Option<Vec<_>>>();
+        ensure!(fits.is_some() && total == stored, "its stretches are not those of its bytes");
+        file.set_len(length)?;
+        for (start, count) in stretches {
+            let (mut at, end) = (*start, start + count);
+            while at < end {
+                let wanted = self.buffer.len().min((end - at) as usize);
+                from.read_exact(&mut self.buffer[..wanted])?;
+                file.write_all_at(&self.buffer[..wanted], at)?;
+                at += wanted as u64;
+            }
+        }
+        Ok(from.read_exact(&mut self.buffer[..padding(stored) as usize])?)
+    }
+
+    /// The deepest first, since each change in a directory sets its time.
+    fn finish_dirs(mut self) -> Result<Vec<String>> {
+        for (path, meta) in std::mem::take(&mut self.dirs).iter().rev() {
+            self.open_dir(path)
+                .and_then(|dir| self.set_attributes(&dir, meta, path))
+                .with_context(|| format!("setting the attributes of {}", shown(path)))?;
+        }
+        Ok(self.left_out)
+    }
+
+    fn set_attributes(&mut self, entry: &OwnedFd, meta: &Meta, path: &[u8]) -> Result<()> {
+        match apply(entry, meta) {
+            Err(error) if !meta.xattrs.is_empty() => {
+                self.left_out.push(format!("{}: {error:#}", shown(path)));
+                apply(entry, &Meta { xattrs: BTreeMap::new(), ..meta.clone() })
+            }
+            done => done,
+        }
+    }
+}
+
+fn make_dir(dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    let mode = Mode::RWXU;
+    match rustix::fs::mkdirat(dir, name, mode) {
+        Err(Errno::EXIST) if fs::open_dir(dir, name).is_ok() => Ok(()),
+        Err(Errno::EXIST) => {
+            replacing(dir, name, || Ok(rustix::fs::mkdirat(dir, name, mode)?)).map_err(Into::into)
+        }
+        other => other.context("making the directory"),
+    }
+}
+
+/// Makes something in the place of what is there.
+fn replacing<T>(dir: &OwnedFd, name: &[u8], make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+            make()
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fs::open_host_dir;
+    use proptest::prelude::*;
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+    use tempfile::TempDir;
+
+    /// What CRIU gives to tar, but for the directory.
+    const PACK: &str = "--create --gzip --no-unquote --no-wildcards --one-file-system --check-links \
+                        --preserve-permissions --sparse --numeric-owner";
+
+    fn deep() -> String {
+        format!("{0}/{0}/{0}", "d".repeat(120))
+    }
+
+    /// A tree of everything that needs no privilege.
+    fn tree() -> TempDir {
+        let made = tempfile::tempdir().unwrap();
+        let at = |name: &str| made.path().join(name);
+        std::fs::create_dir_all(at(&deep())).unwrap();
+        std::fs::write(at(&format!("{}/far down", deep())), "x").unwrap();
+        std::fs::write(at("empty"), "").unwrap();
+        std::fs::write(at("block"), [7; 512]).unwrap();
+        std::fs::write(at("big"), vec![9; 3 * BUFFER + 1]).unwrap();
+        std::fs::set_permissions(at("big"), PermissionsExt::from_mode(0o4751)).unwrap();
+        std::fs::hard_link(at("big"), at("zbig too")).unwrap();
+        for (name, length, data) in
+            [("hole at the end", 1 << 20, Some(0)), ("hole first", 1 << 20, Some((1 << 20) - 4096))]
+        {
+            let file = File::create(at(name)).unwrap();
+            file.set_len(length).unwrap();
+            file.write_all_at(&[5; 4096], data.unwrap()).unwrap();
+        }
+        File::create(at("nothing but a hole")).unwrap().set_len(1 << 20).unwrap();
+        std::os::unix::fs::symlink("/nowhere", at("link")).unwrap();
+        std::os::unix::fs::symlink("n".repeat(300), at("long link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), Mode::RUSR).unwrap();
+        let (epoch, span) = (std::time::SystemTime::UNIX_EPOCH, std::time::Duration::new);
+        let old = epoch + span(1_000_000, 5000);
+        File::open(at("empty")).unwrap().set_modified(epoch - span(5, 5000)).unwrap();
+        File::open(at("big")).unwrap().set_modified(old).unwrap();
+        std::fs::set_permissions(at(&"d".repeat(120)), PermissionsExt::from_mode(0o2500)).unwrap();
+        File::open(made.path()).unwrap().set_modified(old).unwrap();
+        made
+    }
+
+    /// Each path with all that can be seen of it; times in seconds, which is what tar keeps.
+    fn seen(top: &Path) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        let mut pending = vec![top.to_owned()];
+        while let Some(path) = pending.pop() {
+            let found = std::fs::symlink_metadata(&path).unwrap();
+            let what = if found.is_dir() {
+                pending
+                    .extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+                "directory".into()
+            } else if found.is_symlink() {
+                std::fs::read_link(&path).unwrap().display().to_string()
+            } else if found.is_file() {
+                let digest = blake3::hash(&std::fs::read(&path).unwrap());
+                let is_sparse = found.blocks() * 512 < found.len();
+                format!("{} {digest} {is_sparse} {}", found.len(), found.nlink())
+            } else {
+                "fifo".into()
+            };
+            let (mode, owner) = (found.mode(), (found.uid(), found.gid()));
+            let name = path.strip_prefix(top).unwrap().display().to_string();
+            all.insert(name, format!("{mode:o} {owner:?} {} {what}", found.mtime()));
+        }
+        all
+    }
+
+    fn top(of: &TempDir) -> OwnedFd {
+        open_host_dir(of.path()).unwrap()
+    }
+
+    fn packed(tree: &TempDir) -> Vec<u8> {
+        let mut archive = Vec::new();
+        pack_tree(&top(tree), &mut archive).unwrap();
+        archive
+    }
+
+    fn packed_by_tar(tree: &Path, options: &str) -> Vec<u8> {
+        let mut tar = Command::new("tar");
+        tar.args(options.split_whitespace()).arg("--directory").arg(tree).arg(".");
+        let done = tar.stderr(Stdio::inherit()).output().unwrap();
+        assert!(done.status.success());
+        done.stdout
+    }
+
+    fn unpacked(archive: &[u8]) -> Result<TempDir> {
+        let into = tempfile::tempdir().unwrap();
+        let left_out = unpack_tree(archive, &top(&into))?;
+        assert!(left_out.is_empty(), "{left_out:?}");
+        Ok(into)
+    }
+
+    #[test]
+    fn what_is_packed_is_unpacked_as_it_was() {
+        let tree = tree();
+        let again = unpacked(&packed(&tree)).unwrap();
+        assert_eq!(seen(again.path()), seen(tree.path()));
+        let time = |of: &TempDir| std::fs::metadata(of.path().join("big")).unwrap().mtime_nsec();
+        assert_eq!((time(&again), time(&tree)), (5000, 5000));
+    }
+
+    #[test]
+    fn tar_unpacks_what_is_packed() {
+        let tree = tree();
+        let into = tempfile::tempdir().unwrap();
+        let mut tar = Command::new("tar");
+        tar.args(["--extract", "--gzip", "--no-unquote", "--no-wildcards", "--directory"]);
+        let mut tar = tar.arg(into.path()).stdin(Stdio::piped()).spawn().unwrap();
+        tar.stdin.take().unwrap().write_all(&packed(&tree)).unwrap();
+        assert!(tar.wait().unwrap().success());
+        assert_eq!(seen(into.path()), seen(tree.path()));
+    }
+
+    #[test]
+    fn what_tar_packs_is_unpacked() {
+        let tree = tree();
+        for format in ["", " --format=gnu", " --format=pax"] {
+            let again = unpacked(&packed_by_tar(tree.path(), &format!("{PACK}{format}"))).unwrap();
+            assert_eq!(seen(again.path()), seen(tree.path()), "{format}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_replaced() {
+        let (tree, into) = (tree(), tempfile::tempdir().unwrap());
+        std::fs::write(into.path().join("d".repeat(120)), "a file").unwrap();
+        std::fs::write(into.path().join("link"), "a file").unwrap();
+        std::fs::write(into.path().join("big"), "another").unwrap();
+        unpack_tree(&packed(&tree)[..], &top(&into)).unwrap();
+        assert_eq!(seen(into.path()), seen(tree.path()));
+    }
+
+    #[test]
+    fn nothing_leads_out() {
+        let outside = tempfile::tempdir().unwrap();
+        let (inside, victim) = (outside.path().join("inside"), outside.path().join("victim"));
+        std::fs::create_dir(&inside).unwrap();
+        let member = |path: &[u8], member: &Member<'_>, to: &mut Writer<Vec<u8>>| {
+            to.header(path, &Meta { mode: 0o755, ..Meta::default() }, member).unwrap();
+        };
+        let attempts: [&[(&[u8], Member<'_>)]; 4] = [
+            &[(b"./../victim", Member::File(0, &[]))],
+            &[(b"/victim", Member::File(0, &[]))],
+            &[(b"./out", Member::Symlink(b"..")), (b"./out/victim", Member::File(0, &[]))],
+            &[(b"./out", Member::Symlink(b"..")), (b"./victim", Member::Link(b"./out/secret"))],
+        ];
+        std::fs::write(outside.path().join("secret"), "").unwrap();
+        for members in attempts {
+            let mut tar = Writer::new(Vec::new());
+            for (path, what) in members {
+                member(path, what, &mut tar);
+            }
+            let mut gzip = Stored::new(Vec::new()).unwrap();
+            gzip.write_all(&tar.finish().unwrap()).unwrap();
+            let inside = open_host_dir(&inside).unwrap();
+            let error = unpack_tree(&gzip.finish().unwrap()[..], &inside).unwrap_err();
+            assert!(error.is::<LeadsOut>(), "{error:#}");
+            let _ = rustix::fs::unlinkat(&inside, "out", AtFlags::empty());
+        }
+        assert!(!victim.exists());
+        assert_eq!(std::fs::read_dir(&inside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_archive_that_is_cut_off_is_an_error() {
+        let archive = packed(&tree());
+        for length in (0..archive.len()).step_by(archive.len() / 50) {
+            assert!(unpacked(&archive[..length]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_time("5"), Some(Time(5, 0)));
+        assert_eq!(parse_time("5.000000001"), Some(Time(5, 1)));
+        assert_eq!(parse_time("5.5"), Some(Time(5, 500_000_000)));
+        assert_eq!(parse_time("-0.25"), Some(Time(-1, 750_000_000)));
+        assert_eq!(parse_time("-2"), Some(Time(-2, 0)));
+        assert_eq!(parse_time("soon"), None);
+    }
+
+    #[test]
+    fn keys_of_attributes() {
+        assert_eq!(unescape(b"user.a%3Db%25c%3"), b"user.a=b%c%3");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn damage_is_no_panic(at in 0usize..16384, byte: u8) {
+            let tree = tree();
+            std::fs::remove_file(tree.path().join("big")).unwrap();
+            std::fs::remove_file(tree.path().join("zbig too")).unwrap();
+            let mut tar = Vec::new();
+            flate2::read::GzDecoder::new(&packed(&tree)[..]).read_to_end(&mut tar).unwrap();
+            let at = at % tar.len();
+            tar[at] = byte;
+            let mut gzip = Stored::new(Vec::new()).unwrap();
+            gzip.write_all(&tar).unwrap();
+            let _ = unpacked(&gzip.finish().unwrap());
+        }
+    }
+}
