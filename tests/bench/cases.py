@@ -125,13 +125,13 @@ def live_checkpoints(bench, name, ticker, limit):
     ]
 
 
-def pause_case(name, limit, *, effort="quick", on=None, subvolume=False, **workload):
+def pause_case(name, limit, *, effort="quick", on=None, **workload):
     """Makes a case of the pause of one workload; `on` names another file system for all of it."""
 
     @case(name, effort=effort)
     def measure(bench):
         with file_system(bench.machine, on, ROOM) if on else nullcontext() as place:
-            ticker = Ticker(bench.machine, slug(name), place=place, subvolume=subvolume, **workload)
+            ticker = Ticker(bench.machine, slug(name), place=place, **workload)
             return live_checkpoints(bench, name, ticker, limit)
 
 
@@ -142,6 +142,7 @@ ROOM = 24 << 10
 """MiB of a file system for any of the cases; what is not written takes no room."""
 
 pause_case("small", 0.5, memory=16)
+pause_case("256 MiB on a tmpfs", 0.5, memory=16, files=256, size=MIB, tmpfs=True)
 pause_case("1 GiB", 1.1, memory=1024)
 pause_case("1 GiB + 100 MiB files", 1.1, **GIB_OF_FILES | {"files": 100})
 pause_case("1 GiB + 1 GiB files", 1.1, **GIB_OF_FILES)

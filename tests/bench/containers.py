@@ -108,15 +108,16 @@ class Bundle:
     """An overlay on the image, a network namespace of its own, and a config.json.
 
     A `place` is a file system of its own, and goes with what is in it. With `subvolume`, which wants
-    one of btrfs, the root is a subvolume with a copy of the image.
+    one of btrfs, the root is a subvolume with a copy of the image. With `tmpfs`, `/data` is one.
     """
 
-    def __init__(self, machine, name, *args, place=None, subvolume=False):
+    def __init__(self, machine, name, *args, place=None, subvolume=False, tmpfs=False):
         self.machine = machine
         self.id = f"{machine.id}-{os.getpid()}-{name}"
         self.dir = (place or machine.scratch) / name
         self.is_lasting = place is None
         self.subvolume = subvolume
+        self.tmpfs = tmpfs
         self.args = args
 
     def __enter__(self):
@@ -201,6 +202,7 @@ class Bundle:
         namespaces = [{"type": kind} for kind in ["pid", "mount", "ipc", "uts"]]
         namespaces.append({"type": "network", "path": str(self.dir / "network")})
         tmpfs = ["nosuid", "mode=755", "size=65536k"]
+        data = {"destination": "/data", "type": "tmpfs", "source": "tmpfs"}
         return {
             "ociVersion": "1.0.2",
             "hostname": "bench",
@@ -221,6 +223,7 @@ class Bundle:
                 {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": tmpfs},
                 {"destination": "/sys", "type": "sysfs", "source": "sysfs",
                  "options": ["nosuid", "noexec", "nodev", "ro"]},
+                *([data] if self.tmpfs else []),
             ],
             "linux": {"cgroupsPath": f"/{self.id}", "namespaces": namespaces},
         }  # fmt: skip
@@ -243,8 +246,9 @@ def ticker(*, memory, files=0, size=0, rewrite=0, every=20):
 class Ticker(Bundle):
     """A container whose process ticks every millisecond and records its longest gap."""
 
-    def __init__(self, machine, name, *, place=None, subvolume=False, **workload):
-        super().__init__(machine, name, *ticker(**workload), place=place, subvolume=subvolume)
+    def __init__(self, machine, name, *, place=None, subvolume=False, tmpfs=False, **workload):
+        where = {"place": place, "subvolume": subvolume, "tmpfs": tmpfs}
+        super().__init__(machine, name, *ticker(**workload), **where)
 
     def begin(self):
         self.create()
