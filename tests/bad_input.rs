@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 use ocicle::criu::images::Images;
 use ocicle::criu::images::entries::{FdType, FileEntry};
 use ocicle::criu::images::image::{Change, Image, Kind};
@@ -18,8 +18,8 @@ use ocicle::criu::images::wire::{BadMessage, Message};
 use ocicle::store::digest::FileRecord;
 use serde_json::{Value, json};
 use support::{
-    Bundle, Container, DEADLINE, Machine, Shim, Told, Tree, outcome, run, status_of, tree_of,
-    wait_for_exit, wait_for_guardians,
+    Bundle, Container, DEADLINE, Machine, Shim, SmallStore, Told, Tree, outcome, run, status_of,
+    tree_of, wait_for_exit, wait_for_guardians,
 };
 
 /// A container that holds open files and changes nothing.
@@ -493,25 +493,6 @@ on_each_runtime!(a_machine_that_lacks_something, |machine| {
     }
     told.compare("machine");
 });
-
-/// A small file system for the store, which a test can fill.
-struct SmallStore<'m>(&'m Machine);
-
-impl<'m> SmallStore<'m> {
-    fn new(machine: &'m Machine, size: &str) -> Self {
-        let (kind, store) = (Some("tmpfs"), machine.store());
-        fs::create_dir(&store).unwrap();
-        let options = format!("size={size},mode=700");
-        mount(kind, &store, kind, MsFlags::empty(), Some(options.as_str())).unwrap();
-        SmallStore(machine)
-    }
-}
-
-impl Drop for SmallStore<'_> {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0.store(), MntFlags::MNT_DETACH);
-    }
-}
 
 /// A runtime that runs a command before each dump: at a moment when ocicle has found that there is
 /// space enough.

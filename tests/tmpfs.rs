@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::{
-    Bundle, Container, Dice, Shim, Variant, assert_same, changes, on_machine, outcome, picture, run,
+    Bundle, Container, Dice, Shim, SmallStore, Variant, assert_same, changes, on_machine, outcome,
+    picture, run,
 };
 use tempfile::TempDir;
 
@@ -94,6 +95,23 @@ on_each_runtime!(a_tmpfs_comes_back_as_it_was, |machine| {
     assert_same(&before, &picture(&memory), "after the restore");
     let sparse = fs::metadata(memory.join("sparse")).unwrap();
     assert!(sparse.blocks() < 100, "holes stay holes");
+});
+
+on_each_runtime!(it_has_to_have_room_in_the_store, |machine| {
+    let bundle = machine.bundle("memory").configure(with_tmpfs).args(WAIT).make();
+    let container = start(&bundle);
+    let _store = SmallStore::new(machine, "64M");
+    let checkpoint = || {
+        let mut checkpoint = machine.ocicle();
+        checkpoint.args(["checkpoint", "--leave-running", bundle.id()]);
+        outcome(checkpoint.args(machine.variant().criu_flags()))
+    };
+    File::create(memory(&container).join("large")).unwrap().write_all(&[1; 80 << 20]).unwrap();
+    let (success, _, errors) = checkpoint();
+    assert!(!success && errors.contains("there is too little space"), "{errors}");
+    fs::remove_file(memory(&container).join("large")).unwrap();
+    let (success, _, errors) = checkpoint();
+    assert!(success, "{errors}");
 });
 
 /// What GNU tar keeps of a tree.

@@ -143,20 +143,6 @@ fn remove_our_files(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The memory that the processes have in use, in bytes. One that ended has none.
-pub(super) fn resident(processes: &[i32]) -> u64 {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| u64::try_from(size).ok())
-        .unwrap_or(4096);
-    let pages = |pid: &i32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    processes.iter().filter_map(pages).sum::<u64>() * page
-}
-
 /// What is staged, in bytes on disk.
 fn staged_bytes(directory: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;

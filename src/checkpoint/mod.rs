@@ -18,6 +18,7 @@ mod finish;
 mod foresight;
 mod locks;
 mod memory;
+mod needed;
 mod parts;
 pub mod preflight;
 mod record;
@@ -48,10 +49,10 @@ use crate::store::policy::{self, Filesystem};
 use aside::Cover;
 pub use aside::{SeenAhead, UNMAP, bytes_of, rules, set_aside, settled, with_standing};
 pub use directory::ImageDirectory;
-use directory::resident;
 use dump::{Dump, Dumped};
 pub use finish::finish;
 pub use memory::Stage;
+use needed::needed;
 use parts::Copied;
 pub use parts::volumes_of;
 use sharing::Sharing;
@@ -139,7 +140,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
         copy_first(&container, root, request, filesystem, &directory, &guardian)
     })?;
     fault::point("pre-copied");
-    let needed = resident(&container.freezer.processes()?);
+    let needed = needed(&container)?;
     directory.ensure_space(needed)?;
 
     let notice =

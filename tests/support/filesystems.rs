@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
-use super::machine::run;
+use super::machine::{Machine, run};
 
 /// Runs a test in a mount namespace of its own, in a thread that ends with it.
 pub fn private(test: impl FnOnce() + Send + 'static) {
@@ -43,4 +43,23 @@ pub fn file_system(top: &Path, kind: &str) -> PathBuf {
 pub fn subvolume(path: &Path) -> PathBuf {
     run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(path));
     path.to_owned()
+}
+
+/// A small file system for the store, which a test can fill.
+pub struct SmallStore<'m>(&'m Machine);
+
+impl<'m> SmallStore<'m> {
+    pub fn new(machine: &'m Machine, size: &str) -> Self {
+        let (kind, store) = (Some("tmpfs"), machine.store());
+        fs::create_dir(&store).unwrap();
+        let options = format!("size={size},mode=700");
+        mount(kind, &store, kind, MsFlags::empty(), Some(options.as_str())).unwrap();
+        SmallStore(machine)
+    }
+}
+
+impl Drop for SmallStore<'_> {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0.store(), MntFlags::MNT_DETACH);
+    }
 }

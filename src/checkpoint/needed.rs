@@ -1,0 +1,74 @@
+//! How much CRIU will write: the memory of the processes, and what is on their tmpfs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::{major, minor};
+
+use crate::container::Container;
+use crate::sys::fs::{open_dir, open_host_dir, stat};
+use crate::sys::mountinfo::{Mount, mounts_of};
+
+/// What a dump of a container will have, in bytes, or somewhat more.
+pub(super) fn needed(container: &Container) -> Result<u64> {
+    let memory = resident(&container.freezer.processes()?);
+    let files = on_tmpfs(container.init).unwrap_or_else(|error| {
+        tracing::debug!("looking at the tmpfs of the container: {error:#}");
+        0
+    });
+    Ok(memory + files)
+}
+
+/// The memory that the processes have in use, in bytes. One that ended has none.
+fn resident(processes: &[i32]) -> u64 {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096);
+    let pages = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    processes.iter().filter_map(pages).sum::<u64>() * page
+}
+
+/// What the container has on tmpfs that were mounted for it alone. Those of the host are none of
+/// CRIU's business, but parts, or nobody's.
+fn on_tmpfs(init: i32) -> Result<u64> {
+    let ours = mounts_of("thread-self")?;
+    let theirs = mounts_of(&init.to_string())?;
+    let root = open_host_dir(Path::new(&format!("/proc/{init}/root")))
+        .context("opening the root of the container")?;
+    let is_own = |mount: &&Mount| {
+        mount.kind == "tmpfs" && !ours.iter().any(|other| other.device == mount.device)
+    };
+    let mut used = BTreeMap::new();
+    for mount in theirs.iter().filter(is_own) {
+        let point = mount.point.as_bytes();
+        let dir = open_dir(&root, point.strip_prefix(b"/").unwrap_or(point));
+        let Ok(dir) = dir else { continue };
+        let device = stat(&dir)?.st_dev;
+        // Another mount may lie over it.
+        if (major(device), minor(device)) == mount.device {
+            let space = rustix::fs::fstatvfs(&dir)?;
+            used.insert(device, (space.f_blocks - space.f_bfree).saturating_mul(space.f_frsize));
+        }
+    }
+    Ok(used.values().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory_and_no_tmpfs_of_its_own() {
+        let ourselves = std::process::id().cast_signed();
+        assert!(resident(&[ourselves]) > 100 << 10);
+        assert_eq!(resident(&[]), 0);
+        assert_eq!(on_tmpfs(ourselves).unwrap(), 0);
+    }
+}
