@@ -9,11 +9,13 @@
 //!
 //! ```text
 //! ocicle ──┬── ocicle-guardian ── runc checkpoint ── criu (ocicle's interposer, then CRIU)
+//!          │                                              ├── tar, for each tmpfs
 //!          │                                              └── criu-action, at post-dump
 //!          └── at a restore:     runc restore ──── criu (the same, if CRIU is to be told something)
+//!                                                         └── tar, for each tmpfs
 //! ```
 //!
-//! The guardian, the interposer and the action script are this very program under other names
+//! The guardian, the interposer, tar and the action script are this very program under other names
 //! ([`applets`]). The interposer and the script come to ocicle's [door](criu::door) and wait for
 //! its answer: so ocicle decides when CRIU begins, and when it may finish.
 //!
