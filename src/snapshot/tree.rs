@@ -52,7 +52,7 @@ impl<W: Write> Packer<W> {
     /// Packs each directory with all that is below it in one stretch: tar sets the attributes of one
     /// as soon as a member comes that is elsewhere.
     fn pack(&mut self, top: &OwnedFd) -> Result<()> {
-        let root = Found::look(top).context("reading the attributes of the root")?;
+        let root = look(top).context("reading the attributes of the root")?;
         let device = root.device;
         let mut pending = vec![(Vec::new(), root)];
         while let Some((path, found)) = pending.pop() {
@@ -79,7 +79,7 @@ impl<W: Write> Packer<W> {
         let dir = fs::open_dir(top, path)?;
         for name in fs::names(&dir)? {
             let entry = fs::open_entry(&dir, &name)?.context("a name in it is gone")?;
-            let found = Found::look(&entry)?;
+            let found = look(&entry)?;
             let path = join(path, &name);
             if found.shape == Shape::Dir {
                 dirs.push((path, found));
@@ -127,6 +127,18 @@ impl<W: Write> Packer<W> {
         }
         Ok(self.tar.pad()?)
     }
+}
+
+fn look(entry: &OwnedFd) -> io::Result<Found> {
+    let mut found = Found::look(entry)?;
+    found.meta.xattrs.retain(|name, _| is_content(name.as_bytes()));
+    Ok(found)
+}
+
+/// Whether an attribute belongs to a file. Labels of security modules do not: they say to which
+/// container it belongs, and the next one has others.
+fn is_content(attribute: &[u8]) -> bool {
+    !attribute.starts_with(b"security.") || attribute == b"security.capability"
 }
 
 /// A path of an archive leads out of the directory that it is unpacked into.
@@ -227,16 +239,14 @@ fn meta(entry: &ParsedEntry<'_>) -> Result<Meta> {
             _ => {}
         }
     }
-    let xattrs = &entry.xattrs;
+    let xattrs = entry.xattrs.iter().map(|(name, value)| (unescape(name), value));
+    let xattrs = xattrs.filter(|(name, _)| is_content(name));
     Ok(Meta {
         mode: entry.mode & 0o7777,
         uid: u32::try_from(entry.uid)?,
         gid: u32::try_from(entry.gid)?,
         mtime: time,
-        xattrs: xattrs
-            .iter()
-            .map(|(name, value)| (unescape(name).into(), (**value).into()))
-            .collect(),
+        xattrs: xattrs.map(|(name, value)| (name.into(), (**value).into())).collect(),
     })
 }
 
@@ -577,6 +587,13 @@ mod tests {
         assert_eq!(parse_time("-0.25"), Some(Time(-1, 750_000_000)));
         assert_eq!(parse_time("-2"), Some(Time(-2, 0)));
         assert_eq!(parse_time("soon"), None);
+    }
+
+    #[test]
+    fn labels_are_not_the_files() {
+        let kept = ["user.a", "system.posix_acl_access", "security.capability", "trusted.x"];
+        assert!(kept.iter().all(|name| is_content(name.as_bytes())));
+        assert!(!is_content(b"security.selinux") && !is_content(b"security.SMACK64"));
     }
 
     #[test]
