@@ -5,16 +5,21 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use oci_spec::runtime::{self as spec, Spec};
 use rustix::fs::{major, minor};
 
 use crate::container::Container;
 use crate::sys::fs::{open_dir, open_host_dir, stat};
 use crate::sys::mountinfo::{Mount, mounts_of};
 
-/// What a dump of a container will have, in bytes, or somewhat more.
+/// What a member of an archive takes beside its bytes: headers, with records of its times.
+const MEMBER: u64 = 2048;
+
+/// What a dump of a container will have, in bytes, or somewhat more: memory that is also a file is
+/// counted twice.
 pub(super) fn needed(container: &Container) -> Result<u64> {
     let memory = resident(&container.freezer.processes()?);
-    let files = on_tmpfs(container.init).unwrap_or_else(|error| {
+    let files = on_tmpfs(container).unwrap_or_else(|error| {
         tracing::debug!("looking at the tmpfs of the container: {error:#}");
         0
     });
@@ -35,15 +40,24 @@ fn resident(processes: &[i32]) -> u64 {
     processes.iter().filter_map(pages).sum::<u64>() * page
 }
 
-/// What the container has on tmpfs that were mounted for it alone. Those of the host are none of
-/// CRIU's business, but parts, or nobody's.
-fn on_tmpfs(init: i32) -> Result<u64> {
+/// What the archives of the tmpfs will have that were mounted for the container alone. Those of the host
+/// are none of CRIU's business, but parts, or nobody's. In a user namespace CRIU has them compressed, who
+/// knows how much.
+fn on_tmpfs(container: &Container) -> Result<u64> {
+    let init = container.init;
+    let user_namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user"));
+    if user_namespace(&init.to_string())? != user_namespace("self")? {
+        return Ok(0);
+    }
+    let bound = bound_paths(&container.bundle.spec);
     let ours = mounts_of("thread-self")?;
     let theirs = mounts_of(&init.to_string())?;
     let root = open_host_dir(Path::new(&format!("/proc/{init}/root")))
         .context("opening the root of the container")?;
     let is_own = |mount: &&Mount| {
-        mount.kind == "tmpfs" && !ours.iter().any(|other| other.device == mount.device)
+        mount.kind == "tmpfs"
+            && !bound.iter().any(|path| *path == mount.point.as_path())
+            && !ours.iter().any(|other| other.device == mount.device)
     };
     let mut used = BTreeMap::new();
     for mount in theirs.iter().filter(is_own) {
@@ -54,10 +68,23 @@ fn on_tmpfs(init: i32) -> Result<u64> {
         // Another mount may lie over it.
         if (major(device), minor(device)) == mount.device {
             let space = rustix::fs::fstatvfs(&dir)?;
-            used.insert(device, (space.f_blocks - space.f_bfree).saturating_mul(space.f_frsize));
+            let blocks = space.f_blocks.saturating_sub(space.f_bfree);
+            let inodes = space.f_files.saturating_sub(space.f_ffree);
+            let archive = blocks.saturating_mul(space.f_frsize) + inodes.saturating_mul(MEMBER);
+            used.insert(device, archive);
         }
     }
     Ok(used.values().sum())
+}
+
+/// Where the container has something of the host's.
+fn bound_paths(spec: &Spec) -> Vec<&Path> {
+    let is_bind = |mount: &&spec::Mount| {
+        let mut options = mount.options().iter().flatten();
+        options.any(|option| option == "bind" || option == "rbind")
+    };
+    let mounts = spec.mounts().iter().flatten();
+    mounts.filter(is_bind).map(|mount| mount.destination().as_path()).collect()
 }
 
 #[cfg(test)]
@@ -65,10 +92,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_has_memory_and_no_tmpfs_of_its_own() {
+    fn this_process_has_memory() {
         let ourselves = std::process::id().cast_signed();
         assert!(resident(&[ourselves]) > 100 << 10);
         assert_eq!(resident(&[]), 0);
-        assert_eq!(on_tmpfs(ourselves).unwrap(), 0);
     }
 }

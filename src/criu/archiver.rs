@@ -20,8 +20,8 @@ pub enum Call {
     Unpack(PathBuf),
 }
 
-/// What every archive is made with, or says the same as not to be given (`--no-unquote`,
-/// `--no-wildcards`: about names on the command line).
+/// What CRIU says beside the action: the form of the archive, which is ours. Two of them are about names
+/// that CRIU does not give (`--no-unquote`, `--no-wildcards`), and tell its calls from others'.
 const OPTIONS: [&str; 8] = [
     "--gzip",
     "--no-unquote",
@@ -41,7 +41,10 @@ impl Call {
         let (options, rest) = rest.split_at(at);
         let options: Vec<_> =
             options.iter().map(|option| option.to_str()).collect::<Option<_>>()?;
-        if !options.contains(&"--gzip") || !options.iter().all(|option| OPTIONS.contains(option)) {
+        let always = ["--gzip", "--no-unquote", "--no-wildcards"];
+        let is_criu = always.iter().all(|option| options.contains(option))
+            && options.iter().all(|option| OPTIONS.contains(option));
+        if !is_criu {
             return None;
         }
         match (action.to_str()?, rest) {
@@ -78,12 +81,13 @@ mod tests {
             "--version",
             "-xzf a.tar.gz",
             "--extract --directory /tmp/x",
-            "--extract --gzip --directory",
-            "--extract --gzip --directory /tmp/x name",
-            "--extract --gzip --xattrs --directory /tmp/x",
-            "--create --gzip --sparse --directory /tmp/x",
-            "--create --gzip --sparse --directory /tmp/x a b",
-            "--create --gzip --directory /tmp/x .",
+            "--extract --gzip --directory /tmp/x",
+            "--extract --gzip --no-unquote --no-wildcards --directory",
+            "--extract --gzip --no-unquote --no-wildcards --directory /tmp/x name",
+            "--extract --gzip --no-unquote --no-wildcards --xattrs --directory /tmp/x",
+            "--create --gzip --no-unquote --no-wildcards --sparse --directory /tmp/x",
+            "--create --gzip --no-unquote --no-wildcards --sparse --directory /tmp/x a b",
+            "--create --gzip --no-unquote --no-wildcards --directory /tmp/x .",
         ] {
             assert_eq!(of(other), None, "{other}");
         }

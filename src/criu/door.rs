@@ -41,7 +41,7 @@ pub(super) const BINARIES: &str = "bin";
 const TOOLS: &str = "tools";
 
 /// Where the directories are.
-const RUN: &str = "/run/ocicle";
+pub const RUN: &str = "/run/ocicle";
 
 /// What comes to the door.
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,19 +1,21 @@
 //! The archiver's program, in the place of GNU tar below CRIU.
 //!
-//! Whatever it cannot do is left to the real tar, which then begins at the beginning: CRIU's dump
-//! or restore is none the worse for it.
+//! Whatever it cannot do is left to the real tar, which then begins at the beginning. There are two
+//! exceptions: an archive that leads out of its directory, and images that are no files but pipes.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 
 use crate::criu::archiver::{Call, NAME};
+use crate::criu::door;
 use crate::snapshot::{LeadsOut, pack_tree, unpack_tree};
 use crate::sys::fs::open_host_dir;
 use crate::sys::process::{find_program, is_this_program};
@@ -84,7 +86,9 @@ fn take_back(call: &Call, stream: &File, begin: u64) -> Result<()> {
 }
 
 fn become_tar(arguments: &[OsString]) -> Result<Infallible> {
-    let program = find_program(NAME, is_this_program).context("there is no tar on PATH")?;
+    // Two doors may be on the way, one of each program.
+    let is_ours = |path: &Path| path.starts_with(door::RUN) || is_this_program(path);
+    let program = find_program(NAME, is_ours).context("there is no tar on PATH")?;
     Err(Command::new(&program).args(arguments).exec())
         .with_context(|| format!("executing {}", program.display()))
 }

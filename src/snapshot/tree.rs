@@ -1,32 +1,38 @@
 //! A directory tree as one tar below gzip: the form in which CRIU keeps a tmpfs.
 //!
-//! GNU tar can unpack what is packed here, and what it packs is unpacked here, except for what it
-//! does not do for CRIU: owners by name, archives in several volumes.
+//! GNU tar can unpack what is packed here. What is too much here is an error, and for GNU tar to do:
+//! files with more holes than [`STRETCH_LIMIT`], or with 8 GiB between their holes; and of its own
+//! archives those that it does not make for CRIU, as with owners by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::MultiGzDecoder;
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use tar_core::parse::ParsedEntry;
-use tar_core::{EntryType, PaxExtensions};
+use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
-use super::attributes::{Found, Shape, apply};
+use super::attributes::{Found, Shape};
 use super::copy::stretches;
-use super::index::{Meta, PATH_LIMIT, STRETCH_LIMIT, Time};
+use super::index::{Meta, PATH_LIMIT, STRETCH_LIMIT, Time, is_overlay_xattr};
 use super::node::make_node;
 use super::stored::Stored;
-use super::tar::{Headers, Limits, Member, Stretches, Writer, padding};
+use super::tar::{Headers, Limits, Member, Stretches, Writer, is_sparse, padding};
 use super::{join, shown, split};
+use crate::bytes::ByteString;
 use crate::sys::fs;
 
 /// Bytes read or written at once.
 const BUFFER: usize = 256 << 10;
+/// What a header can say of a length; above it, no reader but GNU tar knows a file with holes.
+const HEADER_LIMIT: u64 = 8 << 30;
+/// What attributes of directories may take until the end, in bytes.
+const ATTRIBUTES_LIMIT: usize = 16 << 20;
 
 /// Packs all that is in a directory, and on its file system, with its attributes. Sockets are left
 /// out, as tar does. Nothing is compressed: somebody may stand still for it.
@@ -92,6 +98,9 @@ impl<W: Write> Packer<W> {
     }
 
     fn pack_entry(&mut self, path: &[u8], entry: &OwnedFd, found: &Found) -> Result<()> {
+        if found.shape == Shape::Socket {
+            return Ok(());
+        }
         let name = join(b".", path);
         if found.names > 1 {
             if let Some(first) = self.first.get(&found.inode()) {
@@ -114,6 +123,7 @@ impl<W: Write> Packer<W> {
         let size = found.identity.size;
         let file = File::from(fs::open_for_reading(entry)?);
         let stretches = stretches(&file, size)?;
+        ensure_packable(&file, size, &stretches)?;
         self.tar.header(name, &found.meta, &Member::File(size, &stretches))?;
         for (start, length) in stretches {
             let end = start + length;
@@ -129,16 +139,26 @@ impl<W: Write> Packer<W> {
     }
 }
 
+/// Makes sure that no hole has been closed, which could be larger than all data, and that the file can
+/// be read again.
+fn ensure_packable(file: &File, size: u64, stretches: &[(u64, u64)]) -> Result<()> {
+    let stored = stretches.iter().map(|(_, length)| length).sum::<u64>();
+    ensure!(stored <= file.metadata()?.blocks() * 512, "it has too many holes");
+    ensure!(!is_sparse(size, stretches) || stored < HEADER_LIMIT, "it has holes, and much data");
+    Ok(())
+}
+
 fn look(entry: &OwnedFd) -> io::Result<Found> {
     let mut found = Found::look(entry)?;
     found.meta.xattrs.retain(|name, _| is_content(name.as_bytes()));
     Ok(found)
 }
 
-/// Whether an attribute belongs to a file. Labels of security modules do not: they say to which
-/// container it belongs, and the next one has others.
+/// Whether an attribute belongs to a file, and can be a key. Labels of security modules do not: they
+/// say to which container it belongs, and the next one has others.
 fn is_content(attribute: &[u8]) -> bool {
-    !attribute.starts_with(b"security.") || attribute == b"security.capability"
+    let is_label = attribute.starts_with(b"security.") && attribute != b"security.capability";
+    !is_label && !is_overlay_xattr(attribute) && std::str::from_utf8(attribute).is_ok()
 }
 
 /// A path of an archive leads out of the directory that it is unpacked into.
@@ -156,13 +176,18 @@ pub fn unpack_tree(from: impl Read, top: &OwnedFd) -> Result<Vec<String>> {
     let mut from = MultiGzDecoder::new(BufReader::with_capacity(BUFFER, from));
     let limits = Limits {
         max_path_len: Some(PATH_LIMIT as u32),
-        // Older ones of GNU tar may have more stretches than ours.
-        max_sparse_entries: 64 * STRETCH_LIMIT,
+        // And an empty one at the end.
+        max_sparse_entries: STRETCH_LIMIT + 1,
         ..Limits::default()
     };
     let mut headers = Headers::of_any_time(limits);
-    let mut unpacker =
-        Unpacker { top, buffer: vec![0; BUFFER], dirs: BTreeMap::new(), left_out: Vec::new() };
+    let mut unpacker = Unpacker {
+        top,
+        buffer: vec![0; BUFFER],
+        dirs: BTreeMap::new(),
+        attributes: 0,
+        left_out: Vec::new(),
+    };
     while let Some(packed) = headers.next(&mut from, Packed::of)? {
         let packed = packed?;
         unpacker
@@ -171,6 +196,7 @@ pub fn unpack_tree(from: impl Read, top: &OwnedFd) -> Result<Vec<String>> {
     }
     // The checksum is behind all.
     io::copy(&mut from, &mut io::sink()).context("reading the end of the archive")?;
+    ensure!(unpacker.dirs.contains_key(&b""[..]), "there is no root in it");
     unpacker.finish_dirs()
 }
 
@@ -200,7 +226,11 @@ impl Packed {
         let target = || entry.link_target.as_deref().context("a link has no target");
         let device = || entry.dev_major.zip(entry.dev_minor).context("a device has no number");
         let what = match (entry.entry_type, stretches) {
-            (_, Some((length, stored))) => {
+            (kind, Some((length, stored))) => {
+                // Older headers have each stretch begin in a block of its own.
+                let fills = |one: &SparseEntry| one.length.is_multiple_of(512);
+                let inner = stored.split_last().map_or(stored, |(_, inner)| inner);
+                ensure!(kind != EntryType::GnuSparse || inner.iter().all(fills), "a gap in data");
                 What::File(length, stored.iter().map(|one| (one.offset, one.length)).collect())
             }
             (EntryType::Regular | EntryType::Continuous, None) => {
@@ -214,6 +244,8 @@ impl Packed {
             (EntryType::Fifo, None) => What::Node(Shape::Fifo),
             (other, None) => bail!("{} is a member of type {other:?}", shown(&path)),
         };
+        let is_file = matches!(what, What::File(..));
+        ensure!(is_file || entry.size == 0, "{} has bytes and is no file", shown(&path));
         Ok(Self { path, what, meta: meta(entry)?, stored: entry.size })
     }
 }
@@ -283,6 +315,8 @@ struct Unpacker<'a> {
     buffer: Vec<u8>,
     /// What directories are to be in the end: until then things are made in them.
     dirs: BTreeMap<Vec<u8>, Meta>,
+    /// What their attributes take, in bytes.
+    attributes: usize,
     left_out: Vec<String>,
 }
 
@@ -290,15 +324,13 @@ impl Unpacker<'_> {
     fn unpack(&mut self, packed: &Packed, from: &mut impl Read) -> Result<()> {
         let Some((parent, name)) = split(&packed.path) else {
             ensure!(matches!(packed.what, What::Node(Shape::Dir)), "the root is no directory");
-            self.dirs.insert(Vec::new(), packed.meta.clone());
-            return Ok(());
+            return self.keep(Vec::new(), &packed.meta);
         };
         let dir = self.open_dir(parent)?;
         match &packed.what {
             What::Node(Shape::Dir) => {
                 make_dir(&dir, name)?;
-                self.dirs.insert(packed.path.clone(), packed.meta.clone());
-                return Ok(());
+                return self.keep(packed.path.clone(), &packed.meta);
             }
             What::Node(shape) => replacing(&dir, name, || make_node(&dir, name, shape))?,
             What::Link(first) => return self.link(first, &dir, name),
@@ -309,6 +341,17 @@ impl Unpacker<'_> {
         }
         let entry = fs::open_entry(&dir, name)?.context("it is gone")?;
         self.set_attributes(&entry, &packed.meta, &packed.path)
+    }
+
+    /// Keeps what a directory is to be.
+    fn keep(&mut self, path: Vec<u8>, meta: &Meta) -> Result<()> {
+        let size = |(name, value): (&ByteString, &ByteString)| {
+            name.as_bytes().len() + value.as_bytes().len()
+        };
+        self.attributes += meta.xattrs.iter().map(size).sum::<usize>();
+        ensure!(self.attributes <= ATTRIBUTES_LIMIT, "directories have too many attributes");
+        self.dirs.insert(path, meta.clone());
+        Ok(())
     }
 
     /// A directory that the archive has made before, and nothing that leads elsewhere.
@@ -367,14 +410,19 @@ impl Unpacker<'_> {
         Ok(self.left_out)
     }
 
+    /// In this order: chown(2) clears setuid and capabilities, chmod(2) changes an ACL's mask. What is
+    /// made here has no other attributes but labels, which stay.
     fn set_attributes(&mut self, entry: &OwnedFd, meta: &Meta, path: &[u8]) -> Result<()> {
-        match apply(entry, meta) {
-            Err(error) if !meta.xattrs.is_empty() => {
-                self.left_out.push(format!("{}: {error:#}", shown(path)));
-                apply(entry, &Meta { xattrs: BTreeMap::new(), ..meta.clone() })
-            }
-            done => done,
+        fs::set_owner(entry, meta.uid, meta.gid).context("setting its owner")?;
+        if FileType::from_raw_mode(fs::stat(entry)?.st_mode) != FileType::Symlink {
+            fs::set_mode(entry, meta.mode).context("setting its mode")?;
         }
+        for (name, value) in &meta.xattrs {
+            if let Err(error) = fs::set_xattr(entry, name.as_bytes(), value.as_bytes()) {
+                self.left_out.push(format!("{name} of {}: {error}", shown(path)));
+            }
+        }
+        fs::set_mtime(entry, meta.mtime.0, meta.mtime.1).context("setting its time")
     }
 }
 
@@ -405,7 +453,7 @@ mod tests {
     use super::*;
     use crate::sys::fs::open_host_dir;
     use proptest::prelude::*;
-    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
     use std::process::{Command, Stdio};
     use tempfile::TempDir;
@@ -560,10 +608,9 @@ mod tests {
             for (path, what) in members {
                 member(path, what, &mut tar);
             }
-            let mut gzip = Stored::new(Vec::new()).unwrap();
-            gzip.write_all(&tar.finish().unwrap()).unwrap();
+            let archive = gzip(&tar.finish().unwrap());
             let inside = open_host_dir(&inside).unwrap();
-            let error = unpack_tree(&gzip.finish().unwrap()[..], &inside).unwrap_err();
+            let error = unpack_tree(&archive[..], &inside).unwrap_err();
             assert!(error.is::<LeadsOut>(), "{error:#}");
             let _ = rustix::fs::unlinkat(&inside, "out", AtFlags::empty());
         }
@@ -577,6 +624,52 @@ mod tests {
         for length in (0..archive.len()).step_by(archive.len() / 50) {
             assert!(unpacked(&archive[..length]).is_err(), "{length}");
         }
+    }
+
+    /// tar's bytes in the form of CRIU's.
+    fn gzip(tar: &[u8]) -> Vec<u8> {
+        let mut gzip = Stored::new(Vec::new()).unwrap();
+        gzip.write_all(tar).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    fn plain(archive: &[u8]) -> Vec<u8> {
+        let mut tar = Vec::new();
+        flate2::read::GzDecoder::new(archive).read_to_end(&mut tar).unwrap();
+        tar
+    }
+
+    #[test]
+    fn a_map_of_stretches_without_an_end_is_an_error() {
+        let tree = tempfile::tempdir().unwrap();
+        let file = File::create(tree.path().join("sparse")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[b'5'; 64 << 10], 0).unwrap();
+        let mut tar = plain(&packed(&tree));
+        let map = tar.windows(4).position(|bytes| bytes == b"2\n0\n").unwrap();
+        for byte in &mut tar[map + 2..map + 512] {
+            *byte = b'5';
+        }
+        assert!(unpacked(&gzip(&tar)).is_err());
+        tar[map] = b'9';
+        assert!(unpacked(&gzip(&tar)).is_err());
+    }
+
+    #[test]
+    fn no_hole_is_filled() {
+        let tree = tempfile::tempdir().unwrap();
+        let file = File::create(tree.path().join("many holes")).unwrap();
+        for n in 0..STRETCH_LIMIT as u64 + 1 {
+            file.write_all_at(b"x", n * 8192).unwrap();
+        }
+        let error = pack_tree(&top(&tree), io::sink()).unwrap_err();
+        assert!(format!("{error:#}").ends_with("it has too many holes"), "{error:#}");
+    }
+
+    #[test]
+    fn nothing_is_no_archive() {
+        assert!(unpacked(&gzip(&[])).is_err());
+        assert!(unpacked(&gzip(&[0; 10240])).is_err());
     }
 
     #[test]
@@ -593,7 +686,9 @@ mod tests {
     fn labels_are_not_the_files() {
         let kept = ["user.a", "system.posix_acl_access", "security.capability", "trusted.x"];
         assert!(kept.iter().all(|name| is_content(name.as_bytes())));
-        assert!(!is_content(b"security.selinux") && !is_content(b"security.SMACK64"));
+        let others = ["security.selinux", "security.SMACK64", "trusted.overlay.opaque"];
+        assert!(!others.iter().any(|name| is_content(name.as_bytes())));
+        assert!(!is_content(b"user.\xff"), "it cannot be a key");
     }
 
     #[test]
@@ -609,13 +704,10 @@ mod tests {
             let tree = tree();
             std::fs::remove_file(tree.path().join("big")).unwrap();
             std::fs::remove_file(tree.path().join("zbig too")).unwrap();
-            let mut tar = Vec::new();
-            flate2::read::GzDecoder::new(&packed(&tree)[..]).read_to_end(&mut tar).unwrap();
+            let mut tar = plain(&packed(&tree));
             let at = at % tar.len();
             tar[at] = byte;
-            let mut gzip = Stored::new(Vec::new()).unwrap();
-            gzip.write_all(&tar).unwrap();
-            let _ = unpacked(&gzip.finish().unwrap());
+            let _ = unpacked(&gzip(&tar));
         }
     }
 }

@@ -38,7 +38,7 @@ pub fn with_fd(mut command: Command, fd: OwnedFd, variable: &str) -> io::Result<
 /// copy it: that takes both sides longer than all the rest of a start.
 ///
 /// # Errors
-/// When the program, a path, cannot be executed.
+/// When the program, a path, cannot be executed. A script without `#!` cannot.
 pub fn with_signals(command: &[OsString], variables: &[(&str, OsString)]) -> io::Result<Pid> {
     let mut attributes = PosixSpawnAttr::init()?;
     let flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
