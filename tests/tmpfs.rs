@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::{
-    Bundle, Container, Dice, Shim, SmallStore, Variant, assert_same, changes, on_machine, outcome,
-    picture, run,
+    Bundle, Container, Dice, Shim, SmallStore, Variant, all_paths, assert_same, changes,
+    on_machine, outcome, picture, run,
 };
 use tempfile::TempDir;
 
@@ -41,15 +41,9 @@ fn fill(memory: &Path, seed: u64) {
     let sparse = File::create(memory.join("sparse")).unwrap();
     sparse.set_len(256 << 20).unwrap();
     sparse.write_all_at(b"in the middle", 128 << 20).unwrap();
-    let mut todo = vec![memory.to_owned()];
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-            let kind = entry.file_type().unwrap();
-            if kind.is_dir() {
-                todo.push(entry.path());
-            } else if kind.is_socket() {
-                fs::remove_file(entry.path()).unwrap();
-            }
+    for file in all_paths(memory).1 {
+        if file.symlink_metadata().unwrap().file_type().is_socket() {
+            fs::remove_file(file).unwrap();
         }
     }
 }

@@ -82,12 +82,12 @@ impl ImageDirectory {
     }
 
     /// Makes sure that the file system has room for what the dump and the packing will write:
-    /// the `memory` of the processes, and as much again as is staged.
-    pub(super) fn ensure_space(&self, memory: u64) -> Result<()> {
+    /// so many bytes of images, and as much again as is staged.
+    pub(super) fn ensure_space(&self, images: u64) -> Result<()> {
         let space = rustix::fs::statvfs(&self.path)
             .with_context(|| format!("looking at {}", self.path.display()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
-        let needed = memory + staged_bytes(&staged_parts(&self.path))?;
+        let needed = images + staged_bytes(&staged_parts(&self.path))?;
         if free > needed {
             return Ok(());
         }

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use oci_spec::runtime::{self as spec, Spec};
 use rustix::fs::{major, minor};
 
 use crate::container::Container;
@@ -49,14 +48,14 @@ fn on_tmpfs(container: &Container) -> Result<u64> {
     if user_namespace(&init.to_string())? != user_namespace("self")? {
         return Ok(0);
     }
-    let bound = bound_paths(&container.bundle.spec);
+    let binds = container.bundle.binds();
     let ours = mounts_of("thread-self")?;
     let theirs = mounts_of(&init.to_string())?;
     let root = open_host_dir(Path::new(&format!("/proc/{init}/root")))
         .context("opening the root of the container")?;
     let is_own = |mount: &&Mount| {
         mount.kind == "tmpfs"
-            && !bound.iter().any(|path| *path == mount.point.as_path())
+            && !binds.iter().any(|bind| bind.destination == mount.point.as_path())
             && !ours.iter().any(|other| other.device == mount.device)
     };
     let mut used = BTreeMap::new();
@@ -75,16 +74,6 @@ fn on_tmpfs(container: &Container) -> Result<u64> {
         }
     }
     Ok(used.values().sum())
-}
-
-/// Where the container has something of the host's.
-fn bound_paths(spec: &Spec) -> Vec<&Path> {
-    let is_bind = |mount: &&spec::Mount| {
-        let mut options = mount.options().iter().flatten();
-        options.any(|option| option == "bind" || option == "rbind")
-    };
-    let mounts = spec.mounts().iter().flatten();
-    mounts.filter(is_bind).map(|mount| mount.destination().as_path()).collect()
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use rustix::fs::SeekFrom;
 
 use crate::criu::archiver::{Call, NAME};
 use crate::criu::door;
+use crate::runtime::is_ourselves;
 use crate::snapshot::{LeadsOut, pack_tree, unpack_tree};
 use crate::sys::fs::open_host_dir;
-use crate::sys::process::{find_program, is_this_program};
+use crate::sys::process::find_program;
 
 /// The archiver's program.
 pub fn main() -> ExitCode {
@@ -86,8 +87,8 @@ fn take_back(call: &Call, stream: &File, begin: u64) -> Result<()> {
 }
 
 fn become_tar(arguments: &[OsString]) -> Result<Infallible> {
-    // Two doors may be on the way, one of each program.
-    let is_ours = |path: &Path| path.starts_with(door::RUN) || is_this_program(path);
+    // Two doors may be on the way, of two installations.
+    let is_ours = |path: &Path| path.starts_with(door::RUN) || is_ourselves(path);
     let program = find_program(NAME, is_ours).context("there is no tar on PATH")?;
     Err(Command::new(&program).args(arguments).exec())
         .with_context(|| format!("executing {}", program.display()))

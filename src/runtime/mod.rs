@@ -213,7 +213,7 @@ fn last_line(text: &[u8]) -> Option<String> {
 }
 
 /// Whether a program is ocicle: the same file as this one or as its sibling, or a copy of either.
-fn is_ourselves(program: &Path) -> bool {
+pub fn is_ourselves(program: &Path) -> bool {
     let siblings = std::env::current_exe()
         .ok()
         .into_iter()

@@ -22,7 +22,9 @@ use super::copy::stretches;
 use super::index::{Meta, PATH_LIMIT, STRETCH_LIMIT, Time, is_overlay_xattr};
 use super::node::make_node;
 use super::stored::Stored;
-use super::tar::{Headers, Limits, Member, Stretches, Writer, is_sparse, padding};
+use super::tar::{
+    Headers, Limits, Member, Stretches, Writer, is_sparse, padding, parse_time, xattr_name,
+};
 use super::{join, shown, split};
 use crate::bytes::ByteString;
 use crate::sys::fs;
@@ -271,7 +273,7 @@ fn meta(entry: &ParsedEntry<'_>) -> Result<Meta> {
             _ => {}
         }
     }
-    let xattrs = entry.xattrs.iter().map(|(name, value)| (unescape(name), value));
+    let xattrs = entry.xattrs.iter().map(|(name, value)| (xattr_name(name), value));
     let xattrs = xattrs.filter(|(name, _)| is_content(name));
     Ok(Meta {
         mode: entry.mode & 0o7777,
@@ -280,34 +282,6 @@ fn meta(entry: &ParsedEntry<'_>) -> Result<Meta> {
         mtime: time,
         xattrs: xattrs.map(|(name, value)| (name.into(), (**value).into())).collect(),
     })
-}
-
-/// Seconds with a fraction, which counts backwards before 1970.
-fn parse_time(text: &str) -> Option<Time> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = whole.parse().ok()?;
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanoseconds: u32 = digits.parse().ok()?;
-    Some(match (whole.starts_with('-'), nanoseconds) {
-        (false, _) | (true, 0) => Time(seconds, nanoseconds),
-        (true, _) => Time(seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds),
-    })
-}
-
-/// The name of an attribute: a key cannot have `=`.
-fn unescape(key: &[u8]) -> Vec<u8> {
-    let mut name = Vec::with_capacity(key.len());
-    let mut rest = key;
-    while let [first, tail @ ..] = rest {
-        let (byte, after) = match (first, tail) {
-            (b'%', [b'3', b'D', after @ ..]) => (b'=', after),
-            (b'%', [b'2', b'5', after @ ..]) => (b'%', after),
-            _ => (*first, tail),
-        };
-        name.push(byte);
-        rest = after;
-    }
-    name
 }
 
 struct Unpacker<'a> {
@@ -673,27 +647,12 @@ mod tests {
     }
 
     #[test]
-    fn times() {
-        assert_eq!(parse_time("5"), Some(Time(5, 0)));
-        assert_eq!(parse_time("5.000000001"), Some(Time(5, 1)));
-        assert_eq!(parse_time("5.5"), Some(Time(5, 500_000_000)));
-        assert_eq!(parse_time("-0.25"), Some(Time(-1, 750_000_000)));
-        assert_eq!(parse_time("-2"), Some(Time(-2, 0)));
-        assert_eq!(parse_time("soon"), None);
-    }
-
-    #[test]
     fn labels_are_not_the_files() {
         let kept = ["user.a", "system.posix_acl_access", "security.capability", "trusted.x"];
         assert!(kept.iter().all(|name| is_content(name.as_bytes())));
         let others = ["security.selinux", "security.SMACK64", "trusted.overlay.opaque"];
         assert!(!others.iter().any(|name| is_content(name.as_bytes())));
         assert!(!is_content(b"user.\xff"), "it cannot be a key");
-    }
-
-    #[test]
-    fn keys_of_attributes() {
-        assert_eq!(unescape(b"user.a%3Db%25c%3"), b"user.a=b%c%3");
     }
 
     proptest! {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -188,12 +187,6 @@ pub fn find_program(name: &str, refuse: impl Fn(&Path) -> bool) -> Option<PathBu
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|candidate| is_program(candidate) && !refuse(candidate))
-}
-
-/// Whether that is the program that runs here, under whatever name.
-pub fn is_this_program(path: &Path) -> bool {
-    let inode = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
-    inode(path).is_some_and(|found| Some(found) == inode(Path::new("/proc/self/exe")))
 }
 
 /// Whether there is a file that we may execute.

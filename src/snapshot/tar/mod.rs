@@ -4,4 +4,5 @@ mod read;
 mod write;
 
 pub use read::{Headers, Limits, Stretches, padding};
+pub(in crate::snapshot) use read::{parse_time, xattr_name};
 pub(in crate::snapshot) use write::{Member, Writer, is_sparse};

@@ -7,6 +7,8 @@ use tar_core::SparseEntry;
 pub use tar_core::parse::Limits;
 use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
 
+use crate::snapshot::index::Time;
+
 const BLOCK: usize = 512;
 
 /// How many bytes follow a member of that size, to the next header.
@@ -90,5 +92,53 @@ impl Headers {
             0 if have == 0 => Ok(false),
             _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).context("it is cut off"),
         }
+    }
+}
+
+/// Seconds with a fraction, which counts backwards before 1970.
+pub(in crate::snapshot) fn parse_time(text: &str) -> Option<Time> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    Some(match (whole.starts_with('-'), nanoseconds) {
+        (false, _) | (true, 0) => Time(seconds, nanoseconds),
+        (true, _) => Time(seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds),
+    })
+}
+
+/// The name of an attribute, which stands in its key as in a URL: a key cannot have `=`.
+pub(in crate::snapshot) fn xattr_name(key: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(key.len());
+    let mut rest = key;
+    while let [first, tail @ ..] = rest {
+        let (byte, after) = match (first, tail) {
+            (b'%', [b'3', b'D', after @ ..]) => (b'=', after),
+            (b'%', [b'2', b'5', after @ ..]) => (b'%', after),
+            _ => (*first, tail),
+        };
+        name.push(byte);
+        rest = after;
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_time("5"), Some(Time(5, 0)));
+        assert_eq!(parse_time("5.000000001"), Some(Time(5, 1)));
+        assert_eq!(parse_time("5.5"), Some(Time(5, 500_000_000)));
+        assert_eq!(parse_time("-0.25"), Some(Time(-1, 750_000_000)));
+        assert_eq!(parse_time("-2"), Some(Time(-2, 0)));
+        assert_eq!(parse_time("soon"), None);
+    }
+
+    #[test]
+    fn keys_of_attributes() {
+        assert_eq!(xattr_name(b"user.a%3Db%25c%3"), b"user.a=b%c%3");
     }
 }
