@@ -83,6 +83,10 @@ fn hint_of_system(cause: &(dyn std::error::Error + 'static)) -> Option<&'static 
 /// What to do about a full disk.
 pub const FULL: &str = "free some space there, or keep checkpoints on another file system";
 
+/// What to do about a checkpoint that is not as it was written.
+pub const DAMAGED: &str = "nothing was changed; copy it again from where it came from, or use another \
+                       version (`ocicle list` shows them)";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,11 +12,11 @@ use anyhow::{Context, Result};
 use crate::checkpoint::{self, checkpoint};
 use crate::config::Config;
 use crate::container::ensure_name;
-use crate::guardian::Ended;
 use crate::hint::hint_of;
 use crate::output::harmless;
 use crate::restore;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
+use crate::runtime::exit::Ended;
 use crate::runtime::log::{append, file_of};
 use crate::runtime::{Runtime, ended};
 use crate::store::lock::Lock;
@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
 
 fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
     let find = |config: &Config| -> Result<Runtime> {
-        Ok(Runtime::find(config)?.with_globals(line.globals.clone()))
+        Ok(Runtime::find(config.runtime.as_deref())?.with_globals(line.globals.clone()))
     };
     let behind = line.rest.get(1..).unwrap_or_default();
     match (line.command(), Call::parse(behind)) {

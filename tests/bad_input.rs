@@ -15,7 +15,7 @@ use ocicle::criu::images::Images;
 use ocicle::criu::images::entries::{FdType, FileEntry};
 use ocicle::criu::images::image::{Change, Image, Kind};
 use ocicle::criu::images::wire::{BadMessage, Message};
-use ocicle::store::digest::FileRecord;
+use ocicle::digest::FileRecord;
 use serde_json::{Value, json};
 use support::{
     Bundle, Container, DEADLINE, Machine, Shim, SmallStore, Told, Tree, outcome, run, status_of,

@@ -15,7 +15,7 @@ use std::collections::HashSet;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::checkpoint::{self, SeenAhead, UNMAP, preflight};
+use crate::checkpoint::{self, SeenAhead, UNMAP};
 use crate::config::{Allow, OnUnsupported, Substitution};
 use crate::container::{Container, Shared, Volumes};
 use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
@@ -23,6 +23,7 @@ use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
 use crate::freezer::State;
 use crate::hint::hint_of;
+use crate::machine;
 use crate::restore::{ensure_allowed, restores_interfaces};
 use crate::runtime::Runtime;
 use crate::substitute::{Mismatch, Resolved, judge};
@@ -156,8 +157,8 @@ impl Finding {
 
 /// Looks at a container.
 pub fn check(request: &Request) -> Result<Report> {
-    preflight::ensure_capable()?;
-    preflight::ensure_criu()?;
+    machine::ensure_capable()?;
+    machine::ensure_criu()?;
     let container = Container::discover(&request.runtime, &request.id)?;
     let settings = checkpoint::with_standing(&request.settings, &request.runtime)?;
     let dumped = container.dumped_processes()?;

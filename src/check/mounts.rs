@@ -6,8 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Finding;
-use crate::container::Container;
-use crate::files::Process;
+use crate::container::{Container, Process};
 use crate::sys::mountinfo::{Mount, mounts_of};
 
 /// File systems that CRIU makes again when the container has mounted them itself (`fstypes` in

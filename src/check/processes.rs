@@ -8,10 +8,10 @@ use anyhow::Result;
 
 use super::Finding;
 use crate::bytes::ByteString;
-use crate::container::Container;
+use crate::container::{Container, Process};
 use crate::files::dumpable::{Place, Settings, place_obstacle};
 use crate::files::facts::Facts;
-use crate::files::{self, Holder, Process};
+use crate::files::{self, Holder};
 use crate::sys::process::{Status, namespaced_pids};
 
 /// Over what CRIU would fail.

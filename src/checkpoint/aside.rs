@@ -16,13 +16,13 @@ use anyhow::{Context, Result, anyhow};
 
 use super::Request;
 use crate::config::{OnUnsupported, Substitution};
-use crate::container::{Container, Identity};
+use crate::container::{Container, Identity, Process};
 use crate::criu::config::standing_options;
 use crate::criu::door::real_criu;
 use crate::criu::plugin::SetAside;
 use crate::files::dumpable::{Described, Detail, Obstacle, Settings, Verdict, verdict};
 use crate::files::facts::Facts;
-use crate::files::{Holder, OpenFile, Process};
+use crate::files::{Holder, OpenFile};
 use crate::hint::WithHint;
 use crate::restore::{parse_each, standing_rules};
 use crate::runtime::Runtime;

@@ -12,13 +12,13 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::timeline::Timeline;
 use crate::bytes::ByteString;
 use crate::criu::images::Images;
+use crate::digest::FileRecord;
 use crate::fault;
 use crate::files::{self, FileKind, Holder, OpenFile, Table};
-use crate::hint::WithHint;
+use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{self, Held, Progress, Staging};
-use crate::store::digest::FileRecord;
 use crate::store::manifest::{
-    self, DAMAGED, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
+    self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
 };
 use crate::store::{STAGING, staged_parts};
 

@@ -20,7 +20,6 @@ mod locks;
 mod memory;
 mod needed;
 mod parts;
-pub mod preflight;
 mod record;
 mod room;
 mod sharing;
@@ -38,6 +37,7 @@ use crate::container::{Container, Shared, Volumes};
 use crate::fault;
 use crate::files::Suspects;
 use crate::guardian::Guardian;
+use crate::machine;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
 use crate::runtime::ended::Notice;
@@ -127,7 +127,7 @@ impl Request {
 pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Result<Manifest> {
     let timeline = Timeline::start();
     let container = Container::discover(&request.runtime, &request.id)?;
-    preflight::check(&container)?;
+    machine::check(&container)?;
     let cover = Cover::of(request, &container)?;
     let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;

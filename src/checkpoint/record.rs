@@ -5,9 +5,10 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use super::{Request, preflight};
+use super::Request;
 use crate::container::Container;
 use crate::freezer::{FrozenBy, State as FreezerState};
+use crate::machine;
 use crate::snapshot::RootIdentity;
 use crate::store::manifest::{
     self, Container as Record, Features, Freeze, Left, Manifest, Programs, SCHEMA,
@@ -50,7 +51,7 @@ impl Manifest {
             criu: None,
             programs: Programs {
                 runtime: request.runtime.version()?,
-                criu: preflight::criu_version()?.to_string(),
+                criu: machine::criu_version()?.to_string(),
                 kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
             },
             flags: restore_flags(&request.flags),

@@ -5,10 +5,11 @@ use anyhow::{Context, Result};
 use super::dump::{Taken, freeze, take};
 use super::locks::Locks;
 use super::parts::{self, Copied};
-use super::{ImageDirectory, Request, Timeline, copy_first, preflight};
+use super::{ImageDirectory, Request, Timeline, copy_first};
 use crate::container::Container;
 use crate::files;
 use crate::guardian::Guardian;
+use crate::machine;
 use crate::snapshot;
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
@@ -23,7 +24,7 @@ use crate::store::manifest::Manifest;
 /// CRIU has to be told: then it lets go of the container, which goes on, and the directory holds
 /// nothing that looks like a checkpoint.
 pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
-    preflight::ensure_capable()?;
+    machine::ensure_capable()?;
     let container = Container::discover(&request.runtime, &request.id)?;
     let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;

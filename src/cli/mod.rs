@@ -49,7 +49,7 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
             Some(name) => {
                 Runtime::at(Runtime::named(name.as_os_str()).context("the runtime of --runtime")?)
             }
-            None => Runtime::find(&config)?,
+            None => Runtime::find(config.runtime.as_deref())?,
         };
         Ok(Machine {
             runtime: runtime.with_globals(globals),

@@ -9,6 +9,7 @@ use crate::checkpoint::{self, Stage, checkpoint};
 use crate::config::{Config, OnUnsupported};
 use crate::container::{Container, Shared, Volumes, ensure_name};
 use crate::files::dumpable::Settings;
+use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
 use crate::runtime::arguments::CGROUPS_MODE;
@@ -154,14 +155,14 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     let context = || format!("checkpointing {id}");
     ensure_name(id)?;
     ensure_stage(options).with_context(context)?;
-    checkpoint::preflight::ensure_capable().with_context(context)?;
+    machine::ensure_capable().with_context(context)?;
     if let Some(purpose) = options.purpose {
         output::remark(&purpose.explain(options.filesystem, options.keep));
     }
     let held = Lock::take(id).with_context(context)?;
     let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
     // Before a directory is made for it.
-    checkpoint::preflight::ensure_criu().with_context(context)?;
+    machine::ensure_criu().with_context(context)?;
     Container::discover(&machine.runtime, id).with_context(context)?;
     let entry = machine.store.claim(id, &held).with_context(context)?;
     let mut flags = options.criu.flags();

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::checkpoint::CriuOptions;
 use super::{Format, Machine};
+use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
 use crate::restore::{self, Forecast};
@@ -63,7 +64,7 @@ pub struct Options {
 pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Result<()> {
     let id = &options.reference.id;
     let context = || format!("restoring {id}");
-    crate::checkpoint::preflight::ensure_capable().with_context(context)?;
+    machine::ensure_capable().with_context(context)?;
     let held = Lock::take(id).with_context(context)?;
     let version = options.version.or(options.reference.version);
     let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context)?;

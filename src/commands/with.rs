@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::bytes::ByteString;
 use crate::hint::WithHint;
 use crate::lend::{Broker, Offer, Outcome};
+use crate::machine;
 use crate::output;
 use crate::restore::parse_each;
 use crate::substitute::{Origin, Source};
@@ -63,7 +64,7 @@ pub fn run(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
 }
 
 fn lend(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
-    crate::checkpoint::preflight::ensure_capable()?;
+    machine::ensure_capable()?;
     let offer = offer(options, inherited)?;
     let signals = Signals::catch(FORWARDED.into_iter().chain([Signal::SIGCHLD]))?;
     set_child_subreaper(true).context("becoming a subreaper")?;

@@ -3,6 +3,7 @@
 mod cgroup;
 mod engine;
 mod identity;
+mod process;
 pub mod records;
 pub mod shared;
 mod volumes;
@@ -14,7 +15,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use oci_spec::runtime::Spec;
 
-use crate::files::Process;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
@@ -23,6 +23,7 @@ use crate::sys::process::{descends_from, namespaced_pids};
 pub use cgroup::{cgroup_version, freezer_of_process, group_name, memory_left};
 pub use engine::Engine;
 pub use identity::Identity;
+pub use process::Process;
 pub use shared::Shared;
 pub use volumes::{Bind, Volumes};
 

@@ -10,9 +10,9 @@ use anyhow::anyhow;
 use super::images::{DumpStats, ImageDir};
 use super::log;
 use crate::bytes::ByteString;
-use crate::guardian::Ended;
 use crate::hint::{FULL, WithHint};
-use crate::runtime::{Runtime, message_of};
+use crate::runtime::exit::Ended;
+use crate::runtime::{Runtime, is_telling, message_of};
 
 /// A log larger than this is read from its end.
 const LOG_LIMIT: u64 = 64 << 20;
@@ -112,11 +112,6 @@ fn tail(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LOG_LIMIT).read_to_end(&mut bytes).ok()?;
     Some(bytes)
-}
-
-/// Not what crun adds to an error of its command line.
-pub(crate) fn is_telling(line: &str) -> bool {
-    !line.trim().is_empty() && !line.starts_with("Try `")
 }
 
 /// The last line of what the runtime wrote to its standard error.

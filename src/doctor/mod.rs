@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use crate::checkpoint::preflight::{self, CriuVersion};
 use crate::config::{self, Config};
 use crate::container::cgroup_version;
 use crate::criu::door::real_criu;
 use crate::freezer::Version;
 use crate::hint::hint_of;
+use crate::machine::{self, CriuVersion};
 use crate::runtime::Runtime;
 use crate::sys::process::find_program;
 
@@ -105,7 +105,7 @@ fn configuration(config: &anyhow::Result<Config>) -> Finding {
 }
 
 fn capabilities() -> Finding {
-    Finding::of("capabilities", preflight::ensure_capable(), |()| "all that are needed".into())
+    Finding::of("capabilities", machine::ensure_capable(), |()| "all that are needed".into())
 }
 
 fn kernel() -> Vec<Finding> {
@@ -162,10 +162,10 @@ fn criu() -> Vec<Finding> {
         Ok(program) => program,
         Err(error) => return vec![Finding::wrong("criu", &error)],
     };
-    let version = Finding::of("criu", preflight::criu_version(), |version: CriuVersion| {
+    let version = Finding::of("criu", machine::criu_version(), |version: CriuVersion| {
         format!("{version}, {}", program.display())
     });
-    let check = Finding::of("criu check", preflight::ensure_criu(), |()| "looks good".into());
+    let check = Finding::of("criu check", machine::ensure_criu(), |()| "looks good".into());
     vec![version, check, soft_dirty(&program)]
 }
 
@@ -197,7 +197,7 @@ fn runtimes(config: &Config) -> Vec<Finding> {
             Finding::of(name, version, |line| format!("{}, {}", number(line), program.display()))
         })
         .collect();
-    let real = Runtime::find(config);
+    let real = Runtime::find(config.runtime.as_deref());
     findings.extend(libcriu(real.as_ref().is_ok_and(Runtime::is_crun)));
     findings
         .push(Finding::of("real runtime", real, |runtime| runtime.program().display().to_string()));

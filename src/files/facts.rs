@@ -8,9 +8,10 @@ use anyhow::Result;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
-use super::live::{self, Observed, Process, Survey, Watch};
+use super::live::{self, Observed, Survey, Watch};
 use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
 use super::unreachable::Reach;
+use crate::container::Process;
 use crate::sys::diag::{UnixSocket, unix_sockets};
 use crate::sys::handle::open_handle;
 use crate::sys::mountinfo::Mount;

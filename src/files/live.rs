@@ -12,17 +12,9 @@ use super::sockets::Sockets;
 use super::table::{FileId, FileKind, Holder, LockKind, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::bytes::ByteString;
+use crate::container::Process;
 use crate::sys::fs::proc_path;
 use crate::sys::kcmp;
-
-/// A process of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// Its number here.
-    pub host: i32,
-    /// Its number in the container's process namespace.
-    pub inner: i32,
-}
 
 /// A file descriptor, as `/proc` shows it.
 #[derive(Debug)]

@@ -12,10 +12,10 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::live::Process;
 use super::unreachable::by_path;
 use super::{Holder, Lock, LockKind};
 use crate::bytes::ByteString;
+use crate::container::Process;
 use crate::criu::images::entries::{FileBody, FileEntry, FileLock};
 use crate::criu::images::{Images, Task};
 

@@ -16,7 +16,6 @@ mod user_info;
 
 pub mod held;
 
-pub use live::Process;
 pub use lost_locks::{lost_locks, lost_locks_of};
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
 pub use suspects::Suspects;

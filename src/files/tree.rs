@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::live::Process;
 use super::table::{FileId, Holder, OpenFile, Table};
 use crate::bytes::ByteString;
+use crate::container::Process;
 use crate::criu::images::Images;
 use crate::sys::process::Status;
 

@@ -5,9 +5,10 @@ use std::io;
 
 use anyhow::{Context, Result};
 
-use super::live::{self, HeldLock, Observed, Process};
+use super::live::{self, HeldLock, Observed};
 use super::table::{ExternalFile, FileKind, Holder, Lock, LockKind};
 use crate::bytes::ByteString;
+use crate::container::Process;
 use crate::sys::mountinfo::{self, Mount};
 
 /// A file descriptor for a file on a mount that the container does not have.

@@ -20,15 +20,16 @@ mod watch;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
+use crate::runtime::exit::Ended;
 use crate::snapshot::Held;
 use crate::store::lock::Lock;
 use crate::sys::socket::Channel;
@@ -64,40 +65,6 @@ struct Removal {
     path: PathBuf,
     /// It stays if this exists.
     unless: Option<PathBuf>,
-}
-
-/// What the guardian reports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ended {
-    /// The program ended with this exit status.
-    Exit(i32),
-    /// A signal ended it.
-    Signal(i32),
-    /// It could not be started.
-    NotStarted(String),
-}
-
-impl Ended {
-    /// Whether it ended well.
-    pub fn success(&self) -> bool {
-        *self == Self::Exit(0)
-    }
-}
-
-impl From<ExitStatus> for Ended {
-    fn from(status: ExitStatus) -> Self {
-        status.code().map_or_else(|| Self::Signal(status.signal().unwrap_or_default()), Self::Exit)
-    }
-}
-
-impl std::fmt::Display for Ended {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exit(status) => write!(f, "exit status {status}"),
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-            Self::NotStarted(why) => write!(f, "it could not be started: {why}"),
-        }
-    }
 }
 
 /// Our side of the connection to a guardian.

@@ -24,13 +24,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::checkpoint::{finish, preflight as machine};
+use crate::checkpoint::finish;
 use crate::config::{Allow, FilePolicy, Substitution};
 use crate::container::{Bundle, Identity};
 use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
-use crate::guardian::Ended;
 use crate::hint::WithHint;
+use crate::machine;
+use crate::runtime::exit::Ended;
 use crate::runtime::{Runtime, ended};
 use crate::snapshot::{self, Progress};
 use crate::store::STAGING;

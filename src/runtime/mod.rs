@@ -2,6 +2,7 @@
 
 pub mod arguments;
 pub mod ended;
+pub mod exit;
 pub mod log;
 
 use std::ffi::{OsStr, OsString};
@@ -15,7 +16,6 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::bytes::ByteString;
-use crate::config::Config;
 use crate::hint::WithHint;
 use crate::sys::process::{find_program, is_program};
 
@@ -27,16 +27,17 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Finds the real runtime: `OCICLE_RUNTIME`, then the configuration, then the first of crun
-    /// and runc on `PATH`. Whatever is ocicle itself is refused, or passed over on `PATH`.
-    pub fn find(config: &Config) -> Result<Self> {
+    /// Finds the real runtime: `OCICLE_RUNTIME`, then the one that the configuration has named,
+    /// then the first of crun and runc on `PATH`. Whatever is ocicle itself is refused, or passed
+    /// over on `PATH`.
+    pub fn find(configured: Option<&Path>) -> Result<Self> {
         const INSTALL: &str = "install runc or crun, or name one: in OCICLE_RUNTIME, or as `runtime` \
                                in /etc/ocicle/ocicle.toml";
         let program = if let Some(named) =
             std::env::var_os("OCICLE_RUNTIME").filter(|name| !name.is_empty())
         {
             Self::named(&named).context("the real runtime of OCICLE_RUNTIME")?
-        } else if let Some(named) = &config.runtime {
+        } else if let Some(named) = configured {
             Self::named(named.as_os_str()).context("the real runtime of the configuration")?
         } else {
             ["crun", "runc"].iter().find_map(|name| find_program(name, is_ourselves)).ok_or_else(
@@ -206,9 +207,14 @@ pub fn message_of(line: &str) -> String {
     }
 }
 
+/// Not what crun adds to an error of its command line.
+pub(crate) fn is_telling(line: &str) -> bool {
+    !line.trim().is_empty() && !line.starts_with("Try `")
+}
+
 fn last_line(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
-    let line = text.lines().rev().find(|line| crate::criu::failure::is_telling(line))?;
+    let line = text.lines().rev().find(|line| is_telling(line))?;
     Some(ByteString::from(line.trim()).to_string())
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::attributes::{Found, Shape};
 use super::join;
 use crate::bytes::ByteString;
-use crate::store::digest::digest;
+use crate::digest::digest;
 
 use crate::sys::fs;
 

@@ -17,9 +17,8 @@ use super::part::open_file;
 use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
-use crate::hint::WithHint;
-use crate::store::digest::FileRecord;
-use crate::store::manifest::DAMAGED;
+use crate::digest::FileRecord;
+use crate::hint::{DAMAGED, WithHint};
 use crate::sys::direct::Stream;
 use crate::sys::fs;
 

@@ -14,7 +14,7 @@ use super::index::{Content, Entry, Form, Index, Kind, LAYER_LIMIT};
 use super::layer::Reader;
 use super::pack::PartRecord;
 use super::{Progress, shown, split};
-use crate::store::digest::FileRecord;
+use crate::digest::FileRecord;
 use crate::sys::fs;
 
 /// An index larger than this is refused.

@@ -24,8 +24,8 @@ use super::probe::Root;
 use super::walk::{Earlier, Seen, Still, Tree, Walked, open_existing, walk};
 use super::{shown, split};
 use crate::bytes::ByteString;
+use crate::digest::FileRecord;
 use crate::files::Suspects;
-use crate::store::digest::FileRecord;
 use crate::sys::fs;
 use crate::sys::process::go_first;
 

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::digest::{FileRecord, digest, ensure_plain};
 use crate::bytes::ByteString;
 use crate::criu::images::DumpStats;
+use crate::digest::{FileRecord, digest, ensure_plain};
 use crate::fault;
 use crate::files::OpenFile;
 use crate::files::held::HeldFile;
 use crate::freezer::{FrozenBy, Version};
-use crate::hint::WithHint;
+use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{Compression, PartRecord, RootIdentity, Taken};
 use crate::store::policy::Filesystem;
 
@@ -25,9 +25,6 @@ pub const NAME: &str = "ocicle-manifest.json";
 pub const DIGEST: &str = "ocicle-manifest.b3sum";
 /// The version of the schema that is written, and the newest that is read.
 pub const SCHEMA: u32 = 1;
-/// What to do about a checkpoint that is not as it was written.
-pub const DAMAGED: &str = "nothing was changed; copy it again from where it came from, or use another \
-                       version (`ocicle list` shows them)";
 const NEWER: &str = "a newer ocicle made it: use one of that version";
 /// A manifest larger than this is refused.
 const LIMIT: u64 = 16 << 20;

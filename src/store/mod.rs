@@ -23,7 +23,6 @@
 //! without a manifest is none, and is removed by the next command that holds the lock of its
 //! container.
 
-pub mod digest;
 pub mod lock;
 pub mod manifest;
 pub mod policy;

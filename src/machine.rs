@@ -1,4 +1,4 @@
-//! What has to be there before a container is touched.
+//! What the machine must have before a container is touched: capabilities, and a CRIU that works.
 
 use std::fmt;
 use std::fs;
@@ -31,7 +31,7 @@ const OLDEST: CriuVersion = CriuVersion { major: 4, minor: 2, patch: 0 };
 const CHECKED: &str = "/run/ocicle/criu-checked";
 
 /// Makes sure that a checkpoint can begin.
-pub(super) fn check(container: &Container) -> Result<()> {
+pub fn check(container: &Container) -> Result<()> {
     ensure_capable()?;
     ensure_criu()?;
     ensure!(!container.freezer.processes()?.is_empty(), "its control group holds no process");
