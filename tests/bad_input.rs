@@ -326,6 +326,17 @@ on_each_runtime!(an_interrupted_checkpoint_that_somebody_made_up, |machine| {
     symlink(host.join("secret"), version.join("pages-9.img")).unwrap();
     refuse("a file of the host is to be memory");
     fs::remove_file(version.join("pages-9.img")).unwrap();
+    // Links in the place of what is written before anything is read.
+    for name in ["ocicle-rootfs.0.tar.zst", "ocicle-rootfs.index.json", "ocicle-files.json"] {
+        for name in [name.to_owned(), format!("{name}.partial")] {
+            // Of a try before this one.
+            let _ = fs::remove_file(version.join(&name));
+            symlink(host.join("secret"), version.join(&name)).unwrap();
+            refuse(&format!("{name} leads to a file of the host"));
+            fs::remove_file(version.join(&name)).unwrap();
+        }
+    }
+    assert_eq!(fs::read_to_string(host.join("secret")).unwrap(), "of the host");
 
     fs::remove_dir_all(host).unwrap();
     assert_restores(machine, &bundle);

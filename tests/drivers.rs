@@ -13,7 +13,7 @@ use ocicle::snapshot::{
     Taken, choose, pack, plan, probe,
 };
 use support::{
-    Dice, Picture, assert_same, changes, file_system, picture, private, scratch, subvolume,
+    Dice, Picture, assert_same, changes, file_system, opened, picture, private, scratch, subvolume,
 };
 
 /// How many times a root is changed before, and after.
@@ -124,15 +124,21 @@ impl Subject {
 impl Snapshot {
     /// What a checkpoint does after the thaw.
     fn packed(&self) -> Part {
-        let record =
-            pack(&self.staging, &self.out, "rootfs", Compression::default(), Staging::Kept, &())
-                .unwrap();
+        let record = pack(
+            &opened(&self.staging),
+            &opened(&self.out),
+            "rootfs",
+            Compression::default(),
+            Staging::Kept,
+            &(),
+        )
+        .unwrap();
         self.release(&record);
         Part::open(&self.out, &record).unwrap()
     }
 
     fn release(&self, record: &PartRecord) {
-        if let Some(held) = Held::read(&self.staging).unwrap() {
+        if let Some(held) = Held::read(&opened(&self.staging)).unwrap() {
             held.release(record).unwrap();
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ocicle::files::Suspects;
 use ocicle::snapshot::{Compression, Purpose, Settings, Staging, choose, pack, plan, probe};
-use support::{Container, Machine, file_system, tree_of};
+use support::{Container, Machine, file_system, opened, tree_of};
 
 const ROUNDS: usize = 6;
 
@@ -51,8 +51,15 @@ fn is_true(machine: &Machine, container: &Container<'_>, root: &Path, dir: &str)
         let truth = tree_of(&root.join(dir));
         container.thaw();
         driver.seal().unwrap();
-        let record =
-            pack(&staging, &out, "rootfs", Compression::default(), Staging::Kept, &()).unwrap();
+        let record = pack(
+            &opened(&staging),
+            &opened(&out),
+            "rootfs",
+            Compression::default(),
+            Staging::Kept,
+            &(),
+        )
+        .unwrap();
         let part = ocicle::snapshot::Part::open(&out, &record).unwrap();
         plan(&probe(&into).unwrap(), &part).unwrap().execute(&()).unwrap();
         tree_of(&into.join(dir)).assert_is(&truth, &format!("round {round}: {stats:?}"));

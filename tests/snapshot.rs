@@ -19,7 +19,7 @@ use ocicle::snapshot::{
     Compression, Driver, Lookup, Part, PartRecord, Stage, Staging, Verb, pack, plan, probe,
 };
 use support::{
-    Dice, Picture, all_paths, assert_same, changes, picture, private, scratch, set_times,
+    Dice, Picture, all_paths, assert_same, changes, opened, picture, private, scratch, set_times,
 };
 use tempfile::TempDir;
 
@@ -42,7 +42,7 @@ fn compressed(
     let mut stage = Stage::create(&staging, probe(root).unwrap(), base).unwrap();
     stage.take(&Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
-    let record = pack(&staging, &out, "rootfs", how, Staging::Kept, &()).unwrap();
+    let record = pack(&opened(&staging), &opened(&out), "rootfs", how, Staging::Kept, &()).unwrap();
     let part = Part::open(&out, &record).unwrap();
     (record, part)
 }
@@ -330,8 +330,15 @@ fn a_copy_in_advance_is_not_trusted() {
     let second = stage.take(&suspects).unwrap();
     assert_eq!((second.copied, second.kept), (3, 1), "{second:?}");
     Box::new(stage).seal().unwrap();
-    let record =
-        pack(&staging, top.path(), "rootfs", Compression::default(), Staging::Kept, &()).unwrap();
+    let record = pack(
+        &opened(&staging),
+        &opened(top.path()),
+        "rootfs",
+        Compression::default(),
+        Staging::Kept,
+        &(),
+    )
+    .unwrap();
     let part = Part::open(top.path(), &record).unwrap();
     assert_eq!(part.read(b"back-dated", 10).unwrap(), b"after!");
     assert_eq!(part.read(b"same", 10).unwrap(), b"before");
@@ -356,8 +363,8 @@ fn a_pack_that_was_cut_short_is_done_again() {
     fs::write(&partial, &whole[..whole.len() / 2]).unwrap();
     assert_eq!(
         pack(
-            &top.path().join("staging-a"),
-            &again,
+            &opened(&top.path().join("staging-a")),
+            &opened(&again),
             "rootfs",
             Compression::default(),
             Staging::Kept,
@@ -382,8 +389,15 @@ fn what_is_packed_for_good_is_not_kept_twice() {
     assert!(blobs() > 0);
     let out = top.path().join("consumed");
     fs::create_dir(&out).unwrap();
-    let record =
-        pack(&staging, &out, "rootfs", Compression::default(), Staging::Consumed, &()).unwrap();
+    let record = pack(
+        &opened(&staging),
+        &opened(&out),
+        "rootfs",
+        Compression::default(),
+        Staging::Consumed,
+        &(),
+    )
+    .unwrap();
     assert_eq!(record, kept);
     assert_eq!(blobs(), 0);
     // What the base has already is not packed again, and not kept either.
@@ -400,7 +414,7 @@ fn what_is_packed_for_good_is_not_kept_twice() {
     Box::new(stage).seal().unwrap();
     let out = top.path().join("out-a");
     let how = Compression::default();
-    pack(&staging, &out, "rootfs", how, Staging::Consumed, &()).unwrap();
+    pack(&opened(&staging), &opened(&out), "rootfs", how, Staging::Consumed, &()).unwrap();
     assert_eq!(fs::read_dir(staging.join("blobs")).unwrap().count(), 0);
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Done again from the beginning when it was interrupted, by whoever needs the checkpoint next.
 
-use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::Instant;
+use std::{fs, io};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -20,7 +20,8 @@ use crate::snapshot::{self, Held, Progress, Staging};
 use crate::store::manifest::{
     self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
 };
-use crate::store::{STAGING, staged_parts};
+use crate::store::{STAGING, open_staged};
+use crate::sys::directory::Directory;
 
 /// Makes a complete checkpoint of one that was interrupted, or that somebody says was.
 pub fn finish(
@@ -29,18 +30,26 @@ pub fn finish(
     drivers: &snapshot::Settings,
     progress: &dyn Progress,
 ) -> Result<Manifest> {
+    manifest::ensure_plain_files(images)?;
     let staging = images.join(STAGING);
     ensure_plain(&staging)
         .with_context(|| format!("looking at {}", staging.display()))
         .hint(DAMAGED)?;
     for part in &manifest.parts {
-        if let Some(held) = Held::read(&staged_parts(images).join(&part.name))? {
+        let staged = open_part(images, part).hint(DAMAGED)?;
+        if let Some(held) = Held::read(&staged)? {
             held.ensure_recorded(drivers)
                 .with_context(|| format!("looking for the files of {}", part.destination))
                 .hint(ELSEWHERE)?;
         }
     }
     complete(images, manifest, None, progress)
+}
+
+fn open_part(images: &Path, part: &Part) -> Result<Directory> {
+    open_staged(images, &part.name)
+        .and_then(|staged| staged.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        .with_context(|| format!("opening what is staged of {}", part.destination))
 }
 
 const ELSEWHERE: &str =
@@ -102,9 +111,16 @@ fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
     describe_unsupported(&mut table, manifest);
     let mut json = serde_json::to_vec_pretty(&table)?;
     json.push(b'\n');
-    manifest::replace(images, files::TABLE, &json)?;
-    manifest::replace(images, files::USER_INFO, files::write_user_info(&table).as_bytes())?;
+    let directory = open(images)?;
+    let user_info = files::write_user_info(&table);
+    for (name, content) in [(files::TABLE, &json[..]), (files::USER_INFO, user_info.as_bytes())] {
+        directory.replace(name, content).with_context(|| format!("writing {name}"))?;
+    }
     Ok(table)
+}
+
+fn open(images: &Path) -> Result<Directory> {
+    Directory::open(images).with_context(|| format!("opening {}", images.display()))
 }
 
 fn warn_of_lost_locks(images: &Images) {
@@ -188,9 +204,10 @@ fn pack(images: &Path, manifest: &mut Manifest, progress: &dyn Progress) -> Resu
     let is_committed = images.join(manifest::NAME).exists();
     let fate = if is_committed { Staging::Kept } else { Staging::Consumed };
     let compression = manifest.compression;
+    let out = open(images)?;
     for part in &mut manifest.parts {
-        let staging = staged_parts(images).join(&part.name);
-        let packed = snapshot::pack(&staging, images, &part.name, compression, fate, progress);
+        let staging = open_part(images, part)?;
+        let packed = snapshot::pack(&staging, &out, &part.name, compression, fate, progress);
         part.files = Some(packed.with_context(|| format!("packing {}", part.destination))?);
     }
     Ok(())
@@ -200,7 +217,7 @@ fn pack(images: &Path, manifest: &mut Manifest, progress: &dyn Progress) -> Resu
 /// cannot be removed now is by who comes next.
 fn release(images: &Path, parts: &[Part]) {
     for part in parts {
-        let release = || match (Held::read(&staged_parts(images).join(&part.name))?, &part.files) {
+        let release = || match (Held::read(&open_part(images, part)?)?, &part.files) {
             (Some(held), Some(packed)) => held.release(packed),
             _ => Ok(()),
         };

@@ -18,7 +18,7 @@ use crate::criu::images::image::{Image, Kind};
 use crate::criu::images::{ImageDir, Images};
 use crate::files::{Holder, Lock, LockKind};
 use crate::hint::WithHint;
-use crate::store::manifest;
+use crate::sys::directory::Directory;
 
 /// Where CRIU writes locks.
 const IMAGE: &str = "filelocks.img";
@@ -55,7 +55,10 @@ impl Locks {
         let image = dir.find(Kind::FileLocks, IMAGE)?;
         let image = image.unwrap_or_else(|| Image::empty(Kind::FileLocks));
         let entries = missing.iter().map(FileLock::encode);
-        manifest::replace(path, IMAGE, &image.with(entries))
+        let directory = Directory::open(path)?;
+        directory
+            .replace(IMAGE, &image.with(entries))
+            .with_context(|| format!("writing {}", path.join(IMAGE).display()))
     }
 }
 

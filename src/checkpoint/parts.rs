@@ -17,7 +17,7 @@ use crate::snapshot::{
     self, Claim, CopyStats, Driver, Held, Lease, Part as Packed, Purpose, Root, Taken, choose,
 };
 use crate::store::manifest::{self, Manifest, Part, State};
-use crate::store::staged_parts;
+use crate::store::open_staged;
 
 /// The annotation that says which volumes belong to a checkpoint.
 const ANNOTATION: &str = "org.ocicle.volumes";
@@ -158,7 +158,7 @@ fn is_alive(claim: &Claim) -> bool {
         let is_away = !owner.parent().is_some_and(Path::exists);
         return manifest::is_there(owner) || (claim.index.is_none() && is_away);
     };
-    let staged = || Held::read(&staged_parts(owner).join(&claim.part)).ok().flatten();
+    let staged = || Held::read(&open_staged(owner, &claim.part).ok()??).ok()?;
     match &claim.index {
         None => manifest.state == State::Staged && staged().is_some_and(|held| held.is(claim)),
         Some(index) => {

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -14,12 +13,13 @@ use super::driver::{Held, HeldContent};
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta, check_content};
 use super::layer::{self, Compression, Reader};
 use super::part::open_file;
-use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged};
+use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged, read_json};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
 use crate::digest::FileRecord;
 use crate::hint::{DAMAGED, WithHint};
 use crate::sys::direct::Stream;
+use crate::sys::directory::Directory;
 use crate::sys::fs;
 
 /// The files of a part, for the manifest.
@@ -53,41 +53,39 @@ pub enum Staging {
 /// Files get their names when they are whole and on disk. The layers of the base must be in `out`
 /// already. The directory itself is the caller's to fsync.
 pub fn pack(
-    staging: &Path,
-    out: &Path,
+    staging: &Directory,
+    out: &Directory,
     prefix: &str,
     compression: Compression,
     fate: Staging,
     progress: &dyn Progress,
 ) -> Result<PartRecord> {
-    let base_path = staging.join(STAGED_BASE);
-    let base: Option<Base> = if base_path.exists() { Some(read_json(&base_path)?) } else { None };
+    let base: Option<Base> = read_json(staging, STAGED_BASE)?;
     let (staged, held) = match Held::read(staging)? {
         Some(held) => held.index(base.as_ref()).map(|(index, content)| (index, Some(content)))?,
-        None => (read_json(&staging.join(STAGED_INDEX))?, None),
+        None => {
+            let staged = read_json(staging, STAGED_INDEX)?;
+            (staged.with_context(|| format!("finding {STAGED_INDEX}"))?, None)
+        }
     };
+    let blobs = staging.sub(BLOBS).context("opening what is staged")?;
     let is_consumed = fate == Staging::Consumed;
-    let packer = Packer { held, is_consumed, ..Packer::new(&staged, base.as_ref(), staging, out)? };
+    let packer = Packer { held, is_consumed, ..Packer::new(&staged, base.as_ref(), blobs, out)? };
     packer
         .run(prefix, compression, progress)
-        .with_context(|| format!("packing {}", staging.display()))
-}
-
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    serde_json::from_reader(BufReader::with_capacity(BUFFER, file))
-        .with_context(|| format!("reading {}", path.display()))
+        .with_context(|| format!("packing {}", staging.path().display()))
 }
 
 struct Packer<'a> {
     staged: &'a Index<Staged>,
     base: Option<&'a Base>,
     base_layers: Vec<Reader>,
-    blobs: PathBuf,
+    /// None where nothing was staged.
+    blobs: Option<Directory>,
     is_consumed: bool,
     /// The snapshot that content is in which is not in staging.
     held: Option<HeldContent>,
-    out: &'a Path,
+    out: &'a Directory,
     /// The names of each inode that has several, by the first.
     names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
     base_names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
@@ -117,8 +115,8 @@ impl<'a> Packer<'a> {
     fn new(
         staged: &'a Index<Staged>,
         base: Option<&'a Base>,
-        staging: &Path,
-        out: &'a Path,
+        blobs: Option<Directory>,
+        out: &'a Directory,
     ) -> Result<Self> {
         ensure!(
             base.is_none_or(|base| base.layers.len() < LAYER_LIMIT),
@@ -128,7 +126,7 @@ impl<'a> Packer<'a> {
             staged,
             base,
             base_layers: base.map_or_else(|| Ok(Vec::new()), |base| open_layers(base, out))?,
-            blobs: staging.join(BLOBS),
+            blobs,
             is_consumed: false,
             held: None,
             out,
@@ -145,9 +143,7 @@ impl<'a> Packer<'a> {
     ) -> Result<PartRecord> {
         let mut layers = self.base.map(|base| base.layers.clone()).unwrap_or_default();
         let name = format!("ocicle-{prefix}.{}.{}", layers.len(), compression.extension());
-        let partial = self.out.join(format!("{name}.partial"));
-        let file =
-            File::create(&partial).with_context(|| format!("creating {}", partial.display()))?;
+        let (file, new) = self.out.begin(&name).with_context(|| format!("creating {name}"))?;
         let hashing = Hashing { to: Stream::new(file), hash: blake3::Hasher::new() };
         let mut layer = Writer::new(layer::Writer::new(hashing, compression));
         let number = layers.len() as u32;
@@ -164,11 +160,11 @@ impl<'a> Packer<'a> {
                 Ok(file)
             };
             let file = on_disk().with_context(|| format!("writing {name} to disk"))?;
-            std::fs::rename(&partial, self.out.join(&name))?;
+            new.finish().with_context(|| format!("naming {name}"))?;
             layers.push(FileRecord { name, size: file.metadata()?.len(), blake3 });
         } else {
             drop(layer);
-            std::fs::remove_file(&partial)?;
+            drop(new);
         }
         let index = self.write_index(prefix, contents)?;
         Ok(PartRecord { index, layers })
@@ -201,16 +197,16 @@ impl<'a> Packer<'a> {
             entries,
         };
         let name = format!("ocicle-{prefix}.index.json");
-        let partial = self.out.join(format!("{name}.partial"));
         let write = || -> Result<FileRecord> {
-            let buffered = BufWriter::with_capacity(BUFFER, File::create(&partial)?);
+            let (file, new) = self.out.begin(&name)?;
+            let buffered = BufWriter::with_capacity(BUFFER, file);
             let mut hashing = Hashing { to: buffered, hash: blake3::Hasher::new() };
             serde_json::to_writer(&mut hashing, &index)?;
             hashing.write_all(b"\n")?;
             let blake3 = hashing.hash.finalize().to_hex().to_string();
             let file = hashing.to.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all()?;
-            std::fs::rename(&partial, self.out.join(&name))?;
+            new.finish()?;
             Ok(FileRecord { name: name.clone(), size: file.metadata()?.len(), blake3 })
         };
         write().with_context(|| format!("writing {name}"))
@@ -433,7 +429,12 @@ impl<'a> Packer<'a> {
 
     fn staged_file(&self, path: &[u8], content: &Staged) -> Result<File> {
         if let Staged::Blob(number) = content {
-            return File::open(self.blobs.join(number.to_string()))
+            return self
+                .blobs
+                .as_ref()
+                .context("finding what is staged")?
+                .file(&number.to_string())
+                .and_then(|file| file.ok_or_else(|| io::ErrorKind::NotFound.into()))
                 .with_context(|| format!("opening blob {number}"));
         }
         let held = self.held.as_ref().context("reading a snapshot that nobody holds")?;
@@ -446,7 +447,8 @@ impl<'a> Packer<'a> {
     fn consume(&self, packed: &Kind<Staged>) -> io::Result<()> {
         match packed {
             Kind::File { content: Staged::Blob(number), .. } if self.is_consumed => {
-                std::fs::remove_file(self.blobs.join(number.to_string()))
+                let blobs = self.blobs.as_ref().ok_or(io::ErrorKind::NotFound)?;
+                blobs.remove(&number.to_string()).map(drop)
             }
             _ => Ok(()),
         }
@@ -523,10 +525,9 @@ impl Source<'_> {
     }
 }
 
-fn open_layers(base: &Base, out: &Path) -> Result<Vec<Reader>> {
-    let directory = fs::open_host_dir(out).with_context(|| format!("opening {}", out.display()))?;
+fn open_layers(base: &Base, out: &Directory) -> Result<Vec<Reader>> {
     let open = |record: &FileRecord| {
-        open_file(&directory, record)
+        open_file(out, record)
             .and_then(|file| Reader::open(file, &record.name))
             .with_context(|| format!("opening {:?}, a layer of the base", record.name))
             .hint(DAMAGED)

@@ -2,12 +2,10 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Mode, OFlags};
 
 use super::copy::BUFFER;
 use super::index::{Content, Entry, Form, Index, Kind, LAYER_LIMIT};
@@ -15,7 +13,7 @@ use super::layer::Reader;
 use super::pack::PartRecord;
 use super::{Progress, shown, split};
 use crate::digest::FileRecord;
-use crate::sys::fs;
+use crate::sys::directory::Directory;
 
 /// An index larger than this is refused.
 const INDEX_LIMIT: u64 = 2 << 30;
@@ -57,7 +55,7 @@ impl Part {
     /// Content is checked when it is read; [`Self::verify`] checks all of it.
     pub fn open(dir: &Path, record: &PartRecord) -> Result<Self> {
         let directory =
-            fs::open_host_dir(dir).with_context(|| format!("opening {}", dir.display()))?;
+            Directory::open(dir).with_context(|| format!("opening {}", dir.display()))?;
         ensure!(!record.layers.is_empty(), "the part has no layer");
         ensure!(record.layers.len() <= LAYER_LIMIT, "the part has more than {LAYER_LIMIT} layers");
         let index = open_index(&directory, &record.index)
@@ -236,12 +234,9 @@ impl Part {
 }
 
 /// Opens a file of a part: it is a file, of the length on record.
-pub(super) fn open_file(dir: &OwnedFd, record: &FileRecord) -> Result<File> {
-    fs::check_name(record.name.as_bytes())?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(dir, &record.name, flags, Mode::empty())?);
+pub(super) fn open_file(dir: &Directory, record: &FileRecord) -> Result<File> {
+    let file = dir.file(&record.name)?.context("it is missing")?;
     let now = file.metadata()?;
-    ensure!(now.is_file(), "it is no regular file");
     ensure!(
         now.len() == record.size,
         "it has {} bytes, the manifest says {}",
@@ -251,7 +246,7 @@ pub(super) fn open_file(dir: &OwnedFd, record: &FileRecord) -> Result<File> {
     Ok(file)
 }
 
-fn open_index(dir: &OwnedFd, record: &FileRecord) -> Result<Index> {
+fn open_index(dir: &Directory, record: &FileRecord) -> Result<Index> {
     ensure!(record.size <= INDEX_LIMIT, "it is larger than {INDEX_LIMIT} bytes");
     let file = open_file(dir, record)?;
     let mut bytes = Vec::with_capacity(record.size as usize);

@@ -1,8 +1,7 @@
 //! Staging: the index and the bytes of a part, taken in two passes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attributes::{Found, Shape, identity};
 use super::cache::Cache;
-use super::copy::{self, copy_file};
+use super::copy::{self, BUFFER, copy_file};
 use super::driver::{Driver, Lease, Name};
 use super::index::{Content, Entry, Form, Identity, Index, Kind, Meta, SCHEMA, Time};
 use super::part::Part;
@@ -26,6 +25,7 @@ use super::{shown, split};
 use crate::bytes::ByteString;
 use crate::digest::FileRecord;
 use crate::files::Suspects;
+use crate::sys::directory::Directory;
 use crate::sys::fs;
 use crate::sys::process::go_first;
 
@@ -481,15 +481,27 @@ fn is_full(error: &anyhow::Error) -> bool {
 
 /// Writes a JSON file whole, or not at all.
 pub(super) fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
-    let (path, partial) = (dir.join(name), dir.join(format!("{name}.partial")));
     let write = || -> Result<()> {
-        let mut file = BufWriter::new(File::create(&partial)?);
+        let directory = Directory::open(dir)?;
+        let (file, new) = directory.begin(name)?;
+        let mut file = BufWriter::with_capacity(BUFFER, file);
         serde_json::to_writer(&mut file, value)?;
         file.flush()?;
-        std::fs::rename(&partial, &path)?;
-        Ok(())
+        Ok(new.finish()?)
     };
-    write().with_context(|| format!("writing {}", path.display()))
+    write().with_context(|| format!("writing {}", dir.join(name).display()))
+}
+
+/// Reads a JSON file that [`write_json`] wrote, or somebody in its name; `None` if there is none.
+pub(super) fn read_json<T: for<'de> Deserialize<'de>>(
+    dir: &Directory,
+    name: &str,
+) -> Result<Option<T>> {
+    let read = || -> Result<Option<T>> {
+        let Some(file) = dir.file(name)? else { return Ok(None) };
+        Ok(Some(serde_json::from_reader(BufReader::with_capacity(BUFFER, file))?))
+    };
+    read().with_context(|| format!("reading {}", dir.path().join(name).display()))
 }
 
 #[cfg(test)]

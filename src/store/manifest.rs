@@ -1,11 +1,11 @@
 //! The manifest of a checkpoint, its schema and how it comes to disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
@@ -17,7 +17,9 @@ use crate::files::held::HeldFile;
 use crate::freezer::{FrozenBy, Version};
 use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{Compression, PartRecord, RootIdentity, Taken};
+use crate::store::STAGING;
 use crate::store::policy::Filesystem;
+use crate::sys::directory::Directory;
 
 /// The manifest's name in an image directory.
 pub const NAME: &str = "ocicle-manifest.json";
@@ -308,8 +310,8 @@ pub fn is_there(directory: &Path) -> bool {
 impl Manifest {
     /// Reads and checks the manifest of an image directory.
     pub fn read(directory: &Path) -> Result<Self> {
-        let text = read_limited(&directory.join(NAME))?;
-        let sum = read_limited(&directory.join(DIGEST))?;
+        let opened = open(directory)?;
+        let (text, sum) = (read_limited(&opened, NAME)?, read_limited(&opened, DIGEST)?);
         ensure_unaltered(&text, &sum)?;
         Self::parse(&text).with_context(|| format!("reading {}", directory.join(NAME).display()))
     }
@@ -370,15 +372,15 @@ impl Manifest {
         text.push(b'\n');
         let sum = sum_of(&text);
         // A manifest that is replaced is valid until the new one is there: for a moment both are.
-        let before =
-            read_limited(&directory.join(NAME)).map(|text| sum_of(&text)).unwrap_or_default();
+        let directory = &open(directory)?;
+        let before = read_limited(directory, NAME).map(|text| sum_of(&text)).unwrap_or_default();
         replace(directory, DIGEST, (sum.clone() + &before).as_bytes())?;
         fault::point(if before.is_empty() { "digest-written" } else { "digest-replaced" });
         replace(directory, NAME, &text)?;
         if !before.is_empty() {
             replace(directory, DIGEST, sum.as_bytes())?;
         }
-        sync_directory(directory)
+        sync(directory)
     }
 
     /// Whether nothing is left to do.
@@ -407,7 +409,7 @@ impl Manifest {
 
     /// Makes sure that every file of the checkpoint is what it was.
     pub fn verify(&self, directory: &Path, trust: Trust) -> Result<()> {
-        let mut wrong = foreign_images(directory)?;
+        let mut wrong = foreign_files(directory)?;
         let doubtful =
             |record: &&FileRecord| trust == Trust::Nothing || !self.is_unwritten(record, directory);
         for record in self.all_files().filter(doubtful) {
@@ -422,15 +424,27 @@ impl Manifest {
     }
 }
 
-/// Images that are no files: CRIU opens whatever has the name of one, and what it reads then becomes
-/// the container's memory.
-fn foreign_images(directory: &Path) -> Result<Vec<String>> {
+/// Refuses a directory in which anything that a restore opens, or writes, is no regular file.
+///
+/// # Errors
+/// Names all of them.
+pub fn ensure_plain_files(directory: &Path) -> Result<()> {
+    let wrong = foreign_files(directory)?;
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!("it is damaged: {}", wrong.join("; ")).hint(DAMAGED))
+}
+
+/// Images and files of ours that are no files: CRIU opens whatever has the name of an image, and what
+/// it reads then becomes the container's memory.
+fn foreign_files(directory: &Path) -> Result<Vec<String>> {
     let reading = || format!("reading {}", directory.display());
     let mut foreign = Vec::new();
     for entry in fs::read_dir(directory).with_context(reading)? {
         let entry = entry.with_context(reading)?;
         let name = ByteString::from(entry.file_name());
-        if name.as_bytes().ends_with(b".img") && !entry.file_type()?.is_file() {
+        if is_read(name.as_bytes()) && !entry.file_type()?.is_file() {
             foreign.push(format!("{name} is not a regular file"));
         }
     }
@@ -438,18 +452,23 @@ fn foreign_images(directory: &Path) -> Result<Vec<String>> {
     Ok(foreign)
 }
 
+/// Whether a restore may open or write what has this name.
+fn is_read(name: &[u8]) -> bool {
+    let is_ours = name.starts_with(b"ocicle-") && name != STAGING.as_bytes();
+    is_ours
+        || name.ends_with(b".img")
+        || [&b"user_info.txt"[..], b"descriptors.json"].contains(&name)
+}
+
 /// Takes a manifest back: what it stood for is no checkpoint any more.
 pub fn withdraw(directory: &Path) -> Result<()> {
+    let directory = open(directory)?;
     for name in [NAME, DIGEST] {
-        match fs::remove_file(directory.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("removing {}", directory.join(name).display()));
-            }
-            _ => {}
-        }
+        directory
+            .remove(name)
+            .with_context(|| format!("removing {}", directory.path().join(name).display()))?;
     }
-    sync_directory(directory)
+    sync(&directory)
 }
 
 fn ensure_unaltered(text: &[u8], sum: &[u8]) -> Result<()> {
@@ -463,34 +482,36 @@ fn sum_of(text: &[u8]) -> String {
     format!("{}  {NAME}\n", digest(text))
 }
 
-/// Writes a small file durably, in one step.
-pub fn replace(directory: &Path, name: &str, content: &[u8]) -> Result<()> {
-    let write = || -> Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".ocicle-").tempfile_in(directory)?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(directory.join(name))?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing {}", directory.join(name).display()))
+fn open(directory: &Path) -> Result<Directory> {
+    Directory::open(directory).with_context(|| format!("opening {}", directory.display()))
+}
+
+fn replace(directory: &Directory, name: &str, content: &[u8]) -> Result<()> {
+    directory
+        .replace(name, content)
+        .with_context(|| format!("writing {}", directory.path().join(name).display()))
+}
+
+fn sync(directory: &Directory) -> Result<()> {
+    directory.sync().with_context(|| format!("syncing {}", directory.path().display()))
 }
 
 /// Brings the names in a directory to disk.
 pub fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory)
-        .and_then(|file| file.sync_all())
-        .with_context(|| format!("syncing {}", directory.display()))
+    sync(&open(directory)?)
 }
 
-fn read_limited(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read as _;
-    let mut text = Vec::new();
-    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    file.take(LIMIT + 1)
-        .read_to_end(&mut text)
-        .with_context(|| format!("reading {}", path.display()))?;
-    ensure!(text.len() as u64 <= LIMIT, "{} is too large", path.display());
-    Ok(text)
+fn read_limited(directory: &Directory, name: &str) -> Result<Vec<u8>> {
+    let path = || directory.path().join(name).display().to_string();
+    match directory.read(name, LIMIT) {
+        Ok(text) => text
+            .ok_or_else(|| io::Error::from(Errno::NOENT))
+            .with_context(|| format!("opening {}", path())),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            bail!("{} is too large", path())
+        }
+        Err(error) => Err(error).with_context(|| format!("opening {}", path())),
+    }
 }
 
 #[cfg(test)]

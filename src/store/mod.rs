@@ -23,6 +23,11 @@
 //! without a manifest is none, and is removed by the next command that holds the lock of its
 //! container.
 
+use std::io;
+use std::path::Path;
+
+use crate::sys::directory::Directory;
+
 pub mod lock;
 pub mod manifest;
 pub mod policy;
@@ -30,6 +35,17 @@ pub mod versions;
 
 /// The directory, in an image directory, that holds what is not packed yet.
 pub const STAGING: &str = "ocicle-staging";
+
+/// Opens what is staged of a part; `None` if there is nothing.
+///
+/// # Errors
+/// Also where a link leads there: the image directory may be of somebody hostile.
+pub fn open_staged(images: &Path, part: &str) -> io::Result<Option<Directory>> {
+    let images = Directory::open(images)?;
+    let Some(staging) = images.sub(STAGING)? else { return Ok(None) };
+    let Some(parts) = staging.sub("parts")? else { return Ok(None) };
+    parts.sub(part)
+}
 
 /// Where the parts of a checkpoint are staged, each in a directory of its name.
 pub fn staged_parts(images: &std::path::Path) -> std::path::PathBuf {

@@ -7,6 +7,7 @@ pub mod btrfs;
 pub mod descriptors;
 pub mod diag;
 pub mod direct;
+pub mod directory;
 pub mod fd;
 pub mod fs;
 pub mod handle;

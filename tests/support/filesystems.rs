@@ -6,6 +6,7 @@ use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use ocicle::sys::directory::Directory;
 use tempfile::TempDir;
 
 use super::machine::{Machine, run};
@@ -62,4 +63,9 @@ impl Drop for SmallStore<'_> {
     fn drop(&mut self) {
         let _ = umount2(&self.0.store(), MntFlags::MNT_DETACH);
     }
+}
+
+/// A directory as ocicle opens its own.
+pub fn opened(path: &Path) -> Directory {
+    Directory::open(path).unwrap()
 }

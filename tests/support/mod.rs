@@ -37,7 +37,7 @@ pub use self::{
     bundle::{Bundle, BundleBuilder, Rootfs},
     container::{Container, Control},
     daemon::{Containerd, Docker},
-    filesystems::{SmallStore, file_system, private, scratch, subvolume},
+    filesystems::{SmallStore, file_system, opened, private, scratch, subvolume},
     machine::{
         Machine, Shim, Variant, on_machine, private_criu_settings, private_network, run, try_run,
     },

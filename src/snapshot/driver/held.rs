@@ -1,7 +1,6 @@
 //! What a driver holds outside of the checkpoint's directory.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -16,9 +15,10 @@ use crate::snapshot::index::{Index, SCHEMA, Time};
 use crate::snapshot::pack::PartRecord;
 use crate::snapshot::probe::{Root, RootIdentity};
 use crate::snapshot::stage::{
-    Base, Staged, coarse_now, entries, is_racy, known_content, write_json,
+    Base, Staged, coarse_now, entries, is_racy, known_content, read_json, write_json,
 };
 use crate::snapshot::walk::{Earlier, Still, walk};
+use crate::sys::directory::Directory;
 use crate::sys::fs::check_name;
 use crate::sys::mountinfo::{Mount, mounts_of};
 
@@ -68,15 +68,8 @@ impl Held {
     }
 
     /// What is held for a staging directory; none where everything is in it.
-    pub fn read(staging: &Path) -> Result<Option<Self>> {
-        let path = staging.join(STAGED_HELD);
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.with_context(|| format!("opening {}", path.display()))?,
-        };
-        let held =
-            serde_json::from_reader(file).with_context(|| format!("reading {}", path.display()))?;
-        Ok(Some(held))
+    pub fn read(staging: &Directory) -> Result<Option<Self>> {
+        read_json(staging, STAGED_HELD)
     }
 
     /// Makes sure that it was held here, and that what reaches it is of the administrator's choice:
