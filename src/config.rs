@@ -9,22 +9,14 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Stage;
-use crate::container::{Identity, Shared, Volumes};
+use crate::container::{Shared, Volumes};
 use crate::hint::WithHint;
-use crate::policy::{Grown, Missing, Policy, Shrunk};
+use crate::locations::{CONFIGURATION, STORE, VARIABLE, configuration, named_configuration};
+use crate::policy::FilePolicy;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::snapshot::{Compression, Program, Settings};
-use crate::store::policy::{Filesystem, Keep};
-use crate::substitute::{Origin, parse_list};
-
-/// Where the configuration is, unless [`VARIABLE`] names another file.
-pub const PATH: &str = "/etc/ocicle/ocicle.toml";
-
-/// The environment variable that names another configuration file, which must be there.
-pub const VARIABLE: &str = "OCICLE_CONFIG";
-
-/// Where checkpoints are kept unless told otherwise.
-pub const STORE: &str = "/var/lib/ocicle";
+use crate::store::choices::{Filesystem, Keep};
+use crate::substitute::{Allow, OnUnsupported, Origin, Substitution, parse_list};
 
 /// Every setting; what a file does not say has its default.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -60,94 +52,6 @@ pub struct Config {
     pub policy: Vec<FilePolicy>,
     /// What rules from a container's annotations may use.
     pub allow: Allow,
-}
-
-/// What becomes of open files that CRIU cannot dump and that no rule covers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OnUnsupported {
-    /// They stop the checkpoint
-    #[default]
-    Error,
-    /// They are left out, and have to be replaced at a restore
-    Substitute,
-}
-
-/// A policy for some files of some containers.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct FilePolicy {
-    /// The form of their names, or of what their runtime calls them; any if unsaid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
-    /// The form of a name of their image; any if unsaid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-    /// The paths, as the container sees them, with `*` and `**`.
-    pub path: String,
-    /// If such a file is missing.
-    #[serde(default)]
-    pub missing: Option<Missing>,
-    /// If it has grown.
-    #[serde(default)]
-    pub grown: Option<Grown>,
-    /// If it has shrunk.
-    #[serde(default)]
-    pub shrunk: Option<Shrunk>,
-}
-
-impl FilePolicy {
-    /// Whether it is for this container.
-    pub fn is_for(&self, identity: &Identity) -> bool {
-        is_meant(identity, self.container.as_deref(), self.image.as_deref())
-    }
-
-    /// What it says.
-    pub fn policy(&self) -> Policy {
-        Policy {
-            pattern: self.path.clone(),
-            missing: self.missing,
-            grown: self.grown,
-            shrunk: self.shrunk,
-        }
-    }
-}
-
-/// Rules of substitution for some containers.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Substitution {
-    /// The form of their names, or of what their runtime calls them; any if unsaid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
-    /// The form of a name of their image; any if unsaid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-    /// The rules, one a line or with semicolons between.
-    pub rule: String,
-}
-
-impl Substitution {
-    /// Whether the rules are for this container.
-    pub fn is_for(&self, identity: &Identity) -> bool {
-        is_meant(identity, self.container.as_deref(), self.image.as_deref())
-    }
-
-    /// For which containers they are, in words.
-    fn whom(&self) -> String {
-        match (&self.container, &self.image) {
-            (Some(container), None) => format!("the containers {container}"),
-            (None, Some(image)) => format!("containers of the image {image}"),
-            (Some(container), Some(image)) => format!("the containers {container} of {image}"),
-            (None, None) => "no container".to_owned(),
-        }
-    }
-}
-
-/// Whether a table for containers and images of these forms is for this one.
-fn is_meant(identity: &Identity, container: Option<&str>, image: Option<&str>) -> bool {
-    container.is_none_or(|pattern| identity.has_name_like(pattern))
-        && image.is_none_or(|pattern| identity.has_image_like(pattern))
 }
 
 /// Settings of CRIU.
@@ -198,25 +102,6 @@ impl Criu {
     }
 }
 
-/// What rules from a container's annotations may use: nothing, unless the administrator says so.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Allow {
-    /// Files of the host that `file:` may open: paths, in which `*` stands for any part of one
-    /// name and `**` for any number of names.
-    pub files: Vec<String>,
-    /// Sockets that `unix:` and `tcp:` may connect to or listen at: `unix:/PATH`, `tcp:HOST:PORT`.
-    pub sockets: Vec<String>,
-    /// Programs that `exec:` may run: paths.
-    pub programs: Vec<String>,
-}
-
-/// The file that holds the configuration, if there is one.
-pub fn path() -> PathBuf {
-    let named = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
-    named.map_or_else(|| PATH.into(), PathBuf::from)
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -248,11 +133,11 @@ impl Default for Criu {
 impl Config {
     /// Reads the configuration; where there is none, everything has its default.
     pub fn load() -> Result<Self> {
-        match std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
-            Some(path) => Self::load_from(Path::new(&path))?
+        match named_configuration() {
+            Some(path) => Self::load_from(&path)?
                 .with_context(|| format!("reading {}: there is no such file", path.display()))
                 .hint(format!("{VARIABLE} in the environment names it")),
-            None => Ok(Self::load_from(Path::new(PATH))?.unwrap_or_default()),
+            None => Ok(Self::load_from(Path::new(CONFIGURATION))?.unwrap_or_default()),
         }
     }
 
@@ -263,7 +148,7 @@ impl Config {
         struct Only {
             runtime: Option<PathBuf>,
         }
-        let path = path();
+        let path = configuration();
         let context = || format!("reading {}", path.display());
         let text = std::fs::read_to_string(&path).with_context(context)?;
         let Only { runtime } = toml::from_str(&text).with_context(context)?;
@@ -331,6 +216,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::Identity;
 
     #[test]
     fn what_is_not_said_has_its_default() {

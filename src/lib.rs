@@ -57,7 +57,7 @@
 //!   log, and the plugin that keeps it from files it cannot dump (`plugin/`). [`files`]: the table
 //!   of open files, of processes and of images, and their preflight.
 //!   [`snapshot`]: drivers, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
-//!   is on disk, and by which [policy](store::policy). [`inspect`]: what is in a checkpoint, be it an
+//!   is on disk, and by which [policy](store::choices). [`inspect`]: what is in a checkpoint, be it an
 //!   archive or an image. [`guardian`]: what makes good when we are killed.
 //! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.
 //! - [`substitute`]: rules, what they mean, what they open, the view of the images.
@@ -80,6 +80,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod container;
+pub mod cover;
 pub mod criu;
 pub mod digest;
 pub mod doctor;
@@ -93,6 +94,7 @@ pub mod hint;
 pub mod hooks;
 pub mod inspect;
 pub mod lend;
+pub mod locations;
 pub mod machine;
 pub mod output;
 pub mod policy;

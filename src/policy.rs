@@ -10,6 +10,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::container::Identity;
 use crate::glob;
 use crate::substitute::Origin;
 
@@ -59,6 +60,46 @@ pub struct Policy {
     pub grown: Option<Grown>,
     /// If they have shrunk.
     pub shrunk: Option<Shrunk>,
+}
+
+/// A policy for some files of some containers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilePolicy {
+    /// The form of their names, or of what their runtime calls them; any if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The form of a name of their image; any if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The paths, as the container sees them, with `*` and `**`.
+    pub path: String,
+    /// If such a file is missing.
+    #[serde(default)]
+    pub missing: Option<Missing>,
+    /// If it has grown.
+    #[serde(default)]
+    pub grown: Option<Grown>,
+    /// If it has shrunk.
+    #[serde(default)]
+    pub shrunk: Option<Shrunk>,
+}
+
+impl FilePolicy {
+    /// Whether it is for this container.
+    pub fn is_for(&self, identity: &Identity) -> bool {
+        identity.is_meant(self.container.as_deref(), self.image.as_deref())
+    }
+
+    /// What it says.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            pattern: self.path.clone(),
+            missing: self.missing,
+            grown: self.grown,
+            shrunk: self.shrunk,
+        }
+    }
 }
 
 /// What stands for every path.

@@ -19,9 +19,9 @@ use crate::runtime::arguments::{Call, CommandLine, value_of, without};
 use crate::runtime::exit::Ended;
 use crate::runtime::log::{append, file_of};
 use crate::runtime::{Runtime, ended};
+use crate::store::choices::{self, Filesystem};
 use crate::store::lock::Lock;
 use crate::store::manifest::Trust;
-use crate::store::policy::{self, Filesystem};
 use crate::sys::process::InheritedFds;
 
 /// Flags of `checkpoint` with which the runtime makes no checkpoint that could be restored from
@@ -149,7 +149,7 @@ const FILESYSTEM: &str = "--filesystem";
 
 fn filesystem_of(call: &Call) -> Result<Option<Filesystem>> {
     let Some(value) = call.value(FILESYSTEM) else { return Ok(None) };
-    policy::parse(&value.to_string_lossy()).context(FILESYSTEM).map(Some)
+    choices::parse(&value.to_string_lossy()).context(FILESYSTEM).map(Some)
 }
 
 /// The image directory of a call; runc and crun take `checkpoint` where none is named.

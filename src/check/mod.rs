@@ -15,18 +15,19 @@ use std::collections::HashSet;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::checkpoint::{self, SeenAhead, UNMAP};
-use crate::config::{Allow, OnUnsupported, Substitution};
 use crate::container::{Container, Shared, Volumes};
-use crate::files::dumpable::{Obstacle, Settings, Verdict, verdict};
+use crate::cover::{self, SeenAhead, UNMAP};
+use crate::files::DumpSettings;
+use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
 use crate::freezer::State;
 use crate::hint::hint_of;
 use crate::machine;
-use crate::restore::{ensure_allowed, restores_interfaces};
 use crate::runtime::Runtime;
-use crate::substitute::{Mismatch, Resolved, judge};
+use crate::substitute::{
+    Allow, Mismatch, OnUnsupported, Resolved, Substitution, ensure_allowed, judge,
+};
 
 pub use held::Held;
 
@@ -38,7 +39,7 @@ pub struct Request {
     /// The container.
     pub id: String,
     /// What the runtime would be told.
-    pub settings: Settings,
+    pub settings: DumpSettings,
     /// Which volumes would belong to the checkpoint, whatever else says so.
     pub volumes: Option<Volumes>,
     /// Which would when neither that nor the container's annotation says so.
@@ -160,15 +161,15 @@ pub fn check(request: &Request) -> Result<Report> {
     machine::ensure_capable()?;
     machine::ensure_criu()?;
     let container = Container::discover(&request.runtime, &request.id)?;
-    let settings = checkpoint::with_standing(&request.settings, &request.runtime)?;
+    let settings = request.settings.with_standing(&request.runtime)?;
     let dumped = container.dumped_processes()?;
     let facts = Facts::of(&dumped).context("listing the open files")?;
-    let settings = checkpoint::settled(&settings, &facts)?;
+    let settings = settings.settled(&facts)?;
     let parts = held::Parts::of(&container, request)?;
 
-    let rules = checkpoint::rules(&container, &request.id, &request.configured, &request.rules)?;
+    let rules = cover::rules(&container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
-    let ahead = checkpoint::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
+    let ahead = cover::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
     let judge = |known| (known, verdict_with(known, &settings, &ahead));
     let files: Vec<_> = facts
         .files
@@ -180,7 +181,7 @@ pub fn check(request: &Request) -> Result<Report> {
         processes::problems(&container, &dumped, &facts, &settings, &request.runtime.name())?;
     problems.extend(mounts::problems(&container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
-    if !restores_interfaces(&request.runtime, &container.bundle) {
+    if !container.bundle.restores_interfaces(&request.runtime) {
         remarks.extend(lost_interfaces(&files));
     }
     problems.extend(frozen_from_above(&container)?);
@@ -197,7 +198,7 @@ pub fn check(request: &Request) -> Result<Report> {
 }
 
 /// What CRIU will do about an open file: it is kept from those that are set aside.
-fn verdict_with(known: &Known, settings: &Settings, ahead: &SeenAhead) -> Foretold {
+fn verdict_with(known: &Known, settings: &DumpSettings, ahead: &SeenAhead) -> Foretold {
     let first = known.file.holders.first();
     let is_in = |holders: &HashSet<Holder>| first.is_some_and(|holder| holders.contains(holder));
     match verdict(&known.described, settings) {
@@ -334,5 +335,5 @@ impl Report {
 
 /// The volumes of a checkpoint with these choices.
 fn volumes(container: &Container, request: &Request) -> Result<Vec<held::Volume>> {
-    checkpoint::volumes_of(&container.bundle, request.volumes.as_ref(), &request.default_volumes)
+    container.bundle.volumes(request.volumes.as_ref(), &request.default_volumes)
 }

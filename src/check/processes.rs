@@ -9,7 +9,8 @@ use anyhow::Result;
 use super::Finding;
 use crate::bytes::ByteString;
 use crate::container::{Container, Process};
-use crate::files::dumpable::{Place, Settings, place_obstacle};
+use crate::files::DumpSettings;
+use crate::files::dumpable::{Place, place_obstacle};
 use crate::files::facts::Facts;
 use crate::files::{self, Holder};
 use crate::sys::process::{Status, namespaced_pids};
@@ -19,7 +20,7 @@ pub(super) fn problems(
     container: &Container,
     dumped: &[Process],
     facts: &Facts,
-    settings: &Settings,
+    settings: &DumpSettings,
     runtime: &str,
 ) -> Result<Vec<Finding>> {
     let level = namespaced_pids(container.init)?.len();
@@ -114,7 +115,7 @@ fn tracer(process: Process) -> Option<Finding> {
 
 /// A session that began outside the process namespace (`dump_one_task` in criu/cr-dump.c), and a
 /// first process that leads none (`dump_pstree` in criu/pstree.c).
-fn session(process: Process, level: usize, settings: &Settings) -> Option<Finding> {
+fn session(process: Process, level: usize, settings: &DumpSettings) -> Option<Finding> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.host)).ok()?;
     let session: i32 =
         field(&status, "NSsid:")?.split_ascii_whitespace().nth(level - 1)?.parse().ok()?;
@@ -143,7 +144,11 @@ fn dead_leader(process: Process) -> Option<Finding> {
     })
 }
 
-fn program_and_directories(process: Process, facts: &Facts, settings: &Settings) -> Vec<Finding> {
+fn program_and_directories(
+    process: Process,
+    facts: &Facts,
+    settings: &DumpSettings,
+) -> Vec<Finding> {
     const LINKS: [(&str, &str); 3] =
         [("exe", "the program"), ("cwd", "the working directory"), ("root", "the root directory")];
     let problem = |(link, what): &(&str, &str)| {
@@ -159,7 +164,7 @@ fn proc(process: Process, below: &str) -> PathBuf {
 }
 
 /// Why CRIU cannot save what is no file descriptor by its path: it cannot be left out.
-fn unplaced(place: &Place, subject: &str, settings: &Settings) -> Option<Finding> {
+fn unplaced(place: &Place, subject: &str, settings: &DumpSettings) -> Option<Finding> {
     match place {
         Place::Foreign(_) => Some(Finding::new(format!(
             "{subject}: it comes from outside the container, and cannot be replaced"
@@ -170,7 +175,7 @@ fn unplaced(place: &Place, subject: &str, settings: &Settings) -> Option<Finding
 
 /// Mappings of what is no regular file (`handle_vma` in criu/proc_parse.c), or of one that CRIU
 /// does not find.
-fn mappings(process: Process, facts: &Facts, settings: &Settings) -> Vec<Finding> {
+fn mappings(process: Process, facts: &Facts, settings: &DumpSettings) -> Vec<Finding> {
     let maps = fs::read(proc(process, "maps")).unwrap_or_default();
     let maps = String::from_utf8_lossy(&maps);
     let mut seen = BTreeSet::new();
@@ -207,7 +212,7 @@ fn mapping_problem(
     process: Process,
     mapping: &Mapping<'_>,
     facts: &Facts,
-    settings: &Settings,
+    settings: &DumpSettings,
 ) -> Option<Finding> {
     if mapping.is_memory() {
         return None;

@@ -10,16 +10,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::aside::Cover;
 use super::foresight::{self, Foreseen};
 use super::locks::Locks;
 use super::memory::Memory;
 use super::parts::{self, Copied};
 use super::room::Room;
-use super::timeline::Timeline;
 use super::{ImageDirectory, Request};
 use crate::bytes::ByteString;
 use crate::container::Container;
+use crate::cover::Cover;
 use crate::criu::config::Configuration;
 use crate::criu::door::{Action, Criu, Door, Visitor, Work};
 use crate::criu::{action, failure, phases};
@@ -31,6 +30,7 @@ use crate::guardian::Guardian;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
+use crate::store::Timeline;
 use crate::store::manifest::{Manifest, Owner};
 use crate::sys::process::{pidfd, wait_readable};
 

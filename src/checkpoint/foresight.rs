@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::aside::{Aside, Cover};
 use super::locks::Locks;
 use super::{Request, connections};
 use crate::container::{Container, Identity};
+use crate::cover::{Aside, Cover};
 use crate::files::{Owned, Unreachable, by_path};
 use crate::freezer::Frozen;
 use crate::runtime::arguments::CGROUPS_MODE;

@@ -10,11 +10,9 @@
 //! script the dump can still be made to fail, and that is what ends the container; from the
 //! freeze on, the [guardian](crate::guardian) thaws it if we die.
 
-mod aside;
 mod connections;
 mod directory;
 mod dump;
-mod finish;
 mod foresight;
 mod locks;
 mod memory;
@@ -23,7 +21,6 @@ mod parts;
 mod record;
 mod room;
 mod sharing;
-mod timeline;
 mod under_dump;
 
 use std::ffi::OsString;
@@ -32,31 +29,29 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::config::{OnUnsupported, Substitution};
 use crate::container::{Container, Shared, Volumes};
+use crate::cover::{self, Cover};
 use crate::fault;
 use crate::files::Suspects;
+use crate::files::{DumpSettings, bytes_of};
 use crate::guardian::Guardian;
 use crate::machine;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
 use crate::runtime::ended::Notice;
 use crate::snapshot::{self, Compression, Progress, Root};
+use crate::store::choices::{self, Filesystem};
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
-use crate::store::policy::{self, Filesystem};
+use crate::store::{self, Timeline};
+use crate::substitute::{OnUnsupported, Substitution};
 
-use aside::Cover;
-pub use aside::{SeenAhead, UNMAP, bytes_of, rules, set_aside, settled, with_standing};
 pub use directory::ImageDirectory;
 use dump::{Dump, Dumped};
-pub use finish::finish;
 pub use memory::Stage;
 use needed::needed;
 use parts::Copied;
-pub use parts::volumes_of;
 use sharing::Sharing;
-use timeline::Timeline;
 pub use under_dump::under_dump;
 
 /// What is asked for.
@@ -109,7 +104,7 @@ pub struct Request {
 impl Request {
     /// What is done about the files of a container.
     fn filesystem_of(&self, container: &Container) -> Result<Filesystem> {
-        let annotated = policy::annotated(&container.bundle)?;
+        let annotated = choices::annotated(&container.bundle)?;
         Ok(self.filesystem.or(annotated).unwrap_or(self.default_filesystem))
     }
 
@@ -128,7 +123,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let timeline = Timeline::start();
     let container = Container::discover(&request.runtime, &request.id)?;
     machine::check(&container)?;
-    let cover = Cover::of(request, &container)?;
+    let cover = cover(request, &container)?;
     let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(&container)?;
@@ -154,9 +149,31 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
         locks.complete(&request.images)?;
     }
     let _leases = parts::seal(parts)?;
-    let manifest = finish::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
+    let manifest = store::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
     dump.guardian.dismiss()?;
     Ok(manifest)
+}
+
+/// Makes sure that no open file will stop the dump.
+fn cover(request: &Request, container: &Container) -> Result<Cover> {
+    let rules = cover::rules(container, &request.id, &request.configured, &request.rules)?;
+    let settings = settings(request).with_standing(&request.runtime)?;
+    Cover::of(rules, request.on_unsupported, settings, container)
+}
+
+/// What CRIU is told, as far as it decides over open files.
+fn settings(request: &Request) -> DumpSettings {
+    let has = |flag: &str| request.flags.iter().any(|given| given == flag);
+    DumpSettings {
+        tcp_established: has("--tcp-established"),
+        tcp_skip_in_flight: has("--tcp-skip-in-flight"),
+        file_locks: has("--file-locks"),
+        ext_unix_sk: has("--ext-unix-sk"),
+        shell_job: has("--shell-job"),
+        link_remap: has("--link-remap"),
+        bpf_maps: false,
+        ghost_limit: bytes_of(&request.ghost_limit),
+    }
 }
 
 /// Copies what belongs to the checkpoint for the first time; what changes after that is found by

@@ -1,6 +1,6 @@
 //! The parts of a checkpoint: the root file system and volumes, on their way into it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -8,7 +8,7 @@ use super::Request;
 use super::directory::ImageDirectory;
 use super::sharing::Sharing;
 use crate::bytes::ByteString;
-use crate::container::{Bundle, Container, Volumes};
+use crate::container::Container;
 use crate::files::Suspects;
 use crate::files::held::Digests;
 use crate::freezer::Frozen;
@@ -18,9 +18,6 @@ use crate::snapshot::{
 };
 use crate::store::manifest::{self, Manifest, Part, State};
 use crate::store::open_staged;
-
-/// The annotation that says which volumes belong to a checkpoint.
-const ANNOTATION: &str = "org.ocicle.volumes";
 
 /// What the application sees as its root.
 pub(super) const ROOT: &str = "rootfs";
@@ -71,7 +68,7 @@ pub(super) fn plan(
         let part = Part::new(ROOT, Path::new("/"), &bundle.rootfs);
         planned.push(Planned { part, root });
     }
-    let volumes = volumes_of(bundle, request.volumes.as_ref(), &request.default_volumes)?;
+    let volumes = bundle.volumes(request.volumes.as_ref(), &request.default_volumes)?;
     let sharing = Sharing::find(container, &volumes, request.shared)?;
     for (destination, source) in volumes {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
@@ -81,33 +78,6 @@ pub(super) fn plan(
         planned.push(Planned { part, root });
     }
     Ok((planned, sharing))
-}
-
-/// The volumes that belong to the checkpoint, by where they are mounted: those that the command
-/// names, or else the container's annotation, or else the configuration.
-pub fn volumes_of(
-    bundle: &Bundle,
-    asked: Option<&Volumes>,
-    default: &Volumes,
-) -> Result<Vec<(PathBuf, PathBuf)>> {
-    let annotated = bundle.annotations(ANNOTATION).into_iter().next();
-    let annotated = annotated
-        .map(|(_, value)| value.parse::<Volumes>())
-        .transpose()
-        .with_context(|| format!("reading the annotation {ANNOTATION}"))?;
-    let chosen = asked.or(annotated.as_ref()).unwrap_or(default);
-    let mut volumes = Vec::new();
-    for bind in bundle.binds().into_iter().filter(|bind| chosen.include(bind)) {
-        let source = bind
-            .source
-            .canonicalize()
-            .with_context(|| format!("opening the volume {}", bind.source.display()))?;
-        // A single file is what engines mount for names and addresses; it is no volume.
-        if source.is_dir() {
-            volumes.push((bind.destination, source));
-        }
-    }
-    Ok(volumes)
 }
 
 /// Copies what can be copied while the container runs.

@@ -10,10 +10,10 @@ use crate::container::Container;
 use crate::freezer::{FrozenBy, State as FreezerState};
 use crate::machine;
 use crate::snapshot::RootIdentity;
+use crate::store::choices::Filesystem;
 use crate::store::manifest::{
     self, Container as Record, Features, Freeze, Left, Manifest, Programs, SCHEMA,
 };
-use crate::store::policy::Filesystem;
 
 impl Manifest {
     /// What is known before the freeze.

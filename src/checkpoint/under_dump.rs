@@ -5,12 +5,13 @@ use anyhow::{Context, Result};
 use super::dump::{Taken, freeze, take};
 use super::locks::Locks;
 use super::parts::{self, Copied};
-use super::{ImageDirectory, Request, Timeline, copy_first};
+use super::{ImageDirectory, Request, copy_first};
 use crate::container::Container;
 use crate::files;
 use crate::guardian::Guardian;
 use crate::machine;
 use crate::snapshot;
+use crate::store::Timeline;
 use crate::store::lock::Lock;
 use crate::store::manifest::Manifest;
 

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::commands::{self, Machine};
-use crate::config::{self, Config};
+use crate::config::Config;
+use crate::locations;
 use crate::output;
 use crate::runtime::Runtime;
 use crate::store::versions::Store;
@@ -32,7 +33,8 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
     let config = Config::load();
     if let Command::Doctor(options) = &arguments.command {
-        let store = config.as_ref().map_or(config::STORE.as_ref(), |config| config.store.as_path());
+        let store =
+            config.as_ref().map_or(locations::STORE.as_ref(), |config| config.store.as_path());
         let store = arguments.store.as_deref().unwrap_or(store);
         return commands::doctor::run(&config, store, options);
     }

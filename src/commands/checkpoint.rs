@@ -6,17 +6,18 @@ use anyhow::{Context, Result, ensure};
 
 use super::Machine;
 use crate::checkpoint::{self, Stage, checkpoint};
-use crate::config::{Config, OnUnsupported};
+use crate::config::Config;
 use crate::container::{Container, Shared, Volumes, ensure_name};
-use crate::files::dumpable::Settings;
+use crate::files::{DumpSettings, bytes_of};
 use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::snapshot::Compression;
+use crate::store::choices::{self, Filesystem, Keep, Purpose};
 use crate::store::lock::Lock;
-use crate::store::policy::{self, Filesystem, Keep, Purpose};
 use crate::store::versions::Reference;
+use crate::substitute::OnUnsupported;
 
 /// What can be asked of a checkpoint.
 #[derive(Debug, clap::Args)]
@@ -46,7 +47,7 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "WHAT")]
     purpose: Option<Purpose>,
     /// How many versions are kept, this one among them: a number or all
-    #[arg(long, value_name = "N", value_parser = policy::parse_keep)]
+    #[arg(long, value_name = "N", value_parser = choices::parse_keep)]
     keep: Option<Keep>,
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
@@ -110,8 +111,8 @@ pub struct CriuOptions {
 
 impl CriuOptions {
     /// What decides over a dump.
-    pub(super) fn settings(&self, config: &Config) -> Result<Settings> {
-        Ok(Settings {
+    pub(super) fn settings(&self, config: &Config) -> Result<DumpSettings> {
+        Ok(DumpSettings {
             tcp_established: self.tcp_established,
             tcp_skip_in_flight: false,
             file_locks: self.file_locks,
@@ -119,7 +120,7 @@ impl CriuOptions {
             shell_job: self.shell_job,
             link_remap: false,
             bpf_maps: false,
-            ghost_limit: checkpoint::bytes_of(&config.criu.ghost_limit),
+            ghost_limit: bytes_of(&config.criu.ghost_limit),
         })
     }
 

@@ -18,7 +18,7 @@ use crate::hint::WithHint;
 use crate::lend::{Broker, Offer, Outcome};
 use crate::machine;
 use crate::output;
-use crate::restore::parse_each;
+use crate::substitute::parse_each;
 use crate::substitute::{Origin, Source};
 use crate::sys::inherited::keep_from_children;
 use crate::sys::named::Names;

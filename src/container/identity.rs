@@ -54,6 +54,12 @@ impl Identity {
         all.any(|name| glob::matches(pattern.as_bytes(), name.as_bytes()))
     }
 
+    /// Whether what is for containers and images of these forms is for this one; any form if unsaid.
+    pub fn is_meant(&self, container: Option<&str>, image: Option<&str>) -> bool {
+        container.is_none_or(|pattern| self.has_name_like(pattern))
+            && image.is_none_or(|pattern| self.has_image_like(pattern))
+    }
+
     /// Whether its image has a name of this form.
     pub fn has_image_like(&self, pattern: &str) -> bool {
         self.images.iter().any(|image| glob::matches(pattern.as_bytes(), image.as_bytes()))

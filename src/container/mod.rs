@@ -88,6 +88,13 @@ impl Bundle {
         })
     }
 
+    /// Whether `runtime` restores the interfaces of its network: not those of a network from
+    /// outside, and none below runc, which leaves every network to the engine (`setEmptyNsMask` in
+    /// its restore.go).
+    pub fn restores_interfaces(&self, runtime: &Runtime) -> bool {
+        runtime.name() != "runc" && self.has_own_network()
+    }
+
     /// The annotations `prefix` and `prefix.*`, sorted by name.
     pub fn annotations(&self, prefix: &str) -> Vec<(String, String)> {
         let belongs = |name: &str| {

@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::ensure;
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::Bundle;
 use crate::bytes::ByteString;
 use crate::glob;
+
+/// The annotation that says which volumes belong to a checkpoint.
+const ANNOTATION: &str = "org.ocicle.volumes";
 
 /// Where engines keep volumes that have a name: podman and docker, under any root directory.
 const NAMED: [&str; 2] = ["**/volumes/*/_data", "**/volumes/*/_data/**"];
@@ -40,6 +44,35 @@ impl Bind {
             source: bundle.join(source),
             read_only: has(&["ro", "rro"]),
         })
+    }
+}
+
+impl Bundle {
+    /// The volumes that belong to a checkpoint, by where they are mounted: those that the command
+    /// names, or else the container's annotation, or else the configuration.
+    pub fn volumes(
+        &self,
+        asked: Option<&Volumes>,
+        default: &Volumes,
+    ) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let annotated = self.annotations(ANNOTATION).into_iter().next();
+        let annotated = annotated
+            .map(|(_, value)| value.parse::<Volumes>())
+            .transpose()
+            .with_context(|| format!("reading the annotation {ANNOTATION}"))?;
+        let chosen = asked.or(annotated.as_ref()).unwrap_or(default);
+        let mut volumes = Vec::new();
+        for bind in self.binds().into_iter().filter(|bind| chosen.include(bind)) {
+            let source = bind
+                .source
+                .canonicalize()
+                .with_context(|| format!("opening the volume {}", bind.source.display()))?;
+            // A single file is what engines mount for names and addresses; it is no volume.
+            if source.is_dir() {
+                volumes.push((bind.destination, source));
+            }
+        }
+        Ok(volumes)
     }
 }
 

@@ -7,11 +7,12 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::container::cgroup_version;
 use crate::criu::door::real_criu;
 use crate::freezer::Version;
 use crate::hint::hint_of;
+use crate::locations;
 use crate::machine::{self, CriuVersion};
 use crate::runtime::Runtime;
 use crate::sys::process::find_program;
@@ -96,7 +97,7 @@ impl Finding {
 }
 
 fn configuration(config: &anyhow::Result<Config>) -> Finding {
-    let path = config::path();
+    let path = locations::configuration();
     match config {
         Err(error) => Finding::wrong("configuration", error),
         Ok(_) if path.exists() => Finding::good("configuration", path.display().to_string()),

@@ -2,33 +2,13 @@
 //!
 //! The rules are those of `dump_one_file` in criu/files.c and of what it calls (4.2); each
 //! [`Obstacle`] names the function that refuses. Nothing here looks at the machine: what is known
-//! of a live file is gathered elsewhere, and what CRIU is told is [`Settings`].
+//! of a live file is gathered elsewhere, and what CRIU is told is [`DumpSettings`].
 
 use std::fmt;
 
+use super::settings::DumpSettings;
 use super::table::{ExternalFile, FileKind};
 use crate::bytes::ByteString;
-
-/// What CRIU is told that decides over a dump.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// `--tcp-established`, or `--tcp-close`: TCP connections are kept, or dropped at the restore.
-    pub tcp_established: bool,
-    /// `--tcp-skip-in-flight`: connections that nobody has accepted are dropped.
-    pub tcp_skip_in_flight: bool,
-    /// `--file-locks`.
-    pub file_locks: bool,
-    /// `--ext-unix-sk`.
-    pub ext_unix_sk: bool,
-    /// `--shell-job`.
-    pub shell_job: bool,
-    /// `--link-remap`.
-    pub link_remap: bool,
-    /// Whether CRIU was built with libbpf, and saves BPF maps. Looked up only where there is one.
-    pub bpf_maps: bool,
-    /// The most bytes on disk that a deleted file may have.
-    pub ghost_limit: u64,
-}
 
 /// Where a file is that CRIU saves by its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,7 +213,7 @@ pub enum Obstacle {
 }
 
 /// What CRIU will do about an open file.
-pub fn verdict(file: &Described, settings: &Settings) -> Verdict {
+pub fn verdict(file: &Described, settings: &DumpSettings) -> Verdict {
     let locked = file.locked && !settings.file_locks;
     let obstacles: Vec<_> = type_obstacle(file, settings)
         .into_iter()
@@ -269,7 +249,7 @@ fn device_is_saved_by_path(detail: &Detail) -> bool {
 }
 
 /// What its type alone makes impossible.
-fn type_obstacle(file: &Described, settings: &Settings) -> Option<Obstacle> {
+fn type_obstacle(file: &Described, settings: &DumpSettings) -> Option<Obstacle> {
     match &file.detail {
         Detail::Plain if file.kind == FileKind::Pipe => {
             let packets = file.flags & libc::O_DIRECT as u32 != 0;
@@ -328,7 +308,7 @@ fn anonymous_name(link: &ByteString) -> String {
     format!("files of type {}", name.trim_start_matches('[').trim_end_matches(']'))
 }
 
-fn socket_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
+fn socket_obstacle(socket: &Socket, settings: &DumpSettings) -> Option<Obstacle> {
     match socket.family {
         libc::AF_INET | libc::AF_INET6 => inet_obstacle(socket, settings),
         libc::AF_UNIX => unix_obstacle(socket, settings),
@@ -342,7 +322,7 @@ fn socket_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
 pub const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 
-fn inet_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
+fn inet_obstacle(socket: &Socket, settings: &DumpSettings) -> Option<Obstacle> {
     const KNOWN: [i32; 6] = [
         libc::IPPROTO_IP,
         libc::IPPROTO_TCP,
@@ -367,7 +347,7 @@ fn inet_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
     }
 }
 
-fn unix_obstacle(socket: &Socket, settings: &Settings) -> Option<Obstacle> {
+fn unix_obstacle(socket: &Socket, settings: &DumpSettings) -> Option<Obstacle> {
     match socket.peer {
         Peer::Inside => (socket.backlog > 0).then_some(Obstacle::Backlog(socket.backlog)),
         Peer::Dangling => Some(Obstacle::Dangling),
@@ -404,7 +384,7 @@ fn protocol_name(protocol: i32) -> String {
 /// What its place makes impossible, for a file that CRIU may leave out. It may leave out no
 /// mapping, program or directory that a process stands in: there [`Place::Foreign`] is an
 /// obstacle too.
-pub fn place_obstacle(place: &Place, settings: &Settings) -> Option<Obstacle> {
+pub fn place_obstacle(place: &Place, settings: &DumpSettings) -> Option<Obstacle> {
     match place {
         Place::There | Place::Foreign(_) => None,
         Place::Overmounted => Some(Obstacle::Overmounted),
@@ -523,8 +503,8 @@ impl Obstacle {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn strict() -> Settings {
-        Settings {
+    pub(crate) fn strict() -> DumpSettings {
+        DumpSettings {
             tcp_established: false,
             tcp_skip_in_flight: false,
             file_locks: false,
@@ -536,8 +516,8 @@ pub(crate) mod tests {
         }
     }
 
-    fn lenient() -> Settings {
-        Settings {
+    fn lenient() -> DumpSettings {
+        DumpSettings {
             tcp_established: true,
             tcp_skip_in_flight: true,
             file_locks: true,
@@ -589,7 +569,7 @@ pub(crate) mod tests {
         ExternalFile { mount: 5, inode: 6 }
     }
 
-    fn obstacles(file: &Described, settings: &Settings) -> Vec<Obstacle> {
+    fn obstacles(file: &Described, settings: &DumpSettings) -> Vec<Obstacle> {
         match verdict(file, settings) {
             Verdict::Fails(obstacles) => obstacles,
             _ => Vec::new(),
@@ -698,7 +678,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_criu_without_libbpf() {
-        let without = Settings { bpf_maps: false, ..lenient() };
+        let without = DumpSettings { bpf_maps: false, ..lenient() };
         let obstacles = obstacles(&file(FileKind::Bpfmap, Detail::BpfMap(1)), &without);
         assert_eq!(obstacles[0].to_string(), "CRIU cannot save BPF maps");
         assert!(obstacles[0].can_be_set_aside() && obstacles[0].is_lasting());

@@ -7,6 +7,7 @@ mod live;
 mod lost_locks;
 mod name;
 mod preflight;
+mod settings;
 mod sockets;
 mod suspects;
 mod table;
@@ -18,6 +19,7 @@ pub mod held;
 
 pub use lost_locks::{lost_locks, lost_locks_of};
 pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
+pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};
 pub use unreachable::{Owned, Seen, Unreachable, by_path};

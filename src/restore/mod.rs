@@ -24,24 +24,24 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::checkpoint::finish;
-use crate::config::{Allow, FilePolicy, Substitution};
 use crate::container::{Bundle, Identity};
 use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
 use crate::hint::WithHint;
 use crate::machine;
+use crate::policy::FilePolicy;
 use crate::runtime::exit::Ended;
 use crate::runtime::{Runtime, ended};
 use crate::snapshot::{self, Progress};
-use crate::store::STAGING;
 use crate::store::lock::Lock;
 use crate::store::manifest::{self, Manifest, State, Trust};
-use crate::substitute::{self, Around, Callers, Prepared, Resolved, Site};
+use crate::store::{STAGING, finish};
+use crate::substitute::{
+    self, Allow, Around, Callers, Prepared, Resolved, Site, Substitution, ensure_allowed,
+};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
-pub use rules::{ensure_allowed, parse_each, standing as standing_rules};
 
 use console::Console;
 use policies::Remedy;
@@ -214,12 +214,6 @@ fn examine(
     Ok(Examined { resolved, callers, locked, parts })
 }
 
-/// Whether the interfaces of the container's network are restored: not those of a network from outside,
-/// and none below runc, which leaves every network to the engine (`setEmptyNsMask` in its restore.go).
-pub fn restores_interfaces(runtime: &Runtime, bundle: &Bundle) -> bool {
-    runtime.name() != "runc" && bundle.has_own_network()
-}
-
 /// Refuses to keep tun devices whose interfaces are not restored: CRIU would look for them in vain
 /// (`tunfile_open` in criu/tun.c).
 fn ensure_interfaces(
@@ -230,7 +224,7 @@ fn ensure_interfaces(
 ) -> Result<()> {
     let is_kept = |file: &&OpenFile| file.has_interface() && !replaced.contains(&file.id);
     match table.files.iter().find(is_kept) {
-        Some(file) if !restores_interfaces(&request.runtime, bundle) => {
+        Some(file) if !bundle.restores_interfaces(&request.runtime) => {
             let OpenFile { id, name, .. } = file;
             Err(anyhow!(
                 "open file {id} ({name}) needs a replacement: its interface is not restored, as the \
@@ -317,7 +311,7 @@ fn resolve(request: &Request, bundle: &Bundle, table: &Table) -> Result<(Vec<Res
     let rules = rules::gather(request, bundle, &identity, &callers)?;
     let resolved = substitute::resolve(&rules, table)
         .hint("`ocicle files` lists the open files with their identifiers")?;
-    rules::ensure_allowed(&resolved, &request.allow)?;
+    ensure_allowed(&resolved, &request.allow)?;
     callers.fetch(&resolved)?;
     Ok((resolved, callers))
 }

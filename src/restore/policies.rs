@@ -13,12 +13,12 @@ use serde::Serialize;
 use super::Request;
 use super::preflight::View;
 use crate::bytes::ByteString;
-use crate::config;
 use crate::container::{Bundle, Identity};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{FileBody, FileEntry, RegFile};
 use crate::files::{FileId, Problem, Role, Wrong};
 use crate::hint::WithHint;
+use crate::locations;
 use crate::policy::{ANNOTATION, Grown, Missing, Policies, Shrunk, Standing, parse_policies};
 use crate::store::manifest::Manifest;
 use crate::substitute::{How, Origin, Treatment};
@@ -28,7 +28,7 @@ use crate::sys::fs as sys;
 pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Policies> {
     let mut all = Vec::new();
     let identity = Identity::of(&request.id, bundle);
-    let origin = Origin::Configuration(config::path().display().to_string());
+    let origin = Origin::Configuration(locations::configuration().display().to_string());
     for configured in request.configured_policies.iter().filter(|one| one.is_for(&identity)) {
         all.push(Standing { policy: configured.policy(), origin: origin.clone() });
     }

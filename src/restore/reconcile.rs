@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow};
 use crate::container::{Bundle, shared};
 use crate::hint::WithHint;
 use crate::snapshot::{self, Local, Part as Packed, Plan, Progress, Root, Settings};
+use crate::store::choices::Filesystem;
 use crate::store::manifest::{self, Manifest};
-use crate::store::policy::Filesystem;
 
 /// A part of the checkpoint, and what it is put back on.
 pub(super) struct Part {

@@ -1,18 +1,11 @@
-//! The rules of substitution that hold for a restore, and who may write which.
+//! The rules of substitution that hold for a restore.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use super::Request;
-use crate::bytes::ByteString;
-use crate::config::{self, Allow, Substitution};
 use crate::container::{Bundle, Identity};
-use crate::glob;
-use crate::hint::WithHint;
 use crate::lend::Loan;
-use crate::substitute::{Callers, Origin, Resolved, Rule, Source, parse_list, parse_rule};
-
-/// The annotation that holds rules; `ANNOTATION.NAME` does too.
-pub(super) const ANNOTATION: &str = "org.ocicle.substitute";
+use crate::substitute::{Callers, Origin, Rule, parse_each, standing_rules};
 
 /// Asks `ocicle with`, wherever one runs, for what it lends to this container.
 pub(super) fn callers(request: &Request, identity: &Identity) -> Result<Callers> {
@@ -28,182 +21,8 @@ pub(super) fn gather(
     identity: &Identity,
     callers: &Callers,
 ) -> Result<Vec<Rule>> {
-    let mut rules = standing(identity, &request.configured, bundle)?;
+    let mut rules = standing_rules(identity, &request.configured, bundle)?;
     rules.extend(parse_each(callers.rules(), &Origin::With)?);
     rules.extend(parse_each(&request.rules, &Origin::CommandLine)?);
     Ok(rules)
-}
-
-/// The rules of a container's annotations and of the configuration.
-pub fn standing(
-    identity: &Identity,
-    configured: &[Substitution],
-    bundle: &Bundle,
-) -> Result<Vec<Rule>> {
-    let mut rules = of_annotations(&bundle.annotations(ANNOTATION))?;
-    let origin = Origin::Configuration(config::path().display().to_string());
-    for configured in configured.iter().filter(|one| one.is_for(identity)) {
-        rules.extend(parse_list(&configured.rule, &origin).context("reading the configuration")?);
-    }
-    Ok(rules)
-}
-
-/// The most rules that the annotations of a container may hold together, and the most text: what
-/// they cost is to stay within bounds, whoever wrote them.
-const ANNOTATED_RULES: usize = 1000;
-const ANNOTATED_BYTES: usize = 256 << 10;
-
-fn of_annotations(annotations: &[(String, String)]) -> Result<Vec<Rule>> {
-    const SHORTEN: &str = "leave rules out in config.json, or write them in the configuration";
-    let bytes: usize = annotations.iter().map(|(_, value)| value.len()).sum();
-    if bytes > ANNOTATED_BYTES {
-        let what = format!("annotations {ANNOTATION} are longer than {ANNOTATED_BYTES} bytes");
-        return Err(anyhow!(what).hint(SHORTEN));
-    }
-    let mut rules = Vec::new();
-    for (name, value) in annotations {
-        let origin = Origin::Annotation(name.clone());
-        let parsed = parse_list(value, &origin);
-        let parsed =
-            parsed.with_context(|| origin.to_string()).hint("correct it in config.json")?;
-        rules.extend(parsed);
-        if rules.len() > ANNOTATED_RULES {
-            let what = format!("annotations {ANNOTATION} hold more than {ANNOTATED_RULES} rules");
-            return Err(anyhow!(what).hint(SHORTEN));
-        }
-    }
-    Ok(rules)
-}
-
-/// Reads the rules of a command line.
-pub fn parse_each(texts: &[String], origin: &Origin) -> Result<Vec<Rule>> {
-    let parse = |text: &String| {
-        parse_rule(text, origin.clone())
-            .with_context(|| format!("reading a rule of {origin}"))
-            .hint("such as 7=file:/var/log/new or 1:3=null; `ocicle restore --help` has the forms")
-    };
-    texts.iter().map(parse).collect()
-}
-
-/// Refuses what an annotation may not use: whoever wrote it need not be the administrator.
-pub fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
-    for Resolved { rule, .. } in resolved.iter().filter(|one| one.rule.origin.is_annotation()) {
-        let Some(need) = Need::of(&rule.source, allow) else { continue };
-        if !need.is_allowed() {
-            return Err(anyhow!(
-                "{} names {} {}, which needs the administrator's leave",
-                rule.origin,
-                need.what,
-                need.name
-            )
-            .hint(format!(
-                "the leave is a line `{} = [\"{}\"]` below [allow] in {}",
-                need.setting,
-                need.name,
-                config::PATH
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// What a source needs the administrator's leave for.
-struct Need<'a> {
-    what: &'static str,
-    name: ByteString,
-    setting: &'static str,
-    patterns: &'a [String],
-}
-
-impl<'a> Need<'a> {
-    fn of(source: &Source, allow: &'a Allow) -> Option<Self> {
-        let file = |name| ("the host's file", name, "files", &allow.files);
-        let socket = |name| ("the socket", name, "sockets", &allow.sockets);
-        let (what, name, setting, patterns) = match source {
-            Source::File(source) => file(source.path.clone()),
-            Source::Tty => file("/dev/tty".into()),
-            Source::Unix(unix) => socket([b"unix:", unix.path.as_bytes()].concat().into()),
-            Source::Tcp(tcp) => socket(format!("tcp:{}", tcp.address()).into()),
-            Source::Exec(program) => ("the program", program.clone(), "programs", &allow.programs),
-            Source::Fd(_)
-            | Source::FdName(_)
-            | Source::Container(_)
-            | Source::Null
-            | Source::Empty
-            | Source::Reset
-            | Source::Closed => return None,
-        };
-        Some(Self { what, name, setting, patterns })
-    }
-
-    fn is_allowed(&self) -> bool {
-        let matches = |pattern: &String| glob::matches(pattern.as_bytes(), self.name.as_bytes());
-        self.patterns.iter().any(matches)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::substitute::Selector;
-    use crate::substitute::Term;
-
-    fn refused(source: &str, origin: Origin, allow: &Allow) -> Option<String> {
-        let rule = parse_rule(&format!("1={source}"), origin).unwrap();
-        assert_eq!(rule.selector, Selector::new(Term::Id(crate::files::FileId(1))));
-        let json = r#"{"id":1,"type":"reg","name":"/x","flags":0,"holders":[]}"#;
-        let file = serde_json::from_str(json).unwrap();
-        let resolved = [Resolved { rule: rule.into(), file, beaten: Vec::new() }];
-        let error = ensure_allowed(&resolved, allow).err()?;
-        Some(format!("{error}: {}", crate::hint::hint_of(&error).unwrap_or_default()))
-    }
-
-    fn annotated(annotations: &[(&str, String)]) -> Result<Vec<Rule>> {
-        let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
-        of_annotations(&annotations.iter().map(owned).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn annotations_have_limits_together() {
-        let rules = |count| ["1=null"].repeat(count).join(";");
-        assert_eq!(annotated(&[("a", rules(600)), ("b", rules(400))]).unwrap().len(), 1000);
-        let many = annotated(&[("a", rules(600)), ("b", rules(401))]).unwrap_err();
-        assert!(many.to_string().contains("more than 1000 rules"), "{many}");
-        let long = format!("{}=null", "/a".repeat(4 << 10));
-        let longer = vec![("a", long); 40];
-        let long = annotated(&longer).unwrap_err();
-        assert!(long.to_string().contains("longer than 262144 bytes"), "{long}");
-    }
-
-    #[test]
-    fn the_name_of_an_annotation_moves_no_cursor() {
-        let wrong = annotated(&[("a\u{1b}[2J", "tape".to_owned())]).unwrap_err();
-        assert!(format!("{wrong:#}").starts_with("annotation a\\x1b[2J: "), "{wrong:#}");
-    }
-
-    #[test]
-    fn annotations_need_leave() {
-        let annotation = || Origin::Annotation("a".into());
-        let none = Allow::default();
-        let needing = ["file:/etc/x", "tty", "unix:/run/x", "tcp:[::1]:5,listen", "exec:/bin/x"];
-        let said: Vec<_> =
-            needing.iter().map(|source| refused(source, annotation(), &none).unwrap()).collect();
-        insta::assert_snapshot!(said.join("\n"));
-        for source in needing {
-            assert_eq!(refused(source, Origin::CommandLine, &none), None);
-            assert_eq!(refused(source, Origin::Configuration("x".into()), &none), None);
-        }
-        for free in ["fd:3", "fd:web", "container:/x", "null", "empty", "reset", "closed"] {
-            assert_eq!(refused(free, annotation(), &none), None, "{free}");
-        }
-        let all = Allow {
-            files: vec!["/etc/*".into(), "/dev/tty".into()],
-            sockets: vec!["unix:/run/**".into(), "tcp:[::1]:*".into()],
-            programs: vec!["/bin/x".into()],
-        };
-        for source in needing {
-            assert_eq!(refused(source, annotation(), &all), None, "{source}");
-        }
-        assert!(refused("tcp:[::2]:5", annotation(), &all).is_some());
-    }
 }

@@ -18,7 +18,7 @@ use crate::freezer::{FrozenBy, Version};
 use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{Compression, PartRecord, RootIdentity, Taken};
 use crate::store::STAGING;
-use crate::store::policy::Filesystem;
+use crate::store::choices::Filesystem;
 use crate::sys::directory::Directory;
 
 /// The manifest's name in an image directory.

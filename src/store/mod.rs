@@ -28,10 +28,15 @@ use std::path::Path;
 
 use crate::sys::directory::Directory;
 
+pub mod choices;
+mod finish;
 pub mod lock;
 pub mod manifest;
-pub mod policy;
+mod timeline;
 pub mod versions;
+
+pub use finish::{complete, finish};
+pub use timeline::Timeline;
 
 /// The directory, in an image directory, that holds what is not packed yet.
 pub const STAGING: &str = "ocicle-staging";

@@ -24,6 +24,7 @@ mod rewrite;
 mod rule;
 mod selector;
 mod source;
+mod standing;
 
 use crate::bytes::ByteString;
 
@@ -36,6 +37,9 @@ pub use rewrite::{How, InheritKey, Treatment, check, rewrite, rewrite_with};
 pub use rule::{Origin, Rule};
 pub use selector::{Selector, Term};
 pub use source::{Access, FileSource, Position, Source, TcpSource, UnixSource};
+pub use standing::{
+    Allow, OnUnsupported, Substitution, ensure_allowed, parse_each, standing_rules,
+};
 
 /// Bytes in a rule: the characters that mean something to the grammar are escaped as well.
 fn escaped(bytes: &ByteString) -> String {

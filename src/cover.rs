@@ -10,38 +10,35 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 
-use super::Request;
-use crate::config::{OnUnsupported, Substitution};
 use crate::container::{Container, Identity, Process};
-use crate::criu::config::standing_options;
-use crate::criu::door::real_criu;
 use crate::criu::plugin::SetAside;
-use crate::files::dumpable::{Described, Detail, Obstacle, Settings, Verdict, verdict};
+use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::Facts;
-use crate::files::{Holder, OpenFile};
+use crate::files::{DumpSettings, Holder, OpenFile};
 use crate::hint::WithHint;
-use crate::restore::{parse_each, standing_rules};
-use crate::runtime::Runtime;
 use crate::store::manifest::Unsupported;
-use crate::substitute::{Origin, Rule, Term};
+use crate::substitute::{
+    OnUnsupported, Origin, Rule, Substitution, Term, parse_each, standing_rules,
+};
 
 /// What CRIU is kept from looking at.
 #[derive(Debug, Default)]
-pub(super) struct Aside {
-    pub(super) chosen: Vec<SetAside>,
-    pub(super) records: Vec<Unsupported>,
+pub struct Aside {
+    /// The files.
+    pub chosen: Vec<SetAside>,
+    /// What the manifest says of them.
+    pub records: Vec<Unsupported>,
 }
 
 /// Who covers which open files.
 #[derive(Debug)]
-pub(super) struct Cover {
+pub struct Cover {
     rules: Vec<Rule>,
     rest: OnUnsupported,
-    settings: Settings,
+    settings: DumpSettings,
     /// Whether it is worth looking again when the container is frozen.
     is_needed: bool,
 }
@@ -51,13 +48,13 @@ impl Cover {
     ///
     /// # Errors
     /// All those that would.
-    pub(super) fn of(request: &Request, container: &Container) -> Result<Self> {
-        let mut cover = Self {
-            rules: rules(container, &request.id, &request.configured, &request.rules)?,
-            rest: request.on_unsupported,
-            settings: with_standing(&settings(request)?, &request.runtime)?,
-            is_needed: false,
-        };
+    pub fn of(
+        rules: Vec<Rule>,
+        rest: OnUnsupported,
+        settings: DumpSettings,
+        container: &Container,
+    ) -> Result<Self> {
+        let mut cover = Self { rules, rest, settings, is_needed: false };
         let failing = cover.failing(&container.dumped_processes()?)?;
         cover.is_needed = !failing.is_empty() || cover.rest == OnUnsupported::Substitute;
         let stopping: Vec<_> =
@@ -66,13 +63,13 @@ impl Cover {
     }
 
     /// Whether CRIU is told to keep locks.
-    pub(super) fn keeps_locks(&self) -> bool {
+    pub fn keeps_locks(&self) -> bool {
         self.settings.file_locks
     }
 
     /// Chooses the files that CRIU is kept from. The last time it is part of the pause: where nothing
     /// was found at the beginning, it is not looked for again.
-    pub(super) fn choose(&self, container: &Container) -> Result<Aside> {
+    pub fn choose(&self, container: &Container) -> Result<Aside> {
         let mut aside = Aside::default();
         if !self.is_needed {
             return Ok(aside);
@@ -94,7 +91,7 @@ impl Cover {
         let mut mapped = None;
         let mut failing = Vec::new();
         let facts = Facts::of(processes)?;
-        let settings = settled(&self.settings, &facts)?;
+        let settings = self.settings.settled(&facts)?;
         for known in facts.files {
             let Verdict::Fails(obstacles) = verdict(&known.described, &settings) else {
                 continue;
@@ -244,69 +241,6 @@ fn names_an_identifier(rule: &Rule) -> bool {
     rule.selector.terms.iter().any(|term| matches!(term, Term::Id(_)))
 }
 
-/// What CRIU is told, as far as it decides over open files.
-fn settings(request: &Request) -> Result<Settings> {
-    let has = |flag: &str| request.flags.iter().any(|given| given == flag);
-    Ok(Settings {
-        tcp_established: has("--tcp-established"),
-        tcp_skip_in_flight: has("--tcp-skip-in-flight"),
-        file_locks: has("--file-locks"),
-        ext_unix_sk: has("--ext-unix-sk"),
-        shell_job: has("--shell-job"),
-        link_remap: has("--link-remap"),
-        bpf_maps: false,
-        ghost_limit: bytes_of(&request.ghost_limit),
-    })
-}
-
-/// The settings with what has to be looked up, if one of the open files makes it matter.
-pub fn settled(settings: &Settings, facts: &Facts) -> Result<Settings> {
-    settled_by(settings, facts.files.iter().map(|known| &known.described), saves_bpf_maps)
-}
-
-fn settled_by<'a>(
-    settings: &Settings,
-    mut files: impl Iterator<Item = &'a Described>,
-    saves_bpf_maps: impl FnOnce() -> Result<bool>,
-) -> Result<Settings> {
-    let mut settings = settings.clone();
-    if files.any(|file| matches!(file.detail, Detail::BpfMap(_))) {
-        settings.bpf_maps = saves_bpf_maps()?;
-    }
-    Ok(settings)
-}
-
-/// Whether CRIU needs libbpf: without it it does not know BPF maps (`dump_one_file` in
-/// criu/files.c), and no feature check tells. The whole program is read for that, once.
-fn saves_bpf_maps() -> Result<bool> {
-    const LIBRARY: &[u8] = b"libbpf.so";
-    static SAVES: OnceLock<bool> = OnceLock::new();
-    if let Some(known) = SAVES.get() {
-        return Ok(*known);
-    }
-    let path = real_criu()?;
-    let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    let saves = program.windows(LIBRARY.len()).any(|bytes| bytes == LIBRARY);
-    Ok(*SAVES.get_or_init(|| saves))
-}
-
-/// What the administrator's files for CRIU allow as well.
-pub fn with_standing(settings: &Settings, runtime: &Runtime) -> Result<Settings> {
-    let mut settings = settings.clone();
-    for option in standing_options(&runtime.name())? {
-        match option.as_str() {
-            "tcp-established" | "tcp-close" => settings.tcp_established = true,
-            "skip-in-flight" | "tcp-skip-in-flight" => settings.tcp_skip_in_flight = true,
-            "file-locks" => settings.file_locks = true,
-            "ext-unix-sk" => settings.ext_unix_sk = true,
-            "shell-job" => settings.shell_job = true,
-            "link-remap" => settings.link_remap = true,
-            _ => {}
-        }
-    }
-    Ok(settings)
-}
-
 /// What becomes of the open files of a container that runs at which CRIU would fail.
 #[derive(Debug)]
 pub struct SeenAhead {
@@ -321,7 +255,7 @@ pub fn set_aside(
     container: &Container,
     rules: Vec<Rule>,
     rest: OnUnsupported,
-    settings: Settings,
+    settings: DumpSettings,
 ) -> Result<SeenAhead> {
     let cover = Cover { rules, rest, settings, is_needed: true };
     let failing = cover.failing(&container.dumped_processes()?)?;
@@ -333,34 +267,4 @@ pub fn set_aside(
         aside: holders(&|one| cover.by(one).is_some()),
         mapped: holders(&|one| one.is_mapped),
     })
-}
-
-/// A size as CRIU writes it.
-pub fn bytes_of(text: &str) -> u64 {
-    let digits = text.trim_end_matches(['K', 'M', 'G']);
-    let shift = match text.as_bytes().last() {
-        Some(b'K') => 10,
-        Some(b'M') => 20,
-        Some(b'G') => 30,
-        _ => 0,
-    };
-    digits.parse::<u64>().map_or(u64::MAX, |number| number.saturating_mul(1 << shift))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::files::FileKind;
-    use crate::files::dumpable::tests::{file, strict};
-
-    #[test]
-    fn criu_is_looked_at_only_for_the_sake_of_a_bpf_map() {
-        let plain = file(FileKind::Reg, Detail::Plain);
-        let map = file(FileKind::Bpfmap, Detail::BpfMap(1));
-        let settings = Settings { bpf_maps: false, ..strict() };
-        let never = || panic!("there is no BPF map");
-        assert!(!settled_by(&settings, [&plain].into_iter(), never).unwrap().bpf_maps);
-        let saves = || Ok(true);
-        assert!(settled_by(&settings, [&plain, &map].into_iter(), saves).unwrap().bpf_maps);
-    }
 }

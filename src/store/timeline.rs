@@ -14,16 +14,18 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    pub(super) fn start() -> Self {
+    /// A clock that begins now.
+    pub fn start() -> Self {
         Self { begin: Instant::now(), phases: RefCell::default() }
     }
 
-    pub(super) fn mark(&self, name: &str, begin: Instant, end: Instant) {
+    /// Adds a step that is over.
+    pub fn mark(&self, name: &str, begin: Instant, end: Instant) {
         self.add(None, name, self.since(begin), self.since(end));
     }
 
     /// A step of CRIU's, which is part of another one and counts from `anchor`.
-    pub(super) fn mark_within(&self, whole: &str, anchor: Instant, step: &Step) {
+    pub fn mark_within(&self, whole: &str, anchor: Instant, step: &Step) {
         let anchor = self.since(anchor);
         self.add(Some(whole.to_owned()), step.name, anchor + step.begin, anchor + step.end);
     }
@@ -38,21 +40,23 @@ impl Timeline {
         Self::milliseconds(instant.duration_since(self.begin))
     }
 
-    pub(super) fn time<T>(&self, name: &str, step: impl FnOnce() -> T) -> T {
+    /// Takes a step, and adds it.
+    pub fn time<T>(&self, name: &str, step: impl FnOnce() -> T) -> T {
         let begin = Instant::now();
         let result = step();
         self.mark(name, begin, Instant::now());
         result
     }
 
-    pub(super) fn phases(&self) -> Vec<Phase> {
+    /// The steps, in the order in which they began.
+    pub fn phases(&self) -> Vec<Phase> {
         let mut phases = self.phases.borrow().clone();
         phases.sort_by(|one, other| one.begin.total_cmp(&other.begin));
         phases
     }
 
     /// A duration in milliseconds, to a thousandth.
-    pub(super) fn milliseconds(duration: Duration) -> f64 {
+    pub fn milliseconds(duration: Duration) -> f64 {
         let microseconds = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
         f64::from(microseconds) / 1000.0
     }

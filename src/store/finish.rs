@@ -75,7 +75,7 @@ fn ensure_plain(staging: &Path) -> Result<()> {
 }
 
 /// Makes a complete checkpoint of what is staged in `images`.
-pub(super) fn complete(
+pub fn complete(
     images: &Path,
     mut manifest: Manifest,
     timeline: Option<&Timeline>,
