@@ -50,7 +50,7 @@ pub struct Config {
     pub substitute: Vec<Substitution>,
     /// What becomes of files that are not as they were, and that nothing replaces.
     pub policy: Vec<FilePolicy>,
-    /// What rules from a container's annotations may use.
+    /// What annotations and checkpoints may use.
     pub allow: Allow,
 }
 

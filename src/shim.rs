@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::checkpoint::{self, checkpoint};
 use crate::config::Config;
-use crate::container::ensure_name;
+use crate::container::{Volumes, ensure_name};
 use crate::hint::hint_of;
 use crate::output::harmless;
 use crate::restore;
@@ -91,7 +91,7 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         configured: config.substitute.clone(),
         on_unsupported: config.on_unsupported,
         disposable: false,
-        volumes: None,
+        volumes: volumes_of(call)?,
         default_volumes: config.volumes.clone(),
         filesystem: filesystem_of(call)?,
         default_filesystem: config.filesystem,
@@ -119,6 +119,7 @@ fn serve_restore(
     ensure_name(&call.id)?;
     let held = Lock::take(&call.id)?;
     let drivers = config.drivers(&config.store);
+    let volumes = volumes_of(&call)?;
     let directories = ["--image-path", "--work-path", "--bundle", "-b"];
     let request = restore::Request {
         runtime,
@@ -128,6 +129,8 @@ fn serve_restore(
         flags: config
             .criu
             .complete(directories.iter().fold(call.flags, |flags, flag| without(&flags, flag))),
+        volumes,
+        default_volumes: config.volumes,
         rules: call.substitute,
         configured: config.substitute,
         policies: call.policies,
@@ -150,6 +153,11 @@ const FILESYSTEM: &str = "--filesystem";
 fn filesystem_of(call: &Call) -> Result<Option<Filesystem>> {
     let Some(value) = call.value(FILESYSTEM) else { return Ok(None) };
     choices::parse(&value.to_string_lossy()).context(FILESYSTEM).map(Some)
+}
+
+/// ocicle's own flag of `checkpoint` and `restore`: the last one counts.
+fn volumes_of(call: &Call) -> Result<Option<Volumes>> {
+    call.volumes.last().map(|value| value.parse().context("--volumes")).transpose()
 }
 
 /// The image directory of a call; runc and crun take `checkpoint` where none is named.

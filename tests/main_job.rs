@@ -166,7 +166,7 @@ on_each_runtime!(volumes_belong_to_the_checkpoint, |machine| {
     container.kill();
 
     let mut command = machine.ocicle();
-    command.args(["restore", bundle.id()]).args(flags);
+    command.args(["restore", bundle.id(), "--volumes", "/vol*"]).args(flags);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     assert!(command.status().unwrap().success());
     let status = control.status();

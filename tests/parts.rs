@@ -26,6 +26,9 @@ fn start<'b>(bundle: &'b Bundle<'_>) -> Container<'b> {
 fn ocicle(machine: &Machine, command: &str, container: &str) -> Command {
     let mut ocicle = machine.ocicle();
     ocicle.args([command, container]).args(machine.variant().criu_flags());
+    if command == "restore" {
+        ocicle.args(["--volumes", "all"]);
+    }
     ocicle
 }
 

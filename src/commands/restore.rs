@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::checkpoint::CriuOptions;
 use super::{Format, Machine};
+use crate::container::Volumes;
 use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
@@ -44,6 +45,10 @@ pub struct Options {
     /// The bundle of the new container; that of the old one if unsaid
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// The volumes that are put back, and no others: named, all, none, or paths in the container,
+    /// separated by commas
+    #[arg(long, value_name = "WHICH")]
+    volumes: Option<Volumes>,
     /// Read all of the checkpoint to know that it is whole, even what was not written since
     #[arg(long)]
     verify: bool,
@@ -83,6 +88,8 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         configured: machine.config.substitute.clone(),
         policies: options.policy.clone(),
         configured_policies: machine.config.policy.clone(),
+        volumes: options.volumes.clone(),
+        default_volumes: machine.config.volumes.clone(),
         allow: machine.config.allow.clone(),
         inherited,
         trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },

@@ -6,6 +6,7 @@ mod identity;
 mod process;
 pub mod records;
 pub mod shared;
+mod users;
 mod volumes;
 
 use std::fs;
@@ -25,6 +26,7 @@ pub use engine::Engine;
 pub use identity::Identity;
 pub use process::Process;
 pub use shared::Shared;
+pub use users::{Ranges, Users};
 pub use volumes::{Bind, Volumes};
 
 /// A container that has processes.
@@ -68,6 +70,16 @@ impl Bundle {
     /// What is mounted into the container from outside, in the order of mounting.
     pub fn binds(&self) -> Vec<Bind> {
         self.spec.mounts().iter().flatten().filter_map(|mount| self.bind(mount)).collect()
+    }
+
+    /// What is mounted last at each place from outside: what the container sees there.
+    pub fn visible_binds(&self) -> Vec<Bind> {
+        let mut visible: Vec<Bind> = Vec::new();
+        for bind in self.binds() {
+            visible.retain(|below| below.destination != bind.destination);
+            visible.push(bind);
+        }
+        visible
     }
 
     /// What an entry of `config.json` mounts from outside; `None` for a file system of its own.

@@ -48,21 +48,16 @@ impl Bind {
 }
 
 impl Bundle {
-    /// The volumes that belong to a checkpoint, by where they are mounted: those that the command
-    /// names, or else the container's annotation, or else the configuration.
+    /// The volumes that belong to a checkpoint, by where they are mounted: of two at one place the one
+    /// that is seen.
     pub fn volumes(
         &self,
         asked: Option<&Volumes>,
         default: &Volumes,
     ) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let annotated = self.annotations(ANNOTATION).into_iter().next();
-        let annotated = annotated
-            .map(|(_, value)| value.parse::<Volumes>())
-            .transpose()
-            .with_context(|| format!("reading the annotation {ANNOTATION}"))?;
-        let chosen = asked.or(annotated.as_ref()).unwrap_or(default);
+        let chosen = Volumes::chosen(self, asked, default)?;
         let mut volumes = Vec::new();
-        for bind in self.binds().into_iter().filter(|bind| chosen.include(bind)) {
+        for bind in self.visible_binds().into_iter().filter(|bind| chosen.include(bind)) {
             let source = bind
                 .source
                 .canonicalize()
@@ -108,6 +103,25 @@ impl Volumes {
                     patterns.iter().any(|pattern| is(pattern, &destination))
                 }
             }
+    }
+}
+
+impl Volumes {
+    /// Those that a command names, or else the container's annotation, or else the configuration:
+    /// what makes a volume a part of a checkpoint, and what lets a restore put it back.
+    ///
+    /// # Errors
+    /// When the annotation means nothing.
+    pub fn chosen(bundle: &Bundle, asked: Option<&Self>, default: &Self) -> Result<Self> {
+        if let Some(asked) = asked {
+            return Ok(asked.clone());
+        }
+        match bundle.annotations(ANNOTATION).into_iter().next() {
+            Some((_, value)) => {
+                value.parse().with_context(|| format!("reading the annotation {ANNOTATION}"))
+            }
+            None => Ok(default.clone()),
+        }
     }
 }
 
@@ -191,6 +205,21 @@ mod tests {
         assert!(patterns.include(&own) && patterns.include(&bind("/x", "/srv/a/b", false)));
         assert!(!patterns.include(&bind("/data", "/other", false)));
         assert!(!Volumes::Nothing.include(&podman));
+    }
+
+    #[test]
+    fn the_command_goes_before_the_annotation_and_that_before_the_configuration() {
+        let mut spec = oci_spec::runtime::Spec::default();
+        let named = |value: &str| Some([(ANNOTATION.to_owned(), value.to_owned())].into());
+        let mut chosen = |annotations, asked: Option<&Volumes>| {
+            spec.set_annotations(annotations);
+            let bundle = Bundle { directory: "/b".into(), rootfs: "/b".into(), spec: spec.clone() };
+            Volumes::chosen(&bundle, asked, &Volumes::Nothing).ok()
+        };
+        assert_eq!(chosen(named("all"), Some(&Volumes::Named)), Some(Volumes::Named));
+        assert_eq!(chosen(named("all"), None), Some(Volumes::All));
+        assert_eq!(chosen(None, None), Some(Volumes::Nothing));
+        assert_eq!(chosen(named("some"), None), None);
     }
 
     #[test]

@@ -95,6 +95,11 @@ fn put_back() -> Result<()> {
     let held = Lock::take(&caller.call.id)?;
     let bundle = caller.bundle();
     let config = Config::load()?;
-    let drivers = config.drivers(&config.store);
-    restore::put_back(&images, bundle, &drivers, Trust::Unwritten, &held)
+    let settings = restore::Settings {
+        drivers: config.drivers(&config.store),
+        volumes: config.volumes,
+        allow: config.allow,
+        trust: Trust::Unwritten,
+    };
+    restore::put_back(&images, bundle, &settings, &held)
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 use super::{
-    Examined, Request, check_substitutions, examine, held, policies::Remedy, preflight,
+    Examined, Request, bounds, check_substitutions, examine, held, policies::Remedy, preflight,
     reconcile::Part,
 };
 use crate::bytes::ByteString;
@@ -101,6 +101,7 @@ pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
     let examined = examine(request, &manifest, &bundle, &images)?;
     let Examined { resolved, parts, .. } = &examined;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    bounds::ensure_within(parts, &plans, &bundle, &request.allow)?;
     let files = preflight::View::of(parts, &plans, &bundle)?;
     let policies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
     held::ensure_same(&manifest, &bundle, resolved, &policies)?;

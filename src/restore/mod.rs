@@ -7,6 +7,7 @@
 //!     whose CRIU gets the replacements at the door
 //! ```
 
+mod bounds;
 pub mod compare;
 mod console;
 mod crun;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::container::{Bundle, Identity};
+use crate::container::{Bundle, Identity, Volumes};
 use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
 use crate::hint::WithHint;
@@ -45,7 +46,7 @@ pub use dry_run::{Changes, Fate, Forecast, Said, Substitute, dry_run};
 
 use console::Console;
 use policies::Remedy;
-use reconcile::Part;
+use reconcile::{Part, Policy};
 use run::View;
 
 /// What is asked for.
@@ -71,7 +72,11 @@ pub struct Request {
     pub policies: Vec<String>,
     /// Policies of the configuration.
     pub configured_policies: Vec<FilePolicy>,
-    /// What rules of annotations may use.
+    /// Which volumes are put back, whatever else says so.
+    pub volumes: Option<Volumes>,
+    /// Which are when neither that nor the container's annotation says so.
+    pub default_volumes: Volumes,
+    /// What rules of annotations and checkpoints may use.
     pub allow: Allow,
     /// The descriptors that this process was started with.
     pub inherited: InheritedFds,
@@ -119,6 +124,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     let examined = examine(request, &manifest, &bundle, &images)?;
     let Examined { resolved, parts, .. } = &examined;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    bounds::ensure_within(parts, &plans, &bundle, &request.allow)?;
     if parts.iter().zip(&plans).any(|(part, plan)| part.is_root() && !plan.is_empty()) {
         reconcile::ensure_root_is_unused(&bundle)?;
     }
@@ -151,24 +157,34 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
     run::run(request, &manifest, &door, &view, &replacements, console.as_ref())
 }
 
+/// What the administrator has set for a restore that nobody gives flags to.
+#[derive(Debug)]
+pub struct Settings {
+    /// Which volumes are put back, where the container's annotation does not say so.
+    pub volumes: Volumes,
+    /// What checkpoints may use.
+    pub allow: Allow,
+    /// How snapshots are put back.
+    pub drivers: snapshot::Settings,
+    /// How much of the checkpoint is read to know that it is whole.
+    pub trust: Trust,
+}
+
 /// Puts the files of a checkpoint back for a runtime that restores the processes by itself. Rules
 /// of substitution have no place there: its CRIU has begun.
 ///
 /// # Errors
 /// As of [`restore()`]: until the files are put back nothing has been changed.
-pub fn put_back(
-    images: &Path,
-    bundle: &Path,
-    drivers: &snapshot::Settings,
-    trust: Trust,
-    _held: &Lock,
-) -> Result<()> {
+pub fn put_back(images: &Path, bundle: &Path, settings: &Settings, _held: &Lock) -> Result<()> {
     machine::ensure_capable()?;
-    let manifest = read(images, trust, drivers, &())
+    let Settings { volumes, allow, drivers, trust } = settings;
+    let manifest = read(images, *trust, drivers, &())
         .with_context(|| format!("reading the checkpoint {}", images.display()))?;
     let bundle = Bundle::read(bundle)?;
-    let parts = reconcile::open_parts(&manifest, images, &bundle, drivers)?;
+    let policy = Policy::of(&bundle, None, volumes)?;
+    let parts = reconcile::open_parts(&manifest, images, &bundle, &policy, drivers)?;
     let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    bounds::ensure_within(&parts, &plans, &bundle, allow)?;
     preflight::check_plainly(images, &preflight::View::of(&parts, &plans, &bundle)?)?;
     held::ensure_same(&manifest, &bundle, &[], &[])?;
     // The runtime has mounted them already.
@@ -210,7 +226,8 @@ fn examine(
     ensure_interfaces(request, bundle, &table, &replaced)?;
     let mut locked = table.files;
     locked.retain(|file| !file.locks.is_empty() && !replaced.contains(&file.id));
-    let parts = reconcile::open_parts(manifest, images, bundle, &request.drivers)?;
+    let policy = Policy::of(bundle, request.volumes.as_ref(), &request.default_volumes)?;
+    let parts = reconcile::open_parts(manifest, images, bundle, &policy, &request.drivers)?;
     Ok(Examined { resolved, callers, locked, parts })
 }
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::container::{Bundle, shared};
+use crate::container::{Bind, Bundle, Volumes, shared};
 use crate::hint::WithHint;
+use crate::locations;
 use crate::snapshot::{self, Local, Part as Packed, Plan, Progress, Root, Settings};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{self, Manifest};
@@ -25,6 +26,11 @@ impl Part {
     /// Whether it is the root file system.
     pub(super) fn is_root(&self) -> bool {
         self.destination == Path::new("/")
+    }
+
+    /// Where it lies on the host.
+    pub(super) fn path(&self) -> &Path {
+        self.root.path()
     }
 
     /// What has to be done to it.
@@ -63,24 +69,74 @@ impl Part {
     }
 }
 
-/// Opens every part, and finds in the bundle what it belongs to: the root file system, and of a
-/// volume whatever is mounted now where it was.
+/// Which volumes this restore puts back. That a checkpoint holds one does not make it a part: anybody
+/// may have written that.
+pub(super) struct Policy {
+    chosen: Volumes,
+    /// Whether the command names them: then it leaves the others as they are.
+    is_asked: bool,
+}
+
+impl Policy {
+    /// By what a command names, or else by the container's annotation, or else by the configuration.
+    pub(super) fn of(bundle: &Bundle, asked: Option<&Volumes>, default: &Volumes) -> Result<Self> {
+        Ok(Self { chosen: Volumes::chosen(bundle, asked, default)?, is_asked: asked.is_some() })
+    }
+
+    /// Whether a part of the checkpoint is to be put back.
+    ///
+    /// # Errors
+    /// When nothing says that it is, or that it is not.
+    fn includes(&self, record: &manifest::Part, bundle: &Bundle) -> Result<bool> {
+        let place = &record.destination;
+        if record.is_root() {
+            return Ok(true);
+        }
+        let is_left = self.is_asked && self.chosen == Volumes::Nothing;
+        if !is_left && self.chosen.include(&volume_at(place.as_path(), bundle)?) {
+            return Ok(true);
+        }
+        if self.is_asked {
+            tracing::warn!(
+                "the volume {place} is left as it is, and not as the checkpoint holds it"
+            );
+            return Ok(false);
+        }
+        Err(anyhow!(
+            "the checkpoint holds the volume {place}, and nothing says that it is put back"
+        )
+        .hint(format!(
+            "say so with --volumes {place}, or by `volumes` in {}; with --volumes none it is left \
+                 as it is",
+            locations::configuration().display()
+        )))
+    }
+}
+
+/// Opens every part that is put back, and finds in the bundle what it belongs to: the root file
+/// system, and of a volume whatever is mounted now where it was.
 ///
 /// # Errors
-/// When the root file system is not made of the image that the snapshot lies on, or the bundle
-/// has no such volume.
+/// When the root file system is not made of the image that the snapshot lies on, the bundle has no
+/// such volume, or nothing says that it is put back.
 pub(super) fn open_parts(
     manifest: &Manifest,
     images: &Path,
     bundle: &Bundle,
+    policy: &Policy,
     drivers: &Settings,
 ) -> Result<Vec<Part>> {
     if manifest.filesystem != Filesystem::Snapshot {
         return Ok(Vec::new());
     }
     let mut root = Some(root_of_same_image(manifest, bundle)?);
-    let open = |record| open(record, images, bundle, drivers, &mut root);
-    manifest.parts.iter().map(open).collect()
+    let mut parts = Vec::new();
+    for record in &manifest.parts {
+        if policy.includes(record, bundle)? {
+            parts.push(open(record, images, bundle, drivers, &mut root)?);
+        }
+    }
+    Ok(parts)
 }
 
 fn open(
@@ -113,15 +169,14 @@ pub(super) fn target_of(record: &manifest::Part, bundle: &Bundle) -> Result<Path
     if record.is_root() {
         return Ok(bundle.rootfs.clone());
     }
-    volume_at(record.destination.as_path(), bundle)
+    Ok(volume_at(record.destination.as_path(), bundle)?.source)
 }
 
-fn volume_at(destination: &Path, bundle: &Bundle) -> Result<PathBuf> {
+fn volume_at(destination: &Path, bundle: &Bundle) -> Result<Bind> {
     let bind = bundle.binds().into_iter().rfind(|bind| bind.destination == destination);
     bind.filter(|bind| !bind.read_only)
-        .map(|bind| bind.source)
         .with_context(|| format!("the checkpoint holds the volume {}, and the bundle mounts nothing there that can be written", destination.display()))
-        .hint("give the bundle that volume, or make the checkpoint with --volumes none")
+        .hint("give the bundle that volume, or leave it out: --volumes none")
 }
 
 /// Putting a volume back under a container that writes it would destroy that one's data.

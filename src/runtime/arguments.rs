@@ -23,7 +23,7 @@ const GLOBAL_VALUES: [&str; 9] = [
 pub const CGROUPS_MODE: &str = "--manage-cgroups-mode";
 
 /// Flags of `checkpoint` and `restore` that are followed by their value, in either runtime.
-const COMMAND_VALUES: [&str; 19] = [
+const COMMAND_VALUES: [&str; 21] = [
     "--filesystem",
     "--image-path",
     "--work-path",
@@ -43,6 +43,8 @@ const COMMAND_VALUES: [&str; 19] = [
     "-s",
     "--policy",
     "--preserve-fds",
+    "--volumes",
+    "--lend",
 ];
 
 /// A command line, cut where the command's name stands.
@@ -87,6 +89,10 @@ pub struct Call {
     pub substitute: Vec<String>,
     /// The values of ocicle's own `--policy`.
     pub policies: Vec<String>,
+    /// The values of ocicle's own `--volumes`.
+    pub volumes: Vec<String>,
+    /// The values of ocicle's own `--lend`.
+    pub lend: Vec<String>,
 }
 
 impl Call {
@@ -100,7 +106,9 @@ impl Call {
         }
         let (flags, substitute) = take_values(flags, &["--substitute", "-s"])?;
         let (flags, policies) = take_values(&flags, &["--policy"])?;
-        Some(Self { id: id.to_str()?.to_owned(), flags, substitute, policies })
+        let (flags, volumes) = take_values(&flags, &["--volumes"])?;
+        let (flags, lend) = take_values(&flags, &["--lend"])?;
+        Some(Self { id: id.to_str()?.to_owned(), flags, substitute, policies, volumes, lend })
     }
 
     /// Whether a flag without a value is there.
@@ -285,10 +293,16 @@ mod tests {
 
     #[test]
     fn substitutions_are_ours() {
-        let call =
-            Call::parse(&words("-s 3,0 --detach --substitute=7:1=null --policy x --bundle -s web"))
-                .unwrap();
+        let call = Call::parse(&words(
+            "-s 3,0 --detach --substitute=7:1=null --policy x --volumes=all --lend 30,31 --bundle \
+                 -s web",
+        ))
+        .unwrap();
         assert_eq!(call.policies, ["x"]);
+        assert_eq!(
+            (&call.volumes[..], &call.lend[..]),
+            (&["all".into()][..], &["30,31".into()][..])
+        );
         assert_eq!(call.substitute, ["3,0", "7:1=null"]);
         assert_eq!(call.flags, words("--detach --bundle -s"));
     }

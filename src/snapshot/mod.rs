@@ -27,6 +27,7 @@ mod copy;
 mod diff;
 mod driver;
 mod execute;
+mod gain;
 mod index;
 mod layer;
 mod lower;
@@ -47,6 +48,7 @@ pub use driver::{
     Claim, Driver, Held, Lease, Local, Method, Name, Program, Purpose, Settings, Taken, choose,
 };
 pub use execute::Report;
+pub use gain::Gain;
 pub use index::{Content, Entry, Form, Identity, Index, Kind, Meta, Time};
 pub use layer::Compression;
 pub use pack::{PartRecord, Staging, pack};

@@ -1,10 +1,10 @@
 //! The manifest of a checkpoint, its schema and how it comes to disk.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -357,6 +357,7 @@ impl Manifest {
         for part in &self.parts {
             ensure_plain(&part.name).context("reading the name of a part").hint(DAMAGED)?;
         }
+        ensure_each_once(&self.parts).hint(DAMAGED)?;
         match self.flags.iter().find(|flag| !FLAGS.contains(&flag.as_str())) {
             Some(flag) => {
                 Err(anyhow!("the runtime's {flag:?} is no flag of a checkpoint's").hint(NEWER))
@@ -434,6 +435,22 @@ pub fn ensure_plain_files(directory: &Path) -> Result<()> {
         return Ok(());
     }
     Err(anyhow!("it is damaged: {}", wrong.join("; ")).hint(DAMAGED))
+}
+
+/// Refuses two parts of one name, whose files would be the same, and two for one place of the
+/// container, as which of them it is to be nobody says.
+fn ensure_each_once(parts: &[Part]) -> Result<()> {
+    let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for part in parts {
+        let place = part.destination.as_path();
+        let is_a_place =
+            place.is_absolute() && !place.components().any(|one| one == Component::ParentDir);
+        ensure!(is_a_place, "a part is for {}, which is no place in a container", part.destination);
+        ensure!(names.insert(&part.name), "two parts are called {:?}", part.name);
+        // As paths: `/` and `//` are the same.
+        ensure!(places.insert(place), "two parts are for {}", part.destination);
+    }
+    Ok(())
 }
 
 /// Images and files of ours that are no files: CRIU opens whatever has the name of an image, and what
@@ -526,6 +543,30 @@ mod tests {
         "programs": { "runtime": "runc", "criu": "4.2", "kernel": "6.18" },
         "root": { "driver": "directory", "fs_type": "ext4", "device": 1, "ino": 2 }
     }"#;
+
+    #[test]
+    fn no_part_is_named_twice() {
+        let with = |parts: &[(&str, &str)]| {
+            let part = |(name, place): &(&str, &str)| serde_json::json!({ "name": name, "destination": place, "source": "/s" });
+            let parts: Vec<_> = parts.iter().map(part).collect();
+            let mut manifest: serde_json::Value = serde_json::from_str(LEAST).unwrap();
+            manifest["parts"] = parts.into();
+            Manifest::parse(manifest.to_string().as_bytes()).map_err(|error| format!("{error:#}"))
+        };
+        assert!(with(&[("rootfs", "/"), ("volume-1", "/data")]).is_ok());
+        for (second, why) in [
+            (("rootfs", "/data"), "two parts are called \"rootfs\""),
+            (("volume-1", "/"), "two parts are for /"),
+            (("volume-1", "//"), "two parts are for //"),
+            (("volume-1", "/."), "two parts are for /."),
+            (("volume-1", "/data/.."), "no place in a container"),
+            (("volume-1", "data"), "no place in a container"),
+        ] {
+            let refused = with(&[("rootfs", "/"), second]).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+        assert!(with(&[("a", "/data"), ("b", "/data/")]).is_err());
+    }
 
     #[test]
     fn what_older_ones_do_not_say_has_a_meaning() {

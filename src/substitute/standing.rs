@@ -59,7 +59,8 @@ impl Substitution {
     }
 }
 
-/// What rules from a container's annotations may use: nothing, unless the administrator says so.
+/// What annotations and checkpoints may use that somebody else may have written: nothing, unless the
+/// administrator says so.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Allow {
@@ -70,6 +71,9 @@ pub struct Allow {
     pub sockets: Vec<String>,
     /// Programs that `exec:` may run: paths.
     pub programs: Vec<String>,
+    /// Volumes, by their directory on the host, to which a restore may bring devices, set-user-ID and
+    /// set-group-ID bits, and attributes `security.*`.
+    pub privileged_volumes: Vec<String>,
 }
 
 /// The rules of a container's annotations and of the configuration.
@@ -237,6 +241,7 @@ mod tests {
             files: vec!["/etc/*".into(), "/dev/tty".into()],
             sockets: vec!["unix:/run/**".into(), "tcp:[::1]:*".into()],
             programs: vec!["/bin/x".into()],
+            ..Allow::default()
         };
         for source in needing {
             assert_eq!(refused(source, annotation(), &all), None, "{source}");
