@@ -84,6 +84,15 @@ pub fn open_dir(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     open_beneath(from, if rest.is_empty() { b"." } else { rest }, flags)
 }
 
+/// Opens the directory that `dir` is in, if it is the one with this device and inode number: `..`
+/// leads wherever somebody has moved a directory to.
+pub fn open_parent(dir: impl AsFd, inode: (u64, u64)) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC;
+    let parent = rustix::fs::openat(dir, "..", flags, Mode::empty())?;
+    let found = stat(&parent)?;
+    Ok(((found.st_dev, found.st_ino) == inode).then_some(parent))
+}
+
 /// Opens what `name` in `dir` is, itself, without reading it (`O_PATH`): a link stays a link, a
 /// fifo does not block and a device is not touched. `None` if there is no such name.
 pub fn open_entry(dir: impl AsFd, name: &[u8]) -> io::Result<Option<OwnedFd>> {
