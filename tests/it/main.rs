@@ -1,0 +1,38 @@
+//! The integration tests, a module for each area. All of them need the testbed, and so root: see
+//! [`support`].
+//!
+//! One program, for the linker takes longer than the compiler. Beside it are only the examples,
+//! which have to be alone in the testbed; the package, which makes trees of its own; and what needs
+//! no testbed.
+
+#[macro_use]
+mod support;
+
+mod bad_input;
+mod capture;
+mod check;
+mod choices;
+mod containerd;
+mod cri;
+mod docker;
+mod driver_programs;
+mod drivers;
+mod hooks;
+mod kinds;
+mod main_job;
+mod parts;
+mod pause;
+mod podman;
+mod policies;
+mod policy;
+mod precopy;
+mod seeing;
+mod shim;
+mod snapshot;
+mod substitution;
+mod survival;
+mod testbed_smoke;
+mod tmpfs;
+mod trust;
+mod unsupported;
+mod with;
