@@ -8,15 +8,22 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Stage;
+use crate::check;
+use crate::checkpoint::{self, Stage};
+use crate::choice::Choice;
 use crate::container::{Shared, Volumes};
+use crate::files::DumpSettings;
 use crate::hint::WithHint;
 use crate::locations::{CONFIGURATION, STORE, VARIABLE, configuration, named_configuration};
 use crate::policy::FilePolicy;
+use crate::restore;
+use crate::runtime::Runtime;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::snapshot::{Compression, Program, Settings};
 use crate::store::choices::{Filesystem, Keep};
+use crate::store::manifest::Trust;
 use crate::substitute::{Allow, OnUnsupported, Origin, Substitution, parse_list};
+use crate::sys::process::InheritedFds;
 
 /// Every setting; what a file does not say has its default.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -196,10 +203,74 @@ impl Config {
         Ok(config)
     }
 
-    /// How the snapshots of a container below an engine are compressed: not at all unless it is
-    /// said, since podman and containerd compress what they export.
-    pub fn compress_below_engine(&self) -> Compression {
-        self.compress.unwrap_or(Compression::None)
+    /// A checkpoint of a container as the configuration wants it: to be told what its caller asks
+    /// for. It stops the container, and is one below an engine.
+    pub fn checkpoint(&self, runtime: Runtime, id: &str, images: PathBuf) -> checkpoint::Request {
+        checkpoint::Request {
+            runtime,
+            id: id.to_owned(),
+            images,
+            work: None,
+            flags: Vec::new(),
+            leave_running: false,
+            freeze_limit: self.freeze_limit(),
+            stage: self.stage,
+            ghost_limit: self.criu.ghost_limit.clone(),
+            rules: Vec::new(),
+            configured: self.substitute.clone(),
+            on_unsupported: self.on_unsupported,
+            disposable: false,
+            volumes: Choice::by_default(self.volumes.clone()),
+            filesystem: Choice::by_default(self.filesystem),
+            // Podman and containerd compress what they export.
+            compression: self.compress.unwrap_or(Compression::None),
+            base: None,
+            shared: self.shared,
+            drivers: self.drivers(&self.store),
+        }
+    }
+
+    /// A look at a container as the configuration wants it: to be told what its caller asks for.
+    pub fn check(&self, runtime: Runtime, id: &str, settings: DumpSettings) -> check::Request {
+        check::Request {
+            runtime,
+            id: id.to_owned(),
+            settings,
+            volumes: Choice::by_default(self.volumes.clone()),
+            shared: self.shared,
+            rules: Vec::new(),
+            on_unsupported: self.on_unsupported,
+            configured: self.substitute.clone(),
+            allow: self.allow.clone(),
+        }
+    }
+
+    /// A restore as the configuration wants it: to be told what its caller asks for.
+    pub fn restore(
+        &self,
+        runtime: Runtime,
+        id: &str,
+        images: PathBuf,
+        bundle: PathBuf,
+    ) -> restore::Request {
+        restore::Request {
+            runtime,
+            id: id.to_owned(),
+            images,
+            work: None,
+            bundle,
+            flags: Vec::new(),
+            rules: Vec::new(),
+            configured: self.substitute.clone(),
+            volumes: Choice::by_default(self.volumes.clone()),
+            policies: Vec::new(),
+            configured_policies: self.policy.clone(),
+            allow: self.allow.clone(),
+            inherited: InheritedFds::default(),
+            trust: Trust::Unwritten,
+            drivers: self.drivers(&self.store),
+            replace_stopped: false,
+        }
     }
 
     /// How snapshots are taken, with what belongs to a store.

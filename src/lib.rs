@@ -49,8 +49,9 @@
 //!
 //! Dependencies point up this list, or stay within an entry.
 //!
-//! - [`sys`]: one function for each system call, and all `unsafe`. [`bytes`], [`glob`], [`hint`],
-//!   [`fault`]: names that are no text, patterns, advice on errors, points for the tests.
+//! - [`sys`]: one function for each system call, and all `unsafe`. [`bytes`], [`choice`], [`glob`],
+//!   [`hint`], [`fault`]: names that are no text, settings with a default, patterns, advice on errors,
+//!   points for the tests.
 //! - [`config`]: the administrator's settings. [`runtime`]: the real runtime and its command line.
 //!   [`freezer`]: a cgroup that stops, v1 and v2, and the proof that it has. [`container`]: a
 //!   bundle, its processes, its volumes. [`criu`]: the door, and CRIU's images, configuration,
@@ -76,6 +77,7 @@ pub mod applets;
 pub mod bytes;
 pub mod check;
 pub mod checkpoint;
+pub mod choice;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -21,7 +21,6 @@ use crate::runtime::log::{append, file_of};
 use crate::runtime::{Runtime, ended};
 use crate::store::choices::{self, Filesystem};
 use crate::store::lock::Lock;
-use crate::store::manifest::Trust;
 use crate::sys::process::InheritedFds;
 
 /// Flags of `checkpoint` with which the runtime makes no checkpoint that could be restored from
@@ -55,7 +54,7 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
         }
         (Some("restore"), Some(call)) => {
             let config = Config::load()?;
-            serve_restore(find(&config)?, config, call, inherited, &line.rest)
+            serve_restore(find(&config)?, &config, call, inherited, &line.rest)
         }
         (command, call) => {
             let config = Config::load().or_else(|_| Config::load_runtime())?;
@@ -74,32 +73,15 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
     let context = || format!("checkpointing {}", call.id);
     ensure_name(&call.id)?;
     let held = Lock::take(&call.id).with_context(context)?;
+    let configured = config.checkpoint(runtime, &call.id, images_of(call)?);
+    let own = ["--image-path", "--work-path", FILESYSTEM];
     let request = checkpoint::Request {
-        runtime,
-        id: call.id.clone(),
-        images: images_of(call)?,
         work: call.path("--work-path"),
-        flags: config.criu.complete(
-            ["--image-path", "--work-path", FILESYSTEM]
-                .iter()
-                .fold(call.flags.clone(), |flags, flag| without(&flags, flag)),
-        ),
+        flags: config.criu.complete(other_flags(call, &own)),
         leave_running: call.has("--leave-running"),
-        freeze_limit: config.freeze_limit(),
-        ghost_limit: config.criu.ghost_limit.clone(),
-        rules: Vec::new(),
-        configured: config.substitute.clone(),
-        on_unsupported: config.on_unsupported,
-        disposable: false,
-        volumes: volumes_of(call)?,
-        default_volumes: config.volumes.clone(),
-        filesystem: filesystem_of(call)?,
-        default_filesystem: config.filesystem,
-        compression: config.compress_below_engine(),
-        stage: config.stage,
-        base: None,
-        shared: config.shared,
-        drivers: config.drivers(&config.store),
+        volumes: configured.volumes.asked(volumes_of(call)?),
+        filesystem: configured.filesystem.asked(filesystem_of(call)?),
+        ..configured
     };
     checkpoint(&request, &held, &()).with_context(context)?;
     Ok(ExitCode::SUCCESS)
@@ -107,7 +89,7 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
 
 fn serve_restore(
     runtime: Runtime,
-    config: Config,
+    config: &Config,
     call: Call,
     inherited: InheritedFds,
     rest: &[OsString],
@@ -118,33 +100,26 @@ fn serve_restore(
     }
     ensure_name(&call.id)?;
     let held = Lock::take(&call.id)?;
-    let drivers = config.drivers(&config.store);
-    let volumes = volumes_of(&call)?;
-    let directories = ["--image-path", "--work-path", "--bundle", "-b"];
+    let own = ["--image-path", "--work-path", "--bundle", "-b"];
+    let bundle = call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into());
+    let configured = config.restore(runtime, &call.id, images, bundle);
     let request = restore::Request {
-        runtime,
-        images,
         work: call.path("--work-path"),
-        bundle: call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into()),
-        flags: config
-            .criu
-            .complete(directories.iter().fold(call.flags, |flags, flag| without(&flags, flag))),
-        volumes,
-        default_volumes: config.volumes,
+        flags: config.criu.complete(other_flags(&call, &own)),
+        volumes: configured.volumes.asked(volumes_of(&call)?),
         rules: call.substitute,
-        configured: config.substitute,
         policies: call.policies,
-        configured_policies: config.policy,
-        allow: config.allow,
         inherited,
-        trust: Trust::Unwritten,
-        drivers,
-        replace_stopped: false,
-        id: call.id,
+        ..configured
     };
     let ended = restore::restore(&request, &held, &())
         .with_context(|| format!("restoring {}", request.id))?;
     Ok(status_of(&ended))
+}
+
+/// The flags of a call but for these, which have a value each.
+fn other_flags(call: &Call, own: &[&str]) -> Vec<OsString> {
+    own.iter().fold(call.flags.clone(), |flags, flag| without(&flags, flag))
 }
 
 /// ocicle's own flag of `checkpoint`.

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::choice::Choice;
 use crate::container::{Container, Shared, Volumes};
 use crate::cover::{self, SeenAhead, UNMAP};
 use crate::files::DumpSettings;
@@ -40,10 +41,8 @@ pub struct Request {
     pub id: String,
     /// What the runtime would be told.
     pub settings: DumpSettings,
-    /// Which volumes would belong to the checkpoint, whatever else says so.
-    pub volumes: Option<Volumes>,
-    /// Which would when neither that nor the container's annotation says so.
-    pub default_volumes: Volumes,
+    /// Which volumes would belong to the checkpoint.
+    pub volumes: Choice<Volumes>,
     /// What would be done about volumes that others write too.
     pub shared: Shared,
     /// Rules of the command line.
@@ -335,5 +334,5 @@ impl Report {
 
 /// The volumes of a checkpoint with these choices.
 fn volumes(container: &Container, request: &Request) -> Result<Vec<held::Volume>> {
-    container.bundle.volumes(request.volumes.as_ref(), &request.default_volumes)
+    container.bundle.volumes(&request.volumes)
 }

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::choice::Choice;
 use crate::container::{Container, Shared, Volumes};
 use crate::cover::{self, Cover};
 use crate::fault;
@@ -83,14 +84,10 @@ pub struct Request {
     pub on_unsupported: OnUnsupported,
     /// Whether the whole image directory is removed when the checkpoint fails.
     pub disposable: bool,
-    /// Which volumes belong to it, whatever else says so.
-    pub volumes: Option<Volumes>,
-    /// Which belong to it when neither that nor the container's annotation says so.
-    pub default_volumes: Volumes,
-    /// What it does about files, whatever else says so.
-    pub filesystem: Option<Filesystem>,
-    /// What it does when neither that nor the container's annotation says so.
-    pub default_filesystem: Filesystem,
+    /// Which volumes belong to it.
+    pub volumes: Choice<Volumes>,
+    /// What it does about files.
+    pub filesystem: Choice<Filesystem>,
     /// How the snapshots of files are compressed.
     pub compression: Compression,
     /// The checkpoint before, to share with it what has not changed.
@@ -105,7 +102,7 @@ impl Request {
     /// What is done about the files of a container.
     fn filesystem_of(&self, container: &Container) -> Result<Filesystem> {
         let annotated = choices::annotated(&container.bundle)?;
-        Ok(self.filesystem.or(annotated).unwrap_or(self.default_filesystem))
+        Ok(self.filesystem.or_annotated(annotated))
     }
 
     /// Whether the runtime is given a flag, alone or with a value.

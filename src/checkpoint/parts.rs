@@ -68,7 +68,7 @@ pub(super) fn plan(
         let part = Part::new(ROOT, Path::new("/"), &bundle.rootfs);
         planned.push(Planned { part, root });
     }
-    let volumes = bundle.volumes(request.volumes.as_ref(), &request.default_volumes)?;
+    let volumes = bundle.volumes(&request.volumes)?;
     let sharing = Sharing::find(container, &volumes, request.shared)?;
     for (destination, source) in volumes {
         let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);

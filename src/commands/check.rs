@@ -38,17 +38,14 @@ const WOULD_FAIL: u8 = 3;
 pub fn run(machine: &Machine, options: &Options) -> Result<ExitCode> {
     let id = &options.id;
     ensure_name(id)?;
+    let settings = options.criu.settings(&machine.config);
+    let configured = machine.config.check(machine.runtime.clone(), id, settings);
     let request = check::Request {
-        runtime: machine.runtime.clone(),
-        id: id.clone(),
-        settings: options.criu.settings(&machine.config)?,
         rules: options.cover.substitute.clone(),
         on_unsupported: options.cover.rest(&machine.config),
-        volumes: options.volumes.clone(),
-        default_volumes: machine.config.volumes.clone(),
+        volumes: configured.volumes.asked(options.volumes.clone()),
         shared: options.shared.unwrap_or(machine.config.shared),
-        configured: machine.config.substitute.clone(),
-        allow: machine.config.allow.clone(),
+        ..configured
     };
     let report = check::check(&request).with_context(|| format!("checking {id}"))?;
     match options.format {

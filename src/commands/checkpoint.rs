@@ -1,6 +1,7 @@
 //! `ocicle checkpoint`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
@@ -16,7 +17,7 @@ use crate::runtime::arguments::CGROUPS_MODE;
 use crate::snapshot::Compression;
 use crate::store::choices::{self, Filesystem, Keep, Purpose};
 use crate::store::lock::Lock;
-use crate::store::versions::Reference;
+use crate::store::versions::{Entry, Reference};
 use crate::substitute::OnUnsupported;
 
 /// What can be asked of a checkpoint.
@@ -68,6 +69,37 @@ impl Options {
         let of_purpose = self.purpose.map(Purpose::keep);
         self.keep.or(of_purpose).unwrap_or(machine.config.keep)
     }
+
+    fn flags(&self) -> Vec<OsString> {
+        let leave_running = self.leave_running.then(|| "--leave-running".into());
+        self.criu.flags().into_iter().chain(leave_running).collect()
+    }
+
+    /// What is asked for: a version of the store, after the one in `base`.
+    fn request(
+        &self,
+        Machine { config, runtime, store, .. }: &Machine,
+        entry: &Entry,
+        base: Option<PathBuf>,
+    ) -> Result<checkpoint::Request> {
+        let configured = config.checkpoint(runtime.clone(), &self.id, entry.directory.clone());
+        Ok(checkpoint::Request {
+            work: Some(entry.work()?),
+            flags: config.criu.complete(self.flags()),
+            leave_running: self.leave_running,
+            rules: self.cover.substitute.clone(),
+            on_unsupported: self.cover.rest(config),
+            disposable: true,
+            volumes: configured.volumes.asked(self.volumes.clone()),
+            filesystem: configured.filesystem.asked(self.filesystem()),
+            compression: self.compress.or(config.compress).unwrap_or_default(),
+            stage: self.stage.unwrap_or(config.stage),
+            base,
+            shared: self.shared.unwrap_or(config.shared),
+            drivers: config.drivers(store.root()),
+            ..configured
+        })
+    }
 }
 
 /// What becomes of open files that CRIU cannot dump.
@@ -111,8 +143,8 @@ pub struct CriuOptions {
 
 impl CriuOptions {
     /// What decides over a dump.
-    pub(super) fn settings(&self, config: &Config) -> Result<DumpSettings> {
-        Ok(DumpSettings {
+    pub(super) fn settings(&self, config: &Config) -> DumpSettings {
+        DumpSettings {
             tcp_established: self.tcp_established,
             tcp_skip_in_flight: false,
             file_locks: self.file_locks,
@@ -121,7 +153,7 @@ impl CriuOptions {
             link_remap: false,
             bpf_maps: false,
             ghost_limit: bytes_of(&config.criu.ghost_limit),
-        })
+        }
     }
 
     /// The flags as the runtime takes them.
@@ -166,33 +198,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     machine::ensure_criu().with_context(context)?;
     Container::discover(&machine.runtime, id).with_context(context)?;
     let entry = machine.store.claim(id, &held).with_context(context)?;
-    let mut flags = options.criu.flags();
-    if options.leave_running {
-        flags.push("--leave-running".into());
-    }
-    let request = checkpoint::Request {
-        runtime: machine.runtime.clone(),
-        id: id.clone(),
-        images: entry.directory.clone(),
-        work: Some(entry.work()?),
-        flags: machine.config.criu.complete(flags),
-        leave_running: options.leave_running,
-        freeze_limit: machine.config.freeze_limit(),
-        ghost_limit: machine.config.criu.ghost_limit.clone(),
-        rules: options.cover.substitute.clone(),
-        configured: machine.config.substitute.clone(),
-        on_unsupported: options.cover.rest(&machine.config),
-        disposable: true,
-        volumes: options.volumes.clone(),
-        default_volumes: machine.config.volumes.clone(),
-        filesystem: options.filesystem(),
-        default_filesystem: machine.config.filesystem,
-        compression: options.compress.or(machine.config.compress).unwrap_or_default(),
-        stage: options.stage.unwrap_or(machine.config.stage),
-        base: base.map(|base| base.directory),
-        shared: options.shared.unwrap_or(machine.config.shared),
-        drivers: machine.config.drivers(machine.store.root()),
-    };
+    let request = options.request(machine, &entry, base.map(|base| base.directory))?;
     let made =
         checkpoint(&request, &held, &Bar::new("packing", options.progress)).with_context(context);
     let manifest = made.inspect_err(|_| entry.discard_unless_complete(&held))?;

@@ -77,24 +77,20 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         Some(bundle) => bundle.clone(),
         None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,
     };
+    let config = &machine.config;
+    let images = entry.directory.clone();
+    let configured = config.restore(machine.runtime.clone(), id, images, bundle);
     let request = restore::Request {
-        runtime: machine.runtime.clone(),
-        id: id.clone(),
-        images: entry.directory.clone(),
         work: if options.dry_run { None } else { Some(entry.work()?) },
-        bundle,
-        flags: machine.config.criu.complete(flags(options)),
+        flags: config.criu.complete(flags(options)),
         rules: rules(options),
-        configured: machine.config.substitute.clone(),
         policies: options.policy.clone(),
-        configured_policies: machine.config.policy.clone(),
-        volumes: options.volumes.clone(),
-        default_volumes: machine.config.volumes.clone(),
-        allow: machine.config.allow.clone(),
+        volumes: configured.volumes.asked(options.volumes.clone()),
         inherited,
         trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },
-        drivers: machine.config.drivers(machine.store.root()),
+        drivers: config.drivers(machine.store.root()),
         replace_stopped: true,
+        ..configured
     };
     if options.dry_run {
         let forecast = restore::dry_run(&request, &held).with_context(context)?;

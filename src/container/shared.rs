@@ -42,20 +42,21 @@ pub struct User {
     processes: Vec<i32>,
 }
 
-/// The processes, one for each mount namespace but ours, that have mounted just this directory, and
-/// can write it.
-pub fn users_of(directory: &Path) -> Result<Vec<User>> {
+/// The processes, one for each mount namespace but ours and those of `beside`, that have mounted just
+/// this directory, and can write it.
+pub fn users_of(directory: &Path, beside: &[i32]) -> Result<Vec<User>> {
     let (device, root) = place_of(directory)?;
-    users(None, |_, mount| mount.device == device && mount.root.as_path() == root)
+    users(beside, |_, mount| mount.device == device && mount.root.as_path() == root)
 }
 
-/// A process that has this directory for its root, wherever it is mounted.
-pub fn process_in(root: &Path) -> Result<Option<User>> {
+/// A process that has this directory for its root, wherever it is mounted, and is in no mount
+/// namespace of `beside`.
+pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<User>> {
     let ours = inode_of(root).with_context(|| format!("looking at {}", root.display()))?;
     let lives_there = |(_, processes): &(u64, Vec<i32>)| {
         processes.iter().any(|pid| inode_of(format!("/proc/{pid}/root/.").as_ref()) == Ok(ours))
     };
-    Ok(namespaces()?.into_iter().find(lives_there).map(User::of))
+    Ok(namespaces_but(beside)?.into_iter().find(lives_there).map(User::of))
 }
 
 /// The device and the inode of a directory, without asking a server that may not answer.
@@ -69,7 +70,7 @@ fn inode_of(path: &Path) -> rustix::io::Result<(u32, u32, u64)> {
 /// above or below it.
 pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<User>> {
     let (device, root) = place_of(directory)?;
-    users(Some(except), |pid, mount| {
+    users(&[except], |pid, mount| {
         let other = mount.root.as_path();
         mount.device == device
             && (other == root
@@ -77,13 +78,9 @@ pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<User>> {
     })
 }
 
-fn users(except: Option<i32>, reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<User>> {
-    let mut namespaces = namespaces()?;
-    for known in [Some(std::process::id().cast_signed()), except].into_iter().flatten() {
-        if let Some(namespace) = namespace_of(known) {
-            namespaces.remove(&namespace);
-        }
-    }
+fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<User>> {
+    let own = std::process::id().cast_signed();
+    let namespaces = namespaces_but(&[except, &[own]].concat())?;
     let has_it = |(_, processes): &(u64, Vec<i32>)| {
         let pid = processes[0];
         let mounts = mounts_of(&pid.to_string()).unwrap_or_default();
@@ -121,6 +118,15 @@ fn namespaces() -> Result<BTreeMap<u64, Vec<i32>>> {
         }
     }
     Ok(found)
+}
+
+/// The same, without the namespaces of these processes.
+fn namespaces_but(except: &[i32]) -> Result<BTreeMap<u64, Vec<i32>>> {
+    let mut namespaces = namespaces()?;
+    for namespace in except.iter().filter_map(|pid| namespace_of(*pid)) {
+        namespaces.remove(&namespace);
+    }
+    Ok(namespaces)
 }
 
 fn namespace_of(pid: i32) -> Option<u64> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::Bundle;
 use crate::bytes::ByteString;
+use crate::choice::Choice;
 use crate::glob;
 
 /// The annotation that says which volumes belong to a checkpoint.
@@ -50,12 +51,8 @@ impl Bind {
 impl Bundle {
     /// The volumes that belong to a checkpoint, by where they are mounted: of two at one place the one
     /// that is seen.
-    pub fn volumes(
-        &self,
-        asked: Option<&Volumes>,
-        default: &Volumes,
-    ) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let chosen = Volumes::chosen(self, asked, default)?;
+    pub fn volumes(&self, choice: &Choice<Volumes>) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let chosen = Volumes::chosen(self, choice)?;
         let mut volumes = Vec::new();
         for bind in self.visible_binds().into_iter().filter(|bind| chosen.include(bind)) {
             let source = bind
@@ -112,16 +109,15 @@ impl Volumes {
     ///
     /// # Errors
     /// When the annotation means nothing.
-    pub fn chosen(bundle: &Bundle, asked: Option<&Self>, default: &Self) -> Result<Self> {
-        if let Some(asked) = asked {
+    pub fn chosen(bundle: &Bundle, choice: &Choice<Self>) -> Result<Self> {
+        if let Some(asked) = &choice.asked {
             return Ok(asked.clone());
         }
-        match bundle.annotations(ANNOTATION).into_iter().next() {
-            Some((_, value)) => {
-                value.parse().with_context(|| format!("reading the annotation {ANNOTATION}"))
-            }
-            None => Ok(default.clone()),
-        }
+        let annotated = bundle.annotations(ANNOTATION).into_iter().next();
+        let annotated = annotated.map(|(_, value)| value.parse()).transpose();
+        let annotated =
+            annotated.with_context(|| format!("reading the annotation {ANNOTATION}"))?;
+        Ok(choice.or_annotated(annotated))
     }
 }
 
@@ -214,7 +210,8 @@ mod tests {
         let mut chosen = |annotations, asked: Option<&Volumes>| {
             spec.set_annotations(annotations);
             let bundle = Bundle { directory: "/b".into(), rootfs: "/b".into(), spec: spec.clone() };
-            Volumes::chosen(&bundle, asked, &Volumes::Nothing).ok()
+            let choice = Choice::by_default(Volumes::Nothing).asked(asked.cloned());
+            Volumes::chosen(&bundle, &choice).ok()
         };
         assert_eq!(chosen(named("all"), Some(&Volumes::Named)), Some(Volumes::Named));
         assert_eq!(chosen(named("all"), None), Some(Volumes::All));

@@ -15,7 +15,6 @@ use crate::hint::hint_of;
 use crate::restore;
 use crate::runtime::arguments::without;
 use crate::store::lock::Lock;
-use crate::store::manifest::Trust;
 
 /// CRIU's name of the point at which nothing of the container has been made yet (cr_restore_tasks
 /// in criu/cr-restore.c).
@@ -59,28 +58,12 @@ fn commit() -> Result<()> {
     let held = Lock::take(&caller.call.id)?;
     let flags = ["--image-path", "--work-path"];
     let request = checkpoint::Request {
-        id: caller.call.id.clone(),
-        images,
-        work: None,
         flags: flags.iter().fold(caller.call.flags.clone(), |flags, flag| without(&flags, flag)),
         leave_running: caller.call.has("--leave-running"),
-        freeze_limit: config.freeze_limit(),
-        ghost_limit: config.criu.ghost_limit.clone(),
-        disposable: false,
-        drivers: config.drivers(&config.store),
-        volumes: None,
-        default_volumes: config.volumes.clone(),
-        filesystem: None,
-        default_filesystem: config.filesystem,
-        compression: config.compress_below_engine(),
         stage: Stage::Disk,
-        base: None,
-        shared: config.shared,
         // CRIU has decided over every open file.
-        rules: Vec::new(),
         configured: Vec::new(),
-        on_unsupported: config.on_unsupported,
-        runtime: caller.runtime,
+        ..config.checkpoint(caller.runtime, &caller.call.id, images)
     };
     checkpoint::under_dump(&request, &held)
 }
@@ -93,13 +76,8 @@ fn put_back() -> Result<()> {
     let caller = Caller::find("restore")?;
     ensure_name(&caller.call.id)?;
     let held = Lock::take(&caller.call.id)?;
-    let bundle = caller.bundle();
     let config = Config::load()?;
-    let settings = restore::Settings {
-        drivers: config.drivers(&config.store),
-        volumes: config.volumes,
-        allow: config.allow,
-        trust: Trust::Unwritten,
-    };
-    restore::put_back(&images, bundle, &settings, &held)
+    let bundle = caller.bundle().to_owned();
+    let request = config.restore(caller.runtime, &caller.call.id, images, bundle);
+    restore::put_back(&request, &held)
 }

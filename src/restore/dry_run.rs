@@ -1,22 +1,16 @@
 //! What a restore would do, found out without doing any of it.
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use serde::Serialize;
 
-use super::{
-    Examined, Request, bounds, check_substitutions, examine, held, policies::Remedy, preflight,
-    reconcile::Part,
-};
+use super::plan::Plan;
+use super::policies::Remedy;
+use super::reconcile::Part;
 use crate::bytes::ByteString;
-use crate::container::Bundle;
 use crate::files::{OpenFile, Table};
-use crate::hint::WithHint;
-use crate::snapshot::{Plan, Verb};
-use crate::store::lock::Lock;
-use crate::store::manifest::{Manifest, State};
+use crate::snapshot::{self, Verb};
 use crate::substitute::{Resolved, Rule};
 
 /// What a restore would do.
@@ -82,37 +76,17 @@ pub struct Changes {
     pub notes: Vec<String>,
 }
 
-/// Finds out what [`super::restore`] would do. The container of that name may be running; then its
-/// files are those of this moment.
-///
-/// # Errors
-/// What would be refused before anything is changed. No socket is connected and no program is run,
-/// so those may still refuse.
-pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
-    let images = fs::canonicalize(&request.images)
-        .with_context(|| format!("opening the checkpoint {}", request.images.display()))?;
-    let manifest = Manifest::read(&images)?;
-    if manifest.state == State::Staged {
-        return Err(anyhow!("the checkpoint {} was interrupted before its end", images.display())
-            .hint("a restore finishes it first, which a dry run does not"));
+impl Plan<'_> {
+    /// Says what would be done.
+    pub fn forecast(&self) -> Result<Forecast> {
+        Ok(Forecast {
+            schema: 1,
+            container: self.examined.request.id.clone(),
+            files: fates(self.table()?, &self.examined.rules.resolved),
+            policies: self.remedies.clone(),
+            parts: self.changes().map(|(part, changes)| changes_of(part, changes)).collect(),
+        })
     }
-    manifest.verify(&images, request.trust)?;
-    let bundle = Bundle::read(&request.bundle)?;
-    let examined = examine(request, &manifest, &bundle, &images)?;
-    let Examined { resolved, parts, .. } = &examined;
-    let plans = parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
-    bounds::ensure_within(parts, &plans, &bundle, &request.allow)?;
-    let files = preflight::View::of(parts, &plans, &bundle)?;
-    let policies = preflight::check(request, &manifest, &bundle, &images, &files, resolved)?;
-    held::ensure_same(&manifest, &bundle, resolved, &policies)?;
-    check_substitutions(request, &examined, &files, &images)?;
-    Ok(Forecast {
-        schema: 1,
-        container: request.id.clone(),
-        files: fates(Table::read(&images)?, resolved),
-        policies,
-        parts: parts.iter().zip(&plans).map(|(part, plan)| changes(part, plan)).collect(),
-    })
 }
 
 fn fates(table: Table, resolved: &[Resolved]) -> Vec<Fate> {
@@ -140,7 +114,7 @@ impl Said {
     }
 }
 
-fn changes(part: &Part, plan: &Plan<'_>) -> Changes {
+fn changes_of(part: &Part, plan: &snapshot::Plan<'_>) -> Changes {
     let name = |verb| match verb {
         Verb::Remove => "remove",
         Verb::Create => "create",

@@ -50,7 +50,7 @@ pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Policies> {
 }
 
 /// What a policy has done about a file.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Remedy {
     /// The open file, or what is used otherwise.
     #[serde(skip)]

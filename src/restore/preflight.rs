@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use super::policies::{self, Remedy};
 use super::reconcile::Part;
-use super::{Request, substituted};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -18,26 +17,26 @@ use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::criu::images::Images;
 use crate::criu::images::entries::FileBody;
-use crate::files::{Found, preflight};
+use crate::files::{FileId, Found, preflight};
 use crate::hint::WithHint;
+use crate::policy::Policies;
 use crate::snapshot::{Kind, Lookup, Part as Packed, Plan, Verb};
 use crate::store::manifest::Manifest;
-use crate::substitute::{Resolved, Site};
+use crate::substitute::Site;
 
-/// Makes sure that CRIU will find every file as it was, or that a policy knows better.
+/// Makes sure that CRIU will find every file as it was, but for those that are `replaced`, or that a
+/// policy knows better.
 pub(super) fn check(
-    request: &Request,
+    policies: &Policies,
     manifest: &Manifest,
-    bundle: &Bundle,
     images: &Path,
     view: &View<'_>,
-    resolved: &[Resolved],
+    replaced: &[FileId],
 ) -> Result<Vec<Remedy>> {
-    let policies = policies::gather(request, bundle)?;
     let mut images = Images::load(images).context("reading CRIU's images")?;
     compare_all_sizes(&mut images, manifest);
-    let problems = preflight(&images, &substituted(resolved), &|path| view.look(path));
-    let plan = policies::plan(problems, &policies, &images, manifest, view);
+    let problems = preflight(&images, replaced, &|path| view.look(path));
+    let plan = policies::plan(problems, policies, &images, manifest, view);
     let Some(first) = plan.left.first() else { return Ok(plan.remedies) };
     let mut text = String::from(if manifest.held.is_empty() {
         "some files are not as CRIU needs them:"
@@ -64,19 +63,6 @@ fn compare_all_sizes(images: &mut Images, manifest: &Manifest) {
             reg.size = Some(*size);
         }
     }
-}
-
-/// The same where no rule and no policy can help: CRIU has begun with the images as they are.
-pub(super) fn check_plainly(images: &Path, view: &View<'_>) -> Result<()> {
-    let images = Images::load(images).context("reading CRIU's images")?;
-    let problems = preflight(&images, &[], &|path| view.look(path));
-    let Some(first) = problems.first() else { return Ok(()) };
-    let hint = first.hint();
-    let mut text = String::from("some files are not as CRIU needs them:");
-    for problem in &problems {
-        let _ = write!(text, "\n  {problem}");
-    }
-    Err(anyhow!(text).hint(hint))
 }
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of

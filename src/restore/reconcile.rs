@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::choice::Choice;
 use crate::container::{Bind, Bundle, Volumes, shared};
 use crate::hint::WithHint;
 use crate::locations;
@@ -31,6 +32,16 @@ impl Part {
     /// Where it lies on the host.
     pub(super) fn path(&self) -> &Path {
         self.root.path()
+    }
+
+    /// Makes sure that nobody uses what `changes` would be done to, but for processes in mount
+    /// namespaces of `beside`.
+    pub(super) fn ensure_unused(&self, changes: &Plan<'_>, beside: &[i32]) -> Result<()> {
+        match self.is_root() {
+            false => ensure_volume_is_unused(&self.destination, self.path(), beside),
+            true if changes.is_empty() => Ok(()),
+            true => ensure_root_is_unused(self.path(), beside),
+        }
     }
 
     /// What has to be done to it.
@@ -79,8 +90,8 @@ pub(super) struct Policy {
 
 impl Policy {
     /// By what a command names, or else by the container's annotation, or else by the configuration.
-    pub(super) fn of(bundle: &Bundle, asked: Option<&Volumes>, default: &Volumes) -> Result<Self> {
-        Ok(Self { chosen: Volumes::chosen(bundle, asked, default)?, is_asked: asked.is_some() })
+    pub(super) fn of(bundle: &Bundle, choice: &Choice<Volumes>) -> Result<Self> {
+        Ok(Self { chosen: Volumes::chosen(bundle, choice)?, is_asked: choice.asked.is_some() })
     }
 
     /// Whether a part of the checkpoint is to be put back.
@@ -148,9 +159,6 @@ fn open(
 ) -> Result<Part> {
     let destination = record.destination.as_path().to_owned();
     let target = target_of(record, bundle)?;
-    if !record.is_root() {
-        ensure_unused(&destination, &target)?;
-    }
     let files = record.files.as_ref().with_context(|| format!("{} is not packed", record.name))?;
     let packed = Packed::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", record.destination))?;
@@ -180,8 +188,12 @@ fn volume_at(destination: &Path, bundle: &Bundle) -> Result<Bind> {
 }
 
 /// Putting a volume back under a container that writes it would destroy that one's data.
-fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
-    let users = shared::users_of(source)?;
+pub(super) fn ensure_volume_is_unused(
+    destination: &Path,
+    source: &Path,
+    beside: &[i32],
+) -> Result<()> {
+    let users = shared::users_of(source, beside)?;
     let Some(user) = users.first() else { return Ok(()) };
     Err(anyhow!("the volume {} is in use: {user} has it mounted", destination.display())
         .hint("end that container, or give this one a volume of its own"))
@@ -189,9 +201,9 @@ fn ensure_unused(destination: &Path, source: &Path) -> Result<()> {
 
 /// Putting the root file system back under a container that lives there would, too. What its runtime
 /// says of names does not tell: another container may have been made of the same bundle.
-pub(super) fn ensure_root_is_unused(bundle: &Bundle) -> Result<()> {
-    let Some(user) = shared::process_in(&bundle.rootfs)? else { return Ok(()) };
-    Err(anyhow!("the root file system {} is in use: {user} lives there", bundle.rootfs.display())
+fn ensure_root_is_unused(root: &Path, beside: &[i32]) -> Result<()> {
+    let Some(user) = shared::process_in(root, beside)? else { return Ok(()) };
+    Err(anyhow!("the root file system {} is in use: {user} lives there", root.display())
         .hint("end that container, or name another bundle with --bundle"))
 }
 

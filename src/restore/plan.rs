@@ -1,0 +1,290 @@
+//! The plan of a restore: all that can refuse it is asked while the plan is made, and nothing is
+//! changed by it.
+//!
+//! [`Examined`] owns what was read and opened, [`Plan`] borrows it and says what is to be done. A
+//! dry run prints the plan ([`Plan::forecast`]), a restore carries it out ([`Plan::carry_out`]), and
+//! so does the action script of a runtime that restores the processes by itself
+//! ([`Plan::put_back_in_place`]).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::console::Console;
+use super::policies::{self, Remedy};
+use super::preflight::{self, View};
+use super::reconcile::{self, Part};
+use super::run::{self, View as ImageView};
+use super::{Request, bounds, ensure_not_alive, held, make_room, rules};
+use crate::container::{Bundle, Container, Identity};
+use crate::criu::door::Door;
+use crate::files::{FileId, FileKind, OpenFile, Table};
+use crate::hint::WithHint;
+use crate::policy::Policies;
+use crate::runtime::ended;
+use crate::runtime::exit::Ended;
+use crate::snapshot::{self, Progress};
+use crate::store::finish;
+use crate::store::manifest::{Manifest, State};
+use crate::substitute::{self, Around, Callers, Prepared, Resolved, Site, Treatment};
+
+const FITTING: &str = "give something that can be used as the original was: opened in the same \
+                       mode, and of a type that fits";
+
+/// What a restore begins with: the checkpoint, the bundle, and what the rules mean for them.
+pub struct Examined<'a> {
+    pub(super) request: &'a Request,
+    images: PathBuf,
+    manifest: Manifest,
+    bundle: Bundle,
+    pub(super) rules: Rules,
+    parts: Vec<Part>,
+    /// Processes that may use what the parts are put back on: the container's own.
+    own: Vec<i32>,
+}
+
+/// What rules and policies say of the open files of a checkpoint.
+#[derive(Default)]
+pub(super) struct Rules {
+    pub(super) resolved: Vec<Resolved>,
+    callers: Callers,
+    /// Locked files that no rule replaces.
+    locked: Vec<OpenFile>,
+    policies: Policies,
+}
+
+impl<'a> Examined<'a> {
+    /// Examines a checkpoint for a container that does not live yet. One that was interrupted is
+    /// finished first.
+    pub fn of(request: &'a Request, progress: &dyn Progress) -> Result<Self> {
+        let images = images_of(request)?;
+        let manifest = finished(&images, request, progress)
+            .with_context(|| format!("reading the checkpoint {}", images.display()))?;
+        let bundle = Bundle::read(&request.bundle)?;
+        ensure_not_alive(request)?;
+        let rules = Rules::of(request, &bundle, &Table::read(&images)?)?;
+        Self::new(request, images, manifest, bundle, rules)
+    }
+
+    /// Examines a checkpoint as it lies there. The container of that name may be running.
+    pub(super) fn unchanged(request: &'a Request) -> Result<Self> {
+        let images = images_of(request)?;
+        let manifest = Manifest::read(&images)?;
+        if manifest.state == State::Staged {
+            let shown = images.display();
+            return Err(anyhow!("the checkpoint {shown} was interrupted before its end")
+                .hint("a restore finishes it first, which a dry run does not"));
+        }
+        manifest.verify(&images, request.trust)?;
+        let bundle = Bundle::read(&request.bundle)?;
+        let rules = Rules::of(request, &bundle, &Table::read(&images)?)?;
+        let own = processes_of(request);
+        Ok(Self { own, ..Self::new(request, images, manifest, bundle, rules)? })
+    }
+
+    /// Examines a checkpoint for a runtime whose CRIU has begun: no rule and no policy has a place
+    /// there.
+    pub(super) fn without_rules(request: &'a Request) -> Result<Self> {
+        let images = request.images.clone();
+        let manifest = finished(&images, request, &())
+            .with_context(|| format!("reading the checkpoint {}", images.display()))?;
+        let bundle = Bundle::read(&request.bundle)?;
+        Self::new(request, images, manifest, bundle, Rules::default())
+    }
+
+    fn new(
+        request: &'a Request,
+        images: PathBuf,
+        manifest: Manifest,
+        bundle: Bundle,
+        rules: Rules,
+    ) -> Result<Self> {
+        let policy = reconcile::Policy::of(&bundle, &request.volumes)?;
+        let parts = reconcile::open_parts(&manifest, &images, &bundle, &policy, &request.drivers)?;
+        Ok(Self { request, images, manifest, bundle, rules, parts, own: Vec::new() })
+    }
+
+    /// Makes the plan.
+    ///
+    /// # Errors
+    /// With all that speaks against the restore, as far as it can be known without a connection and
+    /// without running a program.
+    pub fn plan(&self) -> Result<Plan<'_>> {
+        let changes = self.parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+        for (part, changes) in self.parts.iter().zip(&changes) {
+            part.ensure_unused(changes, &self.own)?;
+        }
+        bounds::ensure_within(&self.parts, &changes, &self.bundle, &self.request.allow)?;
+        let sites = View::of(&self.parts, &changes, &self.bundle)?;
+        let (manifest, images) = (&self.manifest, &self.images);
+        let Rules { resolved, policies, .. } = &self.rules;
+        let remedies = preflight::check(policies, manifest, images, &sites, &replaced(resolved))?;
+        held::ensure_same(manifest, &self.bundle, resolved, &remedies)?;
+        let site = |path: &Path| sites.site(path);
+        let prepared = substitute::prepare(resolved, &self.around(&site)).hint(FITTING)?;
+        let plan = Plan { examined: self, changes, sites, remedies, prepared };
+        substitute::check(images, &plan.treatments())?;
+        Ok(plan)
+    }
+
+    fn around<'b>(&'b self, site: &'b dyn Fn(&Path) -> Site) -> Around<'b> {
+        let Rules { callers, locked, .. } = &self.rules;
+        Around { container: &self.request.id, callers, site, locked }
+    }
+
+    /// Whether a terminal is replaced of which the caller, or the runtime, may expect the other
+    /// side.
+    fn gives_up_terminal(&self) -> bool {
+        let process = self.bundle.spec.process().as_ref();
+        process.and_then(oci_spec::runtime::Process::terminal).unwrap_or(false)
+            && self.rules.resolved.iter().any(|one| one.file.kind == FileKind::Tty)
+    }
+}
+
+/// What a restore does. Up to here nothing is changed.
+pub struct Plan<'a> {
+    pub(super) examined: &'a Examined<'a>,
+    /// What is done to each part, in their order.
+    changes: Vec<snapshot::Plan<'a>>,
+    sites: View<'a>,
+    pub(super) remedies: Vec<Remedy>,
+    prepared: Vec<Prepared>,
+}
+
+impl<'a> Plan<'a> {
+    /// What is done to each part.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (&'a Part, &snapshot::Plan<'a>)> {
+        self.examined.parts.iter().zip(&self.changes)
+    }
+
+    /// What becomes of entries of the images.
+    fn treatments(&self) -> Vec<Treatment> {
+        let relaxed = self.remedies.iter().filter_map(Remedy::treatment);
+        self.prepared.iter().map(Prepared::treatment).chain(relaxed).collect()
+    }
+
+    /// Every open file of the checkpoint.
+    pub(super) fn table(&self) -> Result<Table> {
+        Table::read(&self.examined.images)
+    }
+
+    /// Puts the files back and runs the runtime's `restore`; returns how that ended.
+    ///
+    /// # Errors
+    /// Sockets are connected and programs are run first, then something is changed. An error behind
+    /// that leaves the files as they were at the checkpoint, and no container.
+    pub fn carry_out(mut self, progress: &dyn Progress) -> Result<Ended> {
+        let Examined { request, manifest, images, .. } = self.examined;
+        let door = Door::open()?;
+        let view = ImageView::make(&door, request, manifest, images, &self.treatments())?;
+        let site = |path: &Path| self.sites.site(path);
+        let around = self.examined.around(&site);
+        let replacements = substitute::open(&mut self.prepared, &around).hint(FITTING)?;
+
+        if request.replace_stopped {
+            make_room(&request.runtime, &request.id)?;
+        }
+        let put_back = |part: &Part, changes: snapshot::Plan<'_>| part.put_back(changes, progress);
+        each_part(&self.examined.parts, self.changes, put_back)?;
+        policies::carry_out(&self.remedies).context("obeying the policies")?;
+        substitute::settle(&self.prepared).context("changing files of the container")?;
+        let console = if self.examined.gives_up_terminal() {
+            Some(Console::between(&request.flags, door.directory())?)
+        } else {
+            None
+        };
+        ended::withdraw(&request.id);
+        run::run(request, manifest, &door, &view, &replacements, console.as_ref())
+    }
+
+    /// Puts the files back where the runtime has mounted them already.
+    pub(super) fn put_back_in_place(self) -> Result<()> {
+        let put_back =
+            |part: &Part, changes: snapshot::Plan<'_>| part.put_back_in_place(changes, &());
+        each_part(&self.examined.parts, self.changes, put_back)
+    }
+}
+
+fn each_part<'a>(
+    parts: &'a [Part],
+    changes: Vec<snapshot::Plan<'a>>,
+    put_back: impl Fn(&Part, snapshot::Plan<'_>) -> Result<()>,
+) -> Result<()> {
+    for (changes, part) in changes.into_iter().zip(parts) {
+        put_back(part, changes)
+            .with_context(|| format!("putting {} back", part.destination.display()))?;
+    }
+    Ok(())
+}
+
+fn images_of(request: &Request) -> Result<PathBuf> {
+    fs::canonicalize(&request.images)
+        .with_context(|| format!("opening the checkpoint {}", request.images.display()))
+}
+
+/// Reads the manifest of a checkpoint, finishes one that was interrupted, and makes sure that
+/// everything is as it was written.
+fn finished(images: &Path, request: &Request, progress: &dyn Progress) -> Result<Manifest> {
+    let manifest = Manifest::read(images)?;
+    let manifest = match manifest.state {
+        State::Complete => manifest,
+        State::Staged => finish(images, manifest, &request.drivers, progress)
+            .context("finishing the interrupted checkpoint")?,
+    };
+    manifest.verify(images, request.trust)?;
+    Ok(manifest)
+}
+
+impl Rules {
+    /// Finds the open file of every rule, and makes sure that the rule may be obeyed.
+    fn of(request: &Request, bundle: &Bundle, table: &Table) -> Result<Self> {
+        let identity = Identity::of(&request.id, bundle);
+        let mut callers = rules::callers(request, &identity)?;
+        let rules = rules::gather(request, bundle, &identity, &callers)?;
+        let resolved = substitute::resolve(&rules, table)
+            .hint("`ocicle files` lists the open files with their identifiers")?;
+        substitute::ensure_allowed(&resolved, &request.allow)?;
+        callers.fetch(&resolved)?;
+        let replaced = replaced(&resolved);
+        ensure_interfaces(request, bundle, table, &replaced)?;
+        let is_locked = |file: &&OpenFile| !file.locks.is_empty() && !replaced.contains(&file.id);
+        let locked = table.files.iter().filter(is_locked).cloned().collect();
+        Ok(Self { resolved, callers, locked, policies: policies::gather(request, bundle)? })
+    }
+}
+
+/// The processes of the container of that name, if it runs.
+fn processes_of(request: &Request) -> Vec<i32> {
+    if !request.runtime.may_know(&request.id) {
+        return Vec::new();
+    }
+    let container = Container::discover(&request.runtime, &request.id).ok();
+    container.and_then(|container| container.freezer.processes().ok()).unwrap_or_default()
+}
+
+fn replaced(resolved: &[Resolved]) -> Vec<FileId> {
+    resolved.iter().map(|resolved| resolved.file.id).collect()
+}
+
+/// Refuses to keep tun devices whose interfaces are not restored: CRIU would look for them in vain
+/// (`tunfile_open` in criu/tun.c).
+fn ensure_interfaces(
+    request: &Request,
+    bundle: &Bundle,
+    table: &Table,
+    replaced: &[FileId],
+) -> Result<()> {
+    let is_kept = |file: &&OpenFile| file.has_interface() && !replaced.contains(&file.id);
+    match table.files.iter().find(is_kept) {
+        Some(file) if !bundle.restores_interfaces(&request.runtime) => {
+            let OpenFile { id, name, .. } = file;
+            Err(anyhow!(
+                "open file {id} ({name}) needs a replacement: its interface is not restored, as the \
+                 network is the engine's"
+            )
+            .hint(format!("such as -s {id}=null")))
+        }
+        _ => Ok(()),
+    }
+}
