@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::criu::{action, archiver, interposer};
+use crate::criu::{interposer, protocol};
 use crate::guardian;
 use crate::hooks;
 
@@ -12,9 +12,9 @@ pub fn named() -> Option<fn() -> ExitCode> {
     let name = std::env::args_os().next().unwrap_or_default();
     match Path::new(&name).file_name()?.to_str()? {
         guardian::NAME => Some(guardian::main),
-        interposer::NAME => Some(interposer::main),
-        action::NAME => Some(hooks::action::main),
-        archiver::NAME => Some(hooks::archiver::main),
+        protocol::INTERPOSER => Some(interposer::main),
+        protocol::ACTION => Some(hooks::action::main),
+        protocol::ARCHIVER => Some(hooks::archiver::main),
         hooks::oci::NAME => Some(hooks::oci::main),
         _ => None,
     }

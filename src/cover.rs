@@ -91,7 +91,7 @@ impl Cover {
         let mut mapped = None;
         let mut failing = Vec::new();
         let facts = Facts::of(processes)?;
-        let settings = self.settings.settled(&facts)?;
+        let settings = facts.settle(&self.settings)?;
         for known in facts.files {
             let Verdict::Fails(obstacles) = verdict(&known.described, &settings) else {
                 continue;

@@ -47,28 +47,35 @@
 //!
 //! # The modules
 //!
-//! Dependencies point up this list, or stay within an entry.
+//! The order, from the ground up. A module names only modules of entries above its own, and those
+//! of one entry never name each other; `tests/architecture.rs` reads this list and holds it.
 //!
-//! - [`sys`]: one function for each system call, and all `unsafe`. [`bytes`], [`choice`], [`glob`],
-//!   [`hint`], [`fault`]: names that are no text, settings with a default, patterns, advice on errors,
-//!   points for the tests.
-//! - [`config`]: the administrator's settings. [`runtime`]: the real runtime and its command line.
-//!   [`freezer`]: a cgroup that stops, v1 and v2, and the proof that it has. [`container`]: a
-//!   bundle, its processes, its volumes. [`criu`]: the door, and CRIU's images, configuration,
-//!   log, and the plugin that keeps it from files it cannot dump (`plugin/`). [`files`]: the table
-//!   of open files, of processes and of images, and their preflight.
-//!   [`snapshot`]: drivers, pack, plan, execute. [`store`]: manifest, digests, versions, locks; what
-//!   is on disk, and by which [policy](store::choices). [`inspect`]: what is in a checkpoint, be it an
-//!   archive or an image. [`guardian`]: what makes good when we are killed.
-//! - [`lend`]: what `ocicle with` and a restore elsewhere say to each other.
-//! - [`substitute`]: rules, what they mean, what they open, the view of the images.
-//! - [`policy`]: what becomes of files that are not as they were, and that nothing replaces.
-//! - [`checkpoint`], and [`restore`], which finishes a checkpoint that was interrupted: the order
-//!   of things. [`check`]: whether a checkpoint would work.
-//! - [`output`]: tables, JSON, errors, progress. [`engines`]: the containers of all of them.
-//!   [`doctor`]: what the machine has and lacks. [`commands`], one for each of `ocicle`'s.
-//! - [`hooks`]: what stock runtimes and engines call. [`cli`], [`shim`], [`applets`]: the command
-//!   lines.
+//! 1. [`bytes`], [`choice`], [`fault`], [`glob`], [`hint`], [`locations`]: names that are no text,
+//!    settings with a default, points for the tests, patterns, advice on errors, where ocicle's own
+//!    files are.
+//! 2. [`digest`]: digests of bytes and files.
+//! 3. [`sys`]: one function for each system call, and all `unsafe`.
+//! 4. [`freezer`], [`runtime`]: a control group that stops, v1 and v2, and the proof that it has;
+//!    the real runtime and its command line.
+//! 5. [`container`]: a bundle, its processes, its volumes, what engines call it.
+//! 6. [`criu`]: the door, and CRIU's images, configuration, log, and the plugin that keeps it from
+//!    files it cannot dump (`plugin/`).
+//! 7. [`files`]: the table of open files, of processes and of images, and their preflight.
+//! 8. [`lend`], [`snapshot`]: what `ocicle with` and a restore elsewhere say to each other; drivers,
+//!    pack, plan, execute.
+//! 9. [`store`], [`substitute`]: manifest, versions, locks, what is on disk, by which
+//!    [choices](store::choices), and how it is finished; rules, what they mean, what they open, the
+//!    view of the images.
+//! 10. [`cover`], [`guardian`], [`machine`], [`policy`]: who covers what CRIU cannot dump; what makes
+//!     good when we are killed; what has to be there; what becomes of files that are not as they were.
+//! 11. [`check`], [`checkpoint`], [`engines`], [`inspect`], [`restore`]: whether a checkpoint would
+//!     work; the order of things; the containers of all engines; what is in a checkpoint, be it an
+//!     archive or an image.
+//! 12. [`config`]: the administrator's settings.
+//! 13. [`output`]: tables, JSON, errors, progress.
+//! 14. [`doctor`]: what the machine has and lacks.
+//! 15. [`commands`], [`hooks`]: one for each of `ocicle`'s; what stock runtimes and engines call.
+//! 16. [`applets`], [`cli`], [`shim`]: the command lines.
 //!
 //! Only [`output`] writes to the terminal, but for the errors of programs that have no other word:
 //! the shim, which speaks as runc does, the guardian, and what CRIU starts.

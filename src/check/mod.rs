@@ -163,7 +163,7 @@ pub fn check(request: &Request) -> Result<Report> {
     let settings = request.settings.with_standing(&request.runtime)?;
     let dumped = container.dumped_processes()?;
     let facts = Facts::of(&dumped).context("listing the open files")?;
-    let settings = settings.settled(&facts)?;
+    let settings = facts.settle(&settings)?;
     let parts = held::Parts::of(&container, request)?;
 
     let rules = cover::rules(&container, &request.id, &request.configured, &request.rules)?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::foresight::{self, Foreseen};
+use super::freeze::freeze;
 use super::locks::Locks;
 use super::memory::Memory;
 use super::parts::{self, Copied};
@@ -20,12 +21,13 @@ use crate::bytes::ByteString;
 use crate::container::Container;
 use crate::cover::Cover;
 use crate::criu::config::Configuration;
-use crate::criu::door::{Action, Criu, Door, Visitor, Work};
+use crate::criu::door::{Action, Criu, Door, Visitor};
+use crate::criu::protocol::Work;
 use crate::criu::{action, failure, phases};
 use crate::fault;
 use crate::files::held::{Digests, HeldFile};
 use crate::files::{Owned, Suspects};
-use crate::freezer::{Freezer, Frozen, State as FreezerState};
+use crate::freezer::Frozen;
 use crate::guardian::Guardian;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::exit::Ended;
@@ -457,29 +459,6 @@ impl<'a> Dump<'a> {
         logs.look_in(work.as_deref());
         logs
     }
-}
-
-/// Freezes the container.
-pub(super) fn freeze<'a>(
-    request: &Request,
-    freezer: &'a Freezer,
-    guardian: &Guardian,
-) -> Result<Frozen<'a>> {
-    guard_and_freeze(request, freezer, guardian)
-        .context("freezing it")
-        .inspect(|_| fault::point("frozen"))
-}
-
-/// Freezes a control group that somebody thaws if we die.
-pub(super) fn guard_and_freeze<'a>(
-    request: &Request,
-    freezer: &'a Freezer,
-    guardian: &Guardian,
-) -> Result<Frozen<'a>> {
-    if freezer.state()? == Some(FreezerState::Thawed) {
-        guardian.thaw_if_we_die(freezer)?;
-    }
-    freezer.freeze(request.freeze_limit)
 }
 
 /// What was taken under the freeze, and when.

@@ -14,6 +14,7 @@ mod connections;
 mod directory;
 mod dump;
 mod foresight;
+mod freeze;
 mod locks;
 mod memory;
 mod needed;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow};
 
 use super::Request;
-use super::dump::guard_and_freeze;
+use super::freeze::guard_and_freeze;
 use crate::container::shared::{ADVICE, User, writers_of};
 use crate::container::{Container, Shared};
 use crate::fault;

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::dump::{Taken, freeze, take};
+use super::dump::{Taken, take};
+use super::freeze::freeze;
 use super::locks::Locks;
 use super::parts::{self, Copied};
 use super::{ImageDirectory, Request, copy_first};

@@ -4,10 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use super::door::{Answer, Knock, knock};
-
-/// The name by which the program knows that it is to be the action script.
-pub const NAME: &str = "criu-action";
+use super::protocol::{ACTION, Answer, Knock, knock};
 
 /// CRIU has started, and has looked at no process yet (cr_dump_tasks in criu/cr-dump.c).
 pub const PRE_DUMP: &str = "pre-dump";
@@ -22,7 +19,7 @@ pub fn main() -> ExitCode {
         Ok(point) if point == PRE_DUMP || point == POST_DUMP => match ask(point) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("{NAME}: {error:#}");
+                eprintln!("{ACTION}: {error:#}");
                 ExitCode::FAILURE
             }
         },

@@ -8,9 +8,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The name by which the program knows that it is to be the archiver.
-pub const NAME: &str = "tar";
-
 /// What CRIU asks of tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {

@@ -19,66 +19,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::config::Configuration;
-use super::{action, archiver, interposer, plugin};
+use super::plugin;
+use super::protocol::{
+    ACTION, ARCHIVER, Answer, BATCH, BINARIES, INTERPOSER, Knock, PROGRAM, VARIABLE, Work,
+};
 use crate::hint::WithHint;
 use crate::sys::process::{find_program, search_path};
 use crate::sys::socket::{Channel, Listener};
-
-/// The environment variable that names the socket.
-pub const VARIABLE: &str = "OCICLE_DOOR";
-
-/// The one that names the real CRIU, for a call that need not come to the door.
-pub(super) const PROGRAM: &str = "OCICLE_CRIU";
-
-/// Where the interposer is.
-pub(super) const BINARIES: &str = "bin";
 
 /// Where the archiver is.
 const TOOLS: &str = "tools";
 
 /// Where the directories are.
 pub const RUN: &str = "/run/ocicle";
-
-/// What comes to the door.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Knock {
-    /// CRIU, asked for this.
-    Criu(Work),
-    /// The action script, at this point.
-    Action(String),
-}
-
-/// The answer to a knock.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Answer {
-    /// Become this program, with this configuration. Open files of that list are set aside. So many
-    /// descriptors follow, and take the numbers from [`interposer::FIRST_FD`] on.
-    Become {
-        program: PathBuf,
-        configuration: Option<PathBuf>,
-        set_aside: Option<String>,
-        inherited: usize,
-    },
-    /// Go on.
-    Continue,
-    /// Fail.
-    Stop(String),
-}
-
-/// What CRIU was asked for, as far as it matters here (`criu_req_type` of CRIU's rpc.proto).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Work {
-    /// A dump.
-    Dump,
-    /// A restore.
-    Restore,
-    /// A version, a check for features, anything else.
-    Other,
-}
 
 /// The door, open for one runtime.
 #[derive(Debug)]
@@ -128,7 +84,7 @@ impl Door {
             .tempdir_in(RUN)
             .with_context(|| format!("making a directory in {RUN}"))?;
         let ourselves = fs::read_link("/proc/self/exe").context("finding this program")?;
-        for (place, name) in [(BINARIES, interposer::NAME), (TOOLS, archiver::NAME)] {
+        for (place, name) in [(BINARIES, INTERPOSER), (TOOLS, ARCHIVER)] {
             let place = directory.path().join(place);
             DirBuilder::new()
                 .mode(0o700)
@@ -136,8 +92,7 @@ impl Door {
                 .and_then(|()| symlink(&ourselves, place.join(name)))
                 .with_context(|| format!("placing {name} in {}", place.display()))?;
         }
-        symlink(&ourselves, directory.path().join(action::NAME))
-            .context("placing the action script")?;
+        symlink(&ourselves, directory.path().join(ACTION)).context("placing the action script")?;
         let listener = Listener::bind(&directory.path().join("door"))?;
         Ok(Self { directory, listener, criu })
     }
@@ -149,7 +104,7 @@ impl Door {
 
     /// The action script, for CRIU's configuration.
     pub fn action_script(&self) -> PathBuf {
-        self.directory.path().join(action::NAME)
+        self.directory.path().join(ACTION)
     }
 
     /// The environment that leads a runtime's CRIU here.
@@ -225,7 +180,7 @@ impl Criu<'_> {
         let (configuration, inherited) = (Some(path), fds.len());
         let answer = Answer::Become { program, configuration, set_aside, inherited };
         self.channel.send(&answer, &[])?;
-        let mut batches = fds.chunks(interposer::BATCH);
+        let mut batches = fds.chunks(BATCH);
         batches.try_for_each(|batch| self.channel.send(&Answer::Continue, batch))
     }
 
@@ -271,13 +226,4 @@ pub fn real_criu() -> Result<PathBuf> {
     find_program("criu", |_| false)
         .context("there is no criu on PATH")
         .hint("install CRIU 4.2 or newer")
-}
-
-/// Goes to the door that the environment names.
-pub(super) fn knock(knock: &Knock) -> Result<(Answer, Channel)> {
-    let path = std::env::var_os(VARIABLE).with_context(|| format!("{VARIABLE} is not set"))?;
-    let channel = Channel::connect(Path::new(&path))?;
-    channel.send(knock, &[])?;
-    let (answer, _) = channel.receive()?.context("ocicle is gone")?;
-    Ok((answer, channel))
 }

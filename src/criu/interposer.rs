@@ -11,24 +11,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::io::FdFlags;
 use rustix::net::RecvFlags;
 
-use super::door::{Answer, Knock, Work, knock};
 use super::plugin;
+use super::protocol::{self, Answer, FIRST_FD, Knock, Work, knock};
 use crate::sys::descriptors;
 use crate::sys::inherited::inherited;
 use crate::sys::process::go_first;
 use crate::sys::socket::Channel;
-
-/// The name by which the program knows that it is to be the interposer.
-pub const NAME: &str = "criu";
-
-/// The number of the first descriptor that CRIU inherits; the others follow. High enough for
-/// what runc (which gives out numbers from 3 up) and libcriu use, low enough for the usual limit
-/// of 1024 descriptors, at whose end CRIU keeps its own.
-pub const FIRST_FD: RawFd = 400;
-
-/// How many descriptors come along with one message: together with those that a runtime leaves open
-/// they must have numbers below [`FIRST_FD`] until they are placed.
-pub(super) const BATCH: usize = 100;
 
 /// The numbers behind the inherited ones that are left to CRIU: it keeps its own descriptors above
 /// all others, some for each process of a table, at the end of a block of 128
@@ -53,7 +41,7 @@ pub fn main() -> ExitCode {
 
 fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     let work = work_of(&arguments)?;
-    if let (Work::Other, Some(program)) = (work, std::env::var_os(super::door::PROGRAM)) {
+    if let (Work::Other, Some(program)) = (work, std::env::var_os(protocol::PROGRAM)) {
         return become_program(Command::new(program).args(arguments));
     }
     let (answer, channel) = knock(&Knock::Criu(work))?;
@@ -144,11 +132,11 @@ fn place(fd: &OwnedFd, wanted: RawFd) -> Result<()> {
 
 fn path_without_us() -> Result<OsString> {
     let path = crate::sys::process::search_path();
-    let door = std::env::var_os(super::door::VARIABLE).map(PathBuf::from);
+    let door = std::env::var_os(protocol::VARIABLE).map(PathBuf::from);
     let ours = door
         .as_deref()
         .and_then(|door| door.parent())
-        .map(|directory| directory.join(super::door::BINARIES));
+        .map(|directory| directory.join(protocol::BINARIES));
     let others = std::env::split_paths(&path).filter(|directory| Some(directory) != ours.as_ref());
     Ok(std::env::join_paths(others)?)
 }

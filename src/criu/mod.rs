@@ -16,3 +16,4 @@ pub mod interposer;
 pub mod log;
 pub mod phases;
 pub mod plugin;
+pub mod protocol;

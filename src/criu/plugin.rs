@@ -20,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 
-use super::interposer::FIRST_FD;
+use super::protocol::FIRST_FD;
 
 /// The library, as `build.rs` has made it.
 const LIBRARY: &[u8] = include_bytes!(env!("OCICLE_PLUGIN"));

@@ -3,15 +3,19 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 
+use super::descriptors::{self, Observed, Watch};
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
-use super::live::{self, Observed, Survey, Watch};
+use super::live::{Survey, survey};
+use super::settings::DumpSettings;
 use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::container::Process;
+use crate::criu::door::real_criu;
 use crate::sys::diag::{UnixSocket, unix_sockets};
 use crate::sys::handle::open_handle;
 use crate::sys::mountinfo::Mount;
@@ -38,9 +42,14 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The settings with what has to be looked up, if one of the open files makes it matter.
+    pub fn settle(&self, settings: &DumpSettings) -> Result<DumpSettings> {
+        settled_by(settings, self.files.iter().map(|known| &known.described), saves_bpf_maps)
+    }
+
     /// Reads them from processes that may be running: what goes away is left out.
     pub fn of(processes: &[Process]) -> Result<Self> {
-        let Survey { table, fds, reach } = live::survey(processes, false)?;
+        let Survey { table, fds, reach } = survey(processes, false)?;
         let files = {
             let mut observer = Observer::new(processes, &fds, &reach);
             table.files.iter().filter_map(|file| observer.know(file)).collect()
@@ -62,7 +71,7 @@ impl Facts {
         let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
         let own = std::os::fd::AsRawFd::as_raw_fd(&file);
         let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{own}")).ok()?;
-        let mount = live::parse_fdinfo(&info).mount;
+        let mount = descriptors::parse_fdinfo(&info).mount;
         let system = rustix::fs::fstatfs(&file).ok()?.f_type;
         let place = place(&self.reach, &path, &stat, mount, system);
         Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
@@ -356,4 +365,48 @@ fn is_below(directory: &OwnedFd, watch: &Watch) -> bool {
                 && rustix::fs::openat(directory, name, open, Mode::empty())
                     .is_ok_and(|below| is_below(&below, watch))
     })
+}
+
+fn settled_by<'a>(
+    settings: &DumpSettings,
+    mut files: impl Iterator<Item = &'a Described>,
+    saves_bpf_maps: impl FnOnce() -> Result<bool>,
+) -> Result<DumpSettings> {
+    let mut settings = settings.clone();
+    if files.any(|file| matches!(file.detail, Detail::BpfMap(_))) {
+        settings.bpf_maps = saves_bpf_maps()?;
+    }
+    Ok(settings)
+}
+
+/// Whether CRIU needs libbpf: without it it does not know BPF maps (`dump_one_file` in
+/// criu/files.c), and no feature check tells. The whole program is read for that, once.
+fn saves_bpf_maps() -> Result<bool> {
+    const LIBRARY: &[u8] = b"libbpf.so";
+    static SAVES: OnceLock<bool> = OnceLock::new();
+    if let Some(known) = SAVES.get() {
+        return Ok(*known);
+    }
+    let path = real_criu()?;
+    let program = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let saves = program.windows(LIBRARY.len()).any(|bytes| bytes == LIBRARY);
+    Ok(*SAVES.get_or_init(|| saves))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dumpable::tests::{file, strict};
+    use super::*;
+    use crate::files::FileKind;
+
+    #[test]
+    fn criu_is_looked_at_only_for_the_sake_of_a_bpf_map() {
+        let plain = file(FileKind::Reg, Detail::Plain);
+        let map = file(FileKind::Bpfmap, Detail::BpfMap(1));
+        let settings = DumpSettings { bpf_maps: false, ..strict() };
+        let never = || panic!("there is no BPF map");
+        assert!(!settled_by(&settings, [&plain].into_iter(), never).unwrap().bpf_maps);
+        let saves = || Ok(true);
+        assert!(settled_by(&settings, [&plain, &map].into_iter(), saves).unwrap().bpf_maps);
+    }
 }

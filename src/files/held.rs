@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{Suspects, live};
+use super::{Suspects, descriptors};
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::sys;
@@ -159,7 +159,7 @@ fn digest_of(file: &File, bytes: u64) -> std::io::Result<String> {
 /// them, opened where the host has them.
 fn held_by(processes: &[i32], bundle: &Bundle) -> Result<BTreeMap<PathBuf, File>> {
     let mut held = BTreeMap::new();
-    for pid in processes.iter().filter(|pid| !live::is_zombie(**pid)) {
+    for pid in processes.iter().filter(|pid| !descriptors::is_zombie(**pid)) {
         for directory in ["fd", "map_files"] {
             // A process that ends meanwhile holds nothing.
             let Ok(links) = fs::read_dir(format!("/proc/{pid}/{directory}")) else { continue };

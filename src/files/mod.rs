@@ -1,5 +1,6 @@
 //! The open files of a container: one list, taken from CRIU's images or from live processes.
 
+mod descriptors;
 pub mod dumpable;
 pub mod facts;
 mod images;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use super::live::Observed;
+use super::descriptors::Observed;
 use super::name;
 use super::table::FileKind;
 use crate::bytes::ByteString;

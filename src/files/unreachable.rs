@@ -5,7 +5,7 @@ use std::io;
 
 use anyhow::{Context, Result};
 
-use super::live::{self, HeldLock, Observed};
+use super::descriptors::{self, HeldLock, Observed};
 use super::table::{ExternalFile, FileKind, Holder, Lock, LockKind};
 use crate::bytes::ByteString;
 use crate::container::Process;
@@ -68,7 +68,7 @@ pub struct Seen {
 /// have ways of their own. With `frozen`, whatever vanishes while this reads is an error.
 pub fn by_path(processes: &[Process], frozen: bool) -> Result<Seen> {
     let reach = Reach::of(processes, frozen)?;
-    let fds = live::observe(processes, frozen)?;
+    let fds = descriptors::observe(processes, frozen)?;
     let unreachable = fds.iter().filter_map(|fd| {
         let file = reach.unreachable(fd)?;
         let path = fd.link.as_slice().into();
@@ -111,9 +111,9 @@ impl Reach {
     pub(super) fn of(processes: &[Process], frozen: bool) -> Result<Self> {
         let mut reach = Self::default();
         let mut seen = HashSet::new();
-        for process in processes.iter().filter(|process| !live::is_zombie(process.host)) {
+        for process in processes.iter().filter(|process| !descriptors::is_zombie(process.host)) {
             let read = reach.add(process.host, &mut seen);
-            live::tolerate(read, frozen)
+            descriptors::tolerate(read, frozen)
                 .with_context(|| format!("reading the mounts of pid {}", process.inner))?;
         }
         Ok(reach)
@@ -200,13 +200,13 @@ mod tests {
         let own = Process { host: std::process::id() as i32, inner: 1 };
         let file = std::fs::File::open("/dev/null").unwrap();
         use std::os::fd::AsRawFd;
-        let fds = live::observe(&[own], false).unwrap();
+        let fds = descriptors::observe(&[own], false).unwrap();
         let fd = fds.iter().find(|fd| fd.fd == file.as_raw_fd()).unwrap();
         let external = Reach::default().unreachable(fd).unwrap();
         assert_eq!(external.inode, fd.stat.st_ino);
         assert_eq!(external.mount, fd.info.mount);
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let fds = live::observe(&[own], false).unwrap();
+        let fds = descriptors::observe(&[own], false).unwrap();
         let fd = fds.iter().find(|fd| fd.fd == pipe.as_raw_fd()).unwrap();
         assert_eq!(Reach::default().unreachable(fd), None);
     }

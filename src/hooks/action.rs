@@ -10,7 +10,7 @@ use super::caller::Caller;
 use crate::checkpoint::{self, Stage};
 use crate::config::Config;
 use crate::container::ensure_name;
-use crate::criu::{action, door};
+use crate::criu::{action, protocol};
 use crate::hint::hint_of;
 use crate::restore;
 use crate::runtime::arguments::without;
@@ -23,7 +23,7 @@ const PRE_RESTORE: &str = "pre-restore";
 /// The action script's program.
 pub fn main() -> ExitCode {
     // ocicle waits at its door for the one that it named itself.
-    if std::env::var_os(door::VARIABLE).is_some() {
+    if std::env::var_os(protocol::VARIABLE).is_some() {
         return action::main();
     }
     let outcome = match std::env::var("CRTOOLS_SCRIPT_ACTION").as_deref() {
@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let hint = hint_of(&error).map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
-            eprintln!("{}: {error:#}{hint}", action::NAME);
+            eprintln!("{}: {error:#}{hint}", protocol::ACTION);
             ExitCode::FAILURE
         }
     }

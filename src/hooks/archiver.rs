@@ -14,8 +14,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 
-use crate::criu::archiver::{Call, NAME};
+use crate::criu::archiver::Call;
 use crate::criu::door;
+use crate::criu::protocol::ARCHIVER;
 use crate::runtime::is_ourselves;
 use crate::snapshot::{LeadsOut, pack_tree, unpack_tree};
 use crate::sys::fs::open_host_dir;
@@ -27,7 +28,7 @@ pub fn main() -> ExitCode {
     match Call::of(&arguments).map(|call| carry_out(&call)) {
         Some(Ok(())) => return ExitCode::SUCCESS,
         Some(Err(error)) => {
-            eprintln!("{NAME} (ocicle): {error:#}");
+            eprintln!("{ARCHIVER} (ocicle): {error:#}");
             if error.is::<LeadsOut>() || error.is::<NoWayBack>() {
                 return ExitCode::FAILURE;
             }
@@ -38,7 +39,7 @@ pub fn main() -> ExitCode {
         Err(error) => error,
         Ok(never) => match never {},
     };
-    eprintln!("{NAME} (ocicle): {error:#}");
+    eprintln!("{ARCHIVER} (ocicle): {error:#}");
     ExitCode::FAILURE
 }
 
@@ -63,7 +64,7 @@ fn work(call: &Call, stream: &File) -> Result<()> {
         Call::Pack(directory) => pack_tree(&open_host_dir(directory)?, stream),
         Call::Unpack(directory) => {
             for left_out in unpack_tree(stream, &open_host_dir(directory)?)? {
-                eprintln!("{NAME} (ocicle): attributes are left out: {left_out}");
+                eprintln!("{ARCHIVER} (ocicle): attributes are left out: {left_out}");
             }
             Ok(())
         }
@@ -89,7 +90,7 @@ fn take_back(call: &Call, stream: &File, begin: u64) -> Result<()> {
 fn become_tar(arguments: &[OsString]) -> Result<Infallible> {
     // Two doors may be on the way, of two installations.
     let is_ours = |path: &Path| path.starts_with(door::RUN) || is_ourselves(path);
-    let program = find_program(NAME, is_ours).context("there is no tar on PATH")?;
+    let program = find_program(ARCHIVER, is_ours).context("there is no tar on PATH")?;
     Err(Command::new(&program).args(arguments).exec())
         .with_context(|| format!("executing {}", program.display()))
 }

@@ -19,6 +19,7 @@ mod preflight;
 mod reconcile;
 mod rules;
 mod run;
+mod sites;
 
 use std::ffi::OsString;
 use std::fs;

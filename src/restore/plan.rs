@@ -13,9 +13,10 @@ use anyhow::{Context, Result, anyhow};
 
 use super::console::Console;
 use super::policies::{self, Remedy};
-use super::preflight::{self, View};
+use super::preflight;
 use super::reconcile::{self, Part};
 use super::run::{self, View as ImageView};
+use super::sites::FutureMounts;
 use super::{Request, bounds, ensure_not_alive, held, make_room, rules};
 use crate::container::{Bundle, Container, Identity};
 use crate::criu::door::Door;
@@ -116,7 +117,7 @@ impl<'a> Examined<'a> {
             part.ensure_unused(changes, &self.own)?;
         }
         bounds::ensure_within(&self.parts, &changes, &self.bundle, &self.request.allow)?;
-        let sites = View::of(&self.parts, &changes, &self.bundle)?;
+        let sites = FutureMounts::of(&self.parts, &changes, &self.bundle)?;
         let (manifest, images) = (&self.manifest, &self.images);
         let Rules { resolved, policies, .. } = &self.rules;
         let remedies = preflight::check(policies, manifest, images, &sites, &replaced(resolved))?;
@@ -147,7 +148,7 @@ pub struct Plan<'a> {
     pub(super) examined: &'a Examined<'a>,
     /// What is done to each part, in their order.
     changes: Vec<snapshot::Plan<'a>>,
-    sites: View<'a>,
+    sites: FutureMounts<'a>,
     pub(super) remedies: Vec<Remedy>,
     prepared: Vec<Prepared>,
 }

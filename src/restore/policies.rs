@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::Request;
-use super::preflight::View;
+use super::sites::FutureMounts;
 use crate::bytes::ByteString;
 use crate::container::{Bundle, Identity};
 use crate::criu::images::Images;
@@ -111,7 +111,7 @@ pub(super) fn plan(
     policies: &Policies,
     images: &Images,
     manifest: &Manifest,
-    view: &View<'_>,
+    view: &FutureMounts<'_>,
 ) -> Plan {
     let planner = Planner::new(policies, images, manifest, view);
     let mut plan = Plan { remedies: Vec::new(), left: Vec::new(), refused: Vec::new() };
@@ -132,7 +132,7 @@ pub(super) fn plan(
 
 struct Planner<'a> {
     policies: &'a Policies,
-    view: &'a View<'a>,
+    view: &'a FutureMounts<'a>,
     entries: HashMap<u32, (&'a FileEntry, &'a RegFile)>,
     owners: HashMap<&'a ByteString, (u32, u32)>,
     /// Files whose names CRIU makes itself.
@@ -147,7 +147,7 @@ impl<'a> Planner<'a> {
         policies: &'a Policies,
         images: &'a Images,
         manifest: &'a Manifest,
-        view: &'a View<'a>,
+        view: &'a FutureMounts<'a>,
     ) -> Self {
         let as_reg = |entry: &'a FileEntry| match &entry.body {
             FileBody::Reg(reg) => Some((entry.id, (entry, reg))),

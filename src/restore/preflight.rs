@@ -2,27 +2,18 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-
-use super::policies::{self, Remedy};
-use super::reconcile::Part;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 
-use crate::bytes::ByteString;
-use crate::container::Bundle;
+use super::policies::{self, Remedy};
+use super::sites::FutureMounts;
 use crate::criu::images::Images;
 use crate::criu::images::entries::FileBody;
-use crate::files::{FileId, Found, preflight};
+use crate::files::{FileId, preflight};
 use crate::hint::WithHint;
 use crate::policy::Policies;
-use crate::snapshot::{Kind, Lookup, Part as Packed, Plan, Verb};
 use crate::store::manifest::Manifest;
-use crate::substitute::Site;
 
 /// Makes sure that CRIU will find every file as it was, but for those that are `replaced`, or that a
 /// policy knows better.
@@ -30,7 +21,7 @@ pub(super) fn check(
     policies: &Policies,
     manifest: &Manifest,
     images: &Path,
-    view: &View<'_>,
+    view: &FutureMounts<'_>,
     replaced: &[FileId],
 ) -> Result<Vec<Remedy>> {
     let mut images = Images::load(images).context("reading CRIU's images")?;
@@ -63,160 +54,4 @@ fn compare_all_sizes(images: &mut Images, manifest: &Manifest) {
             reg.size = Some(*size);
         }
     }
-}
-
-/// The file systems of the container to be, as far as they can be seen from here, in the order of
-/// mounting: the root file system is the first.
-pub(super) struct View<'a> {
-    mounts: Vec<Mount<'a>>,
-}
-
-/// A file system of the container, by where it is mounted.
-struct Mount<'a> {
-    point: PathBuf,
-    /// What is there on the host; `None` for a file system of its own, which CRIU fills.
-    source: Option<PathBuf>,
-    /// Whether the container may write there.
-    writable: bool,
-    part: Option<&'a Packed>,
-    /// What putting the part back will change, and how.
-    changed: HashMap<ByteString, Verb>,
-}
-
-impl<'a> View<'a> {
-    pub(super) fn of(parts: &'a [Part], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
-        let root = Some(bundle.rootfs.clone());
-        let mut mounts = vec![Mount::new("/".into(), root, !bundle.is_read_only())];
-        for mount in bundle.spec.mounts().iter().flatten() {
-            let bind = bundle.bind(mount);
-            let writable = bind.as_ref().is_some_and(|bind| !bind.read_only);
-            let source = bind.map(|bind| bind.source);
-            mounts.push(Mount::new(mount.destination().clone(), source, writable));
-        }
-        for (part, plan) in parts.iter().zip(plans) {
-            let holds = |mount: &&mut Mount<'_>| mount.point == part.destination;
-            let mount = mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
-            mount.part = Some(&part.packed);
-            for action in plan.actions() {
-                // What is removed and then made anew has changed.
-                let verb = mount.changed.entry(action.path.clone()).or_insert(action.verb);
-                if *verb != action.verb {
-                    *verb = Verb::Replace;
-                }
-            }
-        }
-        Ok(Self { mounts })
-    }
-
-    fn look(&self, path: &Path) -> Found {
-        self.mount(path).map_or(Found::Unknown, |(mount, below)| mount.look(below))
-    }
-
-    /// What will be at a path, and where that is now.
-    pub(super) fn site(&self, path: &Path) -> Site {
-        let Some((mount, below)) = self.mount(path) else {
-            return Site {
-                found: Found::Unknown,
-                directory: None,
-                relative: path.to_owned(),
-                writable: false,
-            };
-        };
-        Site {
-            found: mount.look(below),
-            directory: mount.source.clone(),
-            relative: below.to_owned(),
-            writable: mount.writable,
-        }
-    }
-
-    /// The mount that a path is on, and the rest of the path.
-    fn mount<'b>(&self, path: &'b Path) -> Option<(&Mount<'a>, &'b Path)> {
-        let above =
-            self.mounts.iter().enumerate().filter(|(_, mount)| path.starts_with(&mount.point));
-        let deepest = above.max_by_key(|(order, mount)| (mount.point.components().count(), *order));
-        let (_, mount) = deepest?;
-        Some((mount, path.strip_prefix(&mount.point).unwrap_or(Path::new(""))))
-    }
-}
-
-impl<'a> Mount<'a> {
-    fn new(point: PathBuf, source: Option<PathBuf>, writable: bool) -> Self {
-        Self { point, source, writable, part: None::<&'a Packed>, changed: HashMap::new() }
-    }
-
-    fn look(&self, path: &Path) -> Found {
-        let Some(source) = &self.source else { return Found::Unknown };
-        match self.part.map(|part| part.lookup(path.as_os_str().as_bytes())) {
-            Some(Lookup::Present(entry)) => {
-                let (kind, size) = kind_and_size(&entry.kind);
-                Found::Present { mode: entry.meta.mode | kind.as_raw_mode(), size }
-            }
-            Some(Lookup::Absent) => Found::Missing,
-            Some(Lookup::Below) => match self.change_of(path) {
-                Some(Verb::Remove) => Found::Missing,
-                Some(_) => Found::Unknown,
-                None => look_in(source, path),
-            },
-            None => look_in(source, path),
-        }
-    }
-
-    /// What will be done to a path, or to what it is in.
-    fn change_of(&self, path: &Path) -> Option<Verb> {
-        let verb = |path: &Path| self.changed.get(&ByteString::from(path)).copied();
-        let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
-        let deep = |verb: &Verb| *verb != Verb::Attributes;
-        verb(path).or_else(|| above.filter_map(verb).find(deep))
-    }
-}
-
-fn look_in(source: &Path, path: &Path) -> Found {
-    // To open a pipe is to wait, and some devices begin to work.
-    match rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(file) if path.as_os_str().is_empty() => found(&file),
-        Ok(directory) => look_below(&directory, path),
-        Err(Errno::NOENT) => Found::Missing,
-        Err(_) => Found::Unknown,
-    }
-}
-
-/// Looks a path up below a directory, through no link: CRIU's names have none. Where there is
-/// one now, what it leads to depends on the container's mounts, and CRIU has to judge.
-fn look_below(directory: &OwnedFd, path: &Path) -> Found {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    match rustix::fs::openat2(
-        directory,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    ) {
-        Ok(fd) => found(&fd),
-        Err(Errno::NOENT) => Found::Missing,
-        Err(Errno::NOTDIR) => Found::NotADirectory(ByteString::from(path.parent().unwrap_or(path))),
-        Err(_) => Found::Unknown,
-    }
-}
-
-/// The type of what a snapshot holds, and the length of a regular file.
-fn kind_and_size(kind: &Kind) -> (FileType, u64) {
-    match kind {
-        Kind::File { size, .. } => (FileType::RegularFile, *size),
-        Kind::Dir { .. } => (FileType::Directory, 0),
-        Kind::Symlink { .. } => (FileType::Symlink, 0),
-        Kind::Char { .. } => (FileType::CharacterDevice, 0),
-        Kind::Block { .. } => (FileType::BlockDevice, 0),
-        Kind::Fifo => (FileType::Fifo, 0),
-        Kind::Socket => (FileType::Socket, 0),
-        Kind::Link { .. } | Kind::Whiteout => (FileType::Unknown, 0),
-    }
-}
-
-fn found(file: &OwnedFd) -> Found {
-    rustix::fs::fstat(file).map_or(Found::Unknown, |stat| Found::Present {
-        mode: stat.st_mode,
-        size: u64::try_from(stat.st_size).unwrap_or_default(),
-    })
 }

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::index::{Identity, Meta, Time, is_overlay_xattr};
 use crate::sys::fs;
@@ -128,4 +129,33 @@ pub(super) fn apply(entry: impl AsFd, meta: &Meta) -> Result<()> {
 
 fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| errnos.contains(&errno))
+}
+
+/// Whether a change right after `started` might carry the same ctime: as git does for its index.
+pub(super) fn is_racy(ctime: Time, started: Time) -> bool {
+    // The kernel stamps with the clock of its last tick, at least every 10 ms. A file system that
+    // keeps only seconds (ext4 with small inodes) shows no nanoseconds.
+    let grain: i128 = if ctime.1 == 0 { 2_000_000_000 } else { 20_000_000 };
+    let nanoseconds = |time: Time| i128::from(time.0) * 1_000_000_000 + i128::from(time.1);
+    nanoseconds(ctime) + grain >= nanoseconds(started)
+}
+
+/// The clock that file systems stamp with.
+pub(super) fn coarse_now() -> Time {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    Time(now.tv_sec, now.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_of_the_same_tick_proves_nothing() {
+        assert!(is_racy(Time(100, 5), Time(100, 5)));
+        assert!(is_racy(Time(100, 5), Time(100, 20_000_000)));
+        assert!(!is_racy(Time(100, 5), Time(100, 30_000_000)));
+        assert!(is_racy(Time(100, 0), Time(101, 900_000_000)));
+        assert!(is_racy(Time(200, 1), Time(100, 0)), "a clock that went back");
+    }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{RootIdentity, shown, split};
+use super::identity::{Form, RootIdentity};
+use super::{shown, split};
 use crate::bytes::ByteString;
 use crate::sys::fs::check_path;
 
@@ -20,16 +21,6 @@ const XATTR_LIMIT: usize = 64 << 10;
 const XATTR_NAME_LIMIT: usize = 255;
 /// Layers of one part; whoever comes near starts again with a full one.
 pub(super) const LAYER_LIMIT: usize = 1000;
-
-/// How a part's root stores what is written to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Form {
-    /// An overlay mount: the entries are what deviates from its lower layers.
-    Overlay,
-    /// Any directory: the entries are the whole tree.
-    Directory,
-}
 
 /// Everything about a part at the instant of its snapshot. `C` says where content is.
 #[derive(Clone, Debug, Serialize, Deserialize)]

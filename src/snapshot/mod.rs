@@ -28,6 +28,7 @@ mod diff;
 mod driver;
 mod execute;
 mod gain;
+mod identity;
 mod index;
 mod layer;
 mod lower;
@@ -36,8 +37,9 @@ mod pack;
 mod part;
 mod plan;
 mod probe;
+mod record;
 mod remove;
-mod stage;
+mod staging;
 mod stored;
 mod tar;
 mod tree;
@@ -45,17 +47,19 @@ mod walk;
 
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
 pub use driver::{
-    Claim, Driver, Held, Lease, Local, Method, Name, Program, Purpose, Settings, Taken, choose,
+    Claim, CopyStats, Driver, Held, Lease, Local, Method, Name, Program, Purpose, Settings, Stage,
+    Taken, choose,
 };
 pub use execute::Report;
 pub use gain::Gain;
-pub use index::{Content, Entry, Form, Identity, Index, Kind, Meta, Time};
+pub use identity::{Form, LayerIdentity, RootIdentity};
+pub use index::{Content, Entry, Identity, Index, Kind, Meta, Time};
 pub use layer::Compression;
-pub use pack::{PartRecord, Staging, pack};
+pub use pack::{Staging, pack};
 pub use part::{Lookup, Part};
 pub use plan::{Action, Plan, Verb, plan};
-pub use probe::{LayerIdentity, Root, RootIdentity, probe};
-pub use stage::{CopyStats, Stage};
+pub use probe::{Root, probe};
+pub use record::PartRecord;
 pub use tar::{Headers, Limits, padding};
 pub use tree::{LeadsOut, pack_tree, unpack_tree};
 

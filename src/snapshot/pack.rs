@@ -6,14 +6,14 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
 
 use super::copy::{BUFFER, stretches};
 use super::driver::{Held, HeldContent};
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta, check_content};
 use super::layer::{self, Compression, Reader};
 use super::part::open_file;
-use super::stage::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged, read_json};
+use super::record::PartRecord;
+use super::staging::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged, read_json};
 use super::tar::{Member, Writer, is_sparse};
 use super::{Progress, join, shown, split};
 use crate::digest::FileRecord;
@@ -21,22 +21,6 @@ use crate::hint::{DAMAGED, WithHint};
 use crate::sys::direct::Stream;
 use crate::sys::directory::Directory;
 use crate::sys::fs;
-
-/// The files of a part, for the manifest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartRecord {
-    /// The index.
-    pub index: FileRecord,
-    /// The layers, the oldest first.
-    pub layers: Vec<FileRecord>,
-}
-
-impl PartRecord {
-    /// All of them.
-    pub fn files(&self) -> impl Iterator<Item = &FileRecord> {
-        std::iter::once(&self.index).chain(&self.layers)
-    }
-}
 
 /// What becomes of staging while it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

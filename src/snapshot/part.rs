@@ -8,9 +8,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::copy::BUFFER;
-use super::index::{Content, Entry, Form, Index, Kind, LAYER_LIMIT};
+use super::identity::Form;
+use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT};
 use super::layer::Reader;
-use super::pack::PartRecord;
+use super::record::PartRecord;
 use super::{Progress, shown, split};
 use crate::digest::FileRecord;
 use crate::sys::directory::Directory;

@@ -9,10 +9,9 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, Stat};
 
-use super::attributes::{Found, Shape, identity};
+use super::attributes::{Found, Shape, identity, is_racy};
 use super::index::{Identity, PATH_LIMIT, Time};
 use super::probe::{Overlay, Root};
-use super::stage::is_racy;
 use super::{join, shown, split};
 use crate::bytes::ByteString;
 use crate::files::Suspects;

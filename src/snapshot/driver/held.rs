@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::subvolume::Pool;
+use super::pool::Pool;
 use super::{Claim, Name, Program, Settings, program};
 use crate::bytes::ByteString;
 use crate::files::Suspects;
+use crate::snapshot::attributes::{coarse_now, is_racy};
+use crate::snapshot::identity::RootIdentity;
 use crate::snapshot::index::{Index, SCHEMA, Time};
-use crate::snapshot::pack::PartRecord;
-use crate::snapshot::probe::{Root, RootIdentity};
-use crate::snapshot::stage::{
-    Base, Staged, coarse_now, entries, is_racy, known_content, read_json, write_json,
-};
+use crate::snapshot::probe::Root;
+use crate::snapshot::record::PartRecord;
+use crate::snapshot::staging::{Base, Staged, entries, known_content, read_json, write_json};
 use crate::snapshot::walk::{Earlier, Still, walk};
 use crate::sys::directory::Directory;
 use crate::sys::fs::check_name;

@@ -10,21 +10,24 @@
 //! guardian [discards](Held::discard) if we die, and the next run when the guardian was killed too.
 //! Whatever the driver, what is packed is the same: layers and an index.
 
-pub(super) mod held;
+mod by_program;
+mod choose;
+mod copying;
+mod held;
+mod pool;
 mod program;
-pub(super) mod registry;
-pub(super) mod subvolume;
+mod registry;
+mod subvolume;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::part::Part;
-use super::probe::Root;
-use super::stage::{CopyStats, Stage};
 use crate::files::Suspects;
 
+pub use choose::choose;
+pub use copying::Stage;
 pub(super) use held::Content as HeldContent;
 pub use held::{Held, Local};
 pub use program::Program;
@@ -52,6 +55,21 @@ pub trait Driver: Send {
     /// Writes to the staging directory what [`super::pack`] needs, in another process maybe. Without
     /// a manifest beside it, it is the lease that keeps the snapshot from being removed by others.
     fn seal(self: Box<Self>) -> Result<Option<Lease>>;
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStats {
+    /// Paths seen.
+    pub entries: u64,
+    /// Files with content that were copied now.
+    pub copied: u64,
+    /// Those of them whose bytes the file system shares with the original.
+    pub shared: u64,
+    /// Their lengths.
+    pub bytes: u64,
+    /// Files whose content was there already, from the first pass or the base.
+    pub kept: u64,
 }
 
 /// What a driver is called.
@@ -150,28 +168,4 @@ pub struct Purpose<'a> {
     pub part: &'a str,
     /// Whether what was recorded for a checkpoint still belongs to one.
     pub is_alive: &'a dyn Fn(&Claim) -> bool,
-}
-
-/// Finds the driver for a root, and says why better ones were not taken. `staging` must be there,
-/// empty, and readable by its owner only; `base` is the snapshot before of the same root.
-pub fn choose(
-    staging: &Path,
-    root: Root,
-    base: Option<&Part>,
-    settings: &Settings,
-    purpose: &Purpose<'_>,
-) -> Result<(Box<dyn Driver>, Vec<String>)> {
-    let mut notes = Vec::new();
-    for program in settings.programs.iter().filter(|program| program.is_for(root.path())) {
-        match program::Holding::begin(staging, &root, base, program, settings, purpose) {
-            Ok(holding) => return Ok((Box::new(holding.with(root)), notes)),
-            Err(error) => notes.push(format!("{}: {error:#}", program.program.display())),
-        }
-    }
-    match subvolume::Holding::begin(staging, &root, base, purpose) {
-        Ok(Some(holding)) => return Ok((Box::new(holding.with(root)), notes)),
-        Ok(None) => {}
-        Err(error) => notes.push(format!("no btrfs snapshot: {error:#}")),
-    }
-    Ok((Box::new(Stage::create(staging, root, base)?), notes))
 }

@@ -16,17 +16,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::held::{Held, Place};
-use super::registry::{Claim, Lease, Registry};
-use super::subvolume::new_name;
-use super::{Driver, Name, Purpose, Settings};
+use super::registry::{Claim, Registry};
 use crate::bytes::ByteString;
-use crate::files::Suspects;
 use crate::glob;
 use crate::hint::WithHint;
-use crate::snapshot::part::Part;
-use crate::snapshot::probe::Root;
-use crate::snapshot::stage::{CopyStats, write_base};
 use crate::sys::fs;
 use crate::sys::mount::clone_of;
 use crate::sys::mountinfo::{mount_of, mounts_of};
@@ -54,14 +47,15 @@ fn default_timeout() -> u64 {
     30
 }
 
+/// Its answer to `probe`.
 #[derive(Deserialize)]
-struct Probed {
+pub(super) struct Probed {
     usable: bool,
     #[serde(default)]
     why: String,
     /// Whether snapshots may stay, for a restore.
     #[serde(default)]
-    keeps: bool,
+    pub(super) keeps: bool,
 }
 
 #[derive(Deserialize)]
@@ -74,8 +68,9 @@ struct Restored {
     restored: bool,
 }
 
+/// An answer that says no more than that it is done.
 #[derive(Deserialize)]
-struct Done {}
+pub(super) struct Done {}
 
 impl Program {
     /// Checks what the administrator wrote.
@@ -96,7 +91,8 @@ impl Program {
         claim.program.as_ref() == Some(&self.program)
     }
 
-    fn probe(&self, path: &Path) -> Result<Probed> {
+    /// Asks whether it takes snapshots of what is at a path.
+    pub(super) fn probe(&self, path: &Path) -> Result<Probed> {
         let probed: Probed = self.ask("probe", path, json!({}))?;
         ensure!(probed.usable, "it is not for that: {}", ByteString::from(probed.why.as_bytes()));
         Ok(probed)
@@ -125,7 +121,13 @@ impl Program {
         Ok(restored)
     }
 
-    fn ask<T: DeserializeOwned>(&self, verb: &str, path: &Path, mut request: Value) -> Result<T> {
+    /// Asks it something, and reads the answer.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &self,
+        verb: &str,
+        path: &Path,
+        mut request: Value,
+    ) -> Result<T> {
         request["schema"] = json!(1);
         request["verb"] = json!(verb);
         request["path"] = json!(path);
@@ -215,94 +217,4 @@ pub(super) fn records(directory: &Path) -> Result<Registry> {
         .create(directory)
         .with_context(|| format!("making {}", directory.display()))?;
     Ok(Registry::at(fs::open_dir(fs::open_host_dir(directory)?, b"")?))
-}
-
-/// A part of which a program takes a snapshot.
-pub(super) struct Holding {
-    staging: PathBuf,
-    program: Program,
-    path: PathBuf,
-    held: Held,
-    lease: Lease,
-}
-
-impl Holding {
-    pub(super) fn begin(
-        staging: &Path,
-        root: &Root,
-        base: Option<&Part>,
-        program: &Program,
-        settings: &Settings,
-        purpose: &Purpose<'_>,
-    ) -> Result<Self> {
-        ensure!(root.overlay().is_none(), "what is merged by an overlay is no one's file system");
-        let path = root.path().to_owned();
-        let probed = program.probe(&path)?;
-        let registry = records(&settings.records)?;
-        let place = Place::Program {
-            program: program.clone(),
-            path: path.clone(),
-            keeps: probed.keeps,
-            records: settings.records.clone(),
-        };
-        for claim in registry.abandoned(purpose.is_alive)? {
-            if program.took(&claim) {
-                tracing::debug!("removing the snapshot {}, left behind", claim.name);
-                program.discard(&claim.path, &claim.name, false)?;
-                registry.forget(&claim.name)?;
-            }
-        }
-        let claim = Claim {
-            schema: 1,
-            owner: Some(purpose.owner.to_owned()),
-            part: purpose.part.to_owned(),
-            name: new_name(),
-            path: path.clone(),
-            program: Some(program.program.clone()),
-            index: None,
-        };
-        let lease = registry.record(&claim)?;
-        write_base(staging, base)?;
-        let held = Held::new(claim, place, root);
-        let staging = staging.to_owned();
-        Ok(Self { staging, program: program.clone(), path, held, lease })
-    }
-
-    /// Lets go of the root, which the program reaches by its path.
-    pub(super) fn with(self, _root: Root) -> Self {
-        self
-    }
-
-    fn name_of_snapshot(&self) -> &str {
-        &self.held.claim.name
-    }
-}
-
-impl Driver for Holding {
-    fn name(&self) -> Name {
-        self.held.driver()
-    }
-
-    fn held(&self) -> Option<&Held> {
-        Some(&self.held)
-    }
-
-    fn prepare(&mut self, _suspects: &Suspects) -> Result<CopyStats> {
-        let name = json!({ "name": self.name_of_snapshot() });
-        let Done {} = self.program.ask("prepare", &self.path, name)?;
-        Ok(CopyStats::default())
-    }
-
-    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
-        let name = json!({ "name": self.name_of_snapshot() });
-        let Done {} = self.program.ask("take", &self.path, name)?;
-        crate::fault::point("program-taken");
-        self.held.note_taken(suspects);
-        Ok(CopyStats::default())
-    }
-
-    fn seal(self: Box<Self>) -> Result<Option<Lease>> {
-        self.held.write(&self.staging)?;
-        Ok(Some(self.lease))
-    }
 }

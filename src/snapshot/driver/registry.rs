@@ -158,6 +158,12 @@ fn file_name(name: &str) -> String {
     format!("{name}{SUFFIX}")
 }
 
+/// A name that nothing else has.
+pub(super) fn new_name() -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    format!("ocicle-{:x}-{:x}-{:x}", now.tv_sec, now.tv_nsec, std::process::id())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
-//! Staging: the index and the bytes of a part, taken in two passes.
+//! Copying: the index and the bytes of a part, taken into staging in two passes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,64 +10,23 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
 
-use super::attributes::{Found, Shape, identity};
-use super::cache::Cache;
-use super::copy::{self, BUFFER, copy_file};
-use super::driver::{Driver, Lease, Name};
-use super::index::{Content, Entry, Form, Identity, Index, Kind, Meta, SCHEMA, Time};
-use super::part::Part;
-use super::probe::Root;
-use super::walk::{Earlier, Seen, Still, Tree, Walked, open_existing, walk};
-use super::{shown, split};
-use crate::bytes::ByteString;
-use crate::digest::FileRecord;
+use super::{CopyStats, Driver, Lease, Name};
 use crate::files::Suspects;
-use crate::sys::directory::Directory;
+use crate::snapshot::attributes::{Found, Shape, coarse_now, identity, is_racy};
+use crate::snapshot::cache::Cache;
+use crate::snapshot::copy::{self, copy_file};
+use crate::snapshot::identity::Form;
+use crate::snapshot::index::{Content, Identity, Index, Kind, SCHEMA, Time};
+use crate::snapshot::part::Part;
+use crate::snapshot::probe::Root;
+use crate::snapshot::staging::{
+    BLOBS, STAGED_INDEX, Staged, entries, known_content, write_base, write_json,
+};
+use crate::snapshot::walk::{Earlier, Seen, Still, Walked, open_existing, walk};
+use crate::snapshot::{shown, split};
 use crate::sys::fs;
 use crate::sys::process::go_first;
-
-pub(super) const STAGED_INDEX: &str = "index.json";
-pub(super) const STAGED_BASE: &str = "base.json";
-pub(super) const BLOBS: &str = "blobs";
-
-/// Where the content of a file is while it is staged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Staged {
-    /// There is none.
-    Empty,
-    /// In the blob of this number.
-    Blob(u64),
-    /// Unchanged in the part that this one is based on.
-    Base(Content),
-    /// Under the file's own name in the snapshot that a driver holds.
-    Held,
-}
-
-/// What staging keeps of the part that this one is based on.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Base {
-    pub layers: Vec<FileRecord>,
-    pub index: Index,
-}
-
-/// What a pass did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyStats {
-    /// Paths seen.
-    pub entries: u64,
-    /// Files with content that were copied now.
-    pub copied: u64,
-    /// Those of them whose bytes the file system shares with the original.
-    pub shared: u64,
-    /// Their lengths.
-    pub bytes: u64,
-    /// Files whose content was there already, from the first pass or the base.
-    pub kept: u64,
-}
 
 /// A part on its way into a staging directory.
 pub struct Stage {
@@ -85,7 +44,7 @@ pub struct Stage {
     /// What changed after this shows it in its ctime, whoever wrote it.
     since: Time,
     /// What the walk of the frozen one found.
-    taken: Option<Tree>,
+    taken: Option<crate::snapshot::walk::Tree>,
 }
 
 /// A file that was copied.
@@ -343,74 +302,6 @@ impl Driver for Stage {
     }
 }
 
-/// Turns a walk into index entries: names of one inode become links to the first. `content` says where
-/// the content of a file is, and what proves that it is unchanged later.
-pub(super) fn entries(
-    tree: Tree,
-    content: impl Fn(&Found) -> Result<(Staged, Option<Identity>)>,
-) -> Result<BTreeMap<ByteString, Entry<Staged>>> {
-    let mut first: HashMap<(u64, u64), ByteString> = HashMap::new();
-    let mut entries = BTreeMap::new();
-    for (path, seen) in tree {
-        let Seen::Inode { found, opaque, .. } = seen else {
-            let entry = Entry { kind: Kind::Whiteout, meta: Meta::default(), identity: None };
-            entries.insert(path, entry);
-            continue;
-        };
-        let shares = found.shape != Shape::Dir && found.names > 1;
-        if let (true, Some(to)) = (shares, first.get(&found.inode())) {
-            let kind = Kind::Link { to: to.clone() };
-            entries.insert(path, Entry { kind, meta: Meta::default(), identity: None });
-            continue;
-        }
-        if shares {
-            first.insert(found.inode(), path.clone());
-        }
-        let entry = entry(found, opaque, &content)
-            .with_context(|| format!("recording {}", shown(path.as_bytes())))?;
-        entries.insert(path, entry);
-    }
-    Ok(entries)
-}
-
-fn entry(
-    found: Found,
-    opaque: bool,
-    content: impl Fn(&Found) -> Result<(Staged, Option<Identity>)>,
-) -> Result<Entry<Staged>> {
-    let mut trusted = None;
-    let kind = match &found.shape {
-        Shape::Dir => Kind::Dir { opaque },
-        Shape::Symlink(target) => Kind::Symlink { target: target.clone().into() },
-        Shape::Char(major, minor) => Kind::Char { major: *major, minor: *minor },
-        Shape::Block(major, minor) => Kind::Block { major: *major, minor: *minor },
-        Shape::Fifo => Kind::Fifo,
-        Shape::Socket => Kind::Socket,
-        Shape::File => {
-            let (content, identity) = content(&found)?;
-            trusted = identity;
-            Kind::File { size: found.identity.size, content }
-        }
-    };
-    Ok(Entry { kind, meta: found.meta, identity: trusted })
-}
-
-/// Files of a snapshot whose identity counts, by inode number.
-pub(super) fn known_content(index: &Index) -> HashMap<u64, (Identity, Content)> {
-    let known = |entry: &Entry| match (&entry.kind, &entry.identity) {
-        (Kind::File { content, .. }, Some(id)) => Some((id.ino, (id.clone(), content.clone()))),
-        _ => None,
-    };
-    index.entries.values().filter_map(known).collect()
-}
-
-/// Notes in a staging directory what the snapshot in it is based on.
-pub(super) fn write_base(staging: &Path, base: Option<&Part>) -> Result<()> {
-    let Some(base) = base else { return Ok(()) };
-    let base = Base { layers: base.record().layers.clone(), index: base.index().clone() };
-    write_json(staging, STAGED_BASE, &base)
-}
-
 /// How many seconds a write may be in flight that nobody waits for.
 const FLIGHT: i64 = 10;
 
@@ -457,63 +348,9 @@ fn on_disk_file_system(file: &OwnedFd) -> bool {
     })
 }
 
-/// Whether a change right after `started` might carry the same ctime: as git does for its index.
-pub(super) fn is_racy(ctime: Time, started: Time) -> bool {
-    // The kernel stamps with the clock of its last tick, at least every 10 ms. A file system that
-    // keeps only seconds (ext4 with small inodes) shows no nanoseconds.
-    let grain: i128 = if ctime.1 == 0 { 2_000_000_000 } else { 20_000_000 };
-    let nanoseconds = |time: Time| i128::from(time.0) * 1_000_000_000 + i128::from(time.1);
-    nanoseconds(ctime) + grain >= nanoseconds(started)
-}
-
-/// The clock that file systems stamp with.
-pub(super) fn coarse_now() -> Time {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
-    Time(now.tv_sec, now.tv_nsec as u32)
-}
-
 fn is_full(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()
         .and_then(Errno::from_io_error)
         .is_some_and(|errno| errno == Errno::NOSPC || errno == Errno::DQUOT)
-}
-
-/// Writes a JSON file whole, or not at all.
-pub(super) fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
-    let write = || -> Result<()> {
-        let directory = Directory::open(dir)?;
-        let (file, new) = directory.begin(name)?;
-        let mut file = BufWriter::with_capacity(BUFFER, file);
-        serde_json::to_writer(&mut file, value)?;
-        file.flush()?;
-        Ok(new.finish()?)
-    };
-    write().with_context(|| format!("writing {}", dir.join(name).display()))
-}
-
-/// Reads a JSON file that [`write_json`] wrote, or somebody in its name; `None` if there is none.
-pub(super) fn read_json<T: for<'de> Deserialize<'de>>(
-    dir: &Directory,
-    name: &str,
-) -> Result<Option<T>> {
-    let read = || -> Result<Option<T>> {
-        let Some(file) = dir.file(name)? else { return Ok(None) };
-        Ok(Some(serde_json::from_reader(BufReader::with_capacity(BUFFER, file))?))
-    };
-    read().with_context(|| format!("reading {}", dir.path().join(name).display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stamp_of_the_same_tick_proves_nothing() {
-        assert!(is_racy(Time(100, 5), Time(100, 5)));
-        assert!(is_racy(Time(100, 5), Time(100, 20_000_000)));
-        assert!(!is_racy(Time(100, 5), Time(100, 30_000_000)));
-        assert!(is_racy(Time(100, 0), Time(101, 900_000_000)));
-        assert!(is_racy(Time(200, 1), Time(100, 0)), "a clock that went back");
-    }
 }

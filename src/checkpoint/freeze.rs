@@ -1,0 +1,31 @@
+//! Freezing a control group that somebody thaws if we die.
+
+use anyhow::{Context, Result};
+
+use super::Request;
+use crate::fault;
+use crate::freezer::{Freezer, Frozen, State};
+use crate::guardian::Guardian;
+
+/// Freezes the container.
+pub(super) fn freeze<'a>(
+    request: &Request,
+    freezer: &'a Freezer,
+    guardian: &Guardian,
+) -> Result<Frozen<'a>> {
+    guard_and_freeze(request, freezer, guardian)
+        .context("freezing it")
+        .inspect(|_| fault::point("frozen"))
+}
+
+/// Freezes a control group that somebody thaws if we die.
+pub(super) fn guard_and_freeze<'a>(
+    request: &Request,
+    freezer: &'a Freezer,
+    guardian: &Guardian,
+) -> Result<Frozen<'a>> {
+    if freezer.state()? == Some(State::Thawed) {
+        guardian.thaw_if_we_die(freezer)?;
+    }
+    freezer.freeze(request.freeze_limit)
+}

@@ -1,0 +1,105 @@
+//! A part of which a program of the administrator's takes the snapshot.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::held::{Held, Place};
+use super::program::{Done, Program, records};
+use super::registry::{Claim, Lease, new_name};
+use super::{CopyStats, Driver, Name, Purpose, Settings};
+use crate::files::Suspects;
+use crate::snapshot::part::Part;
+use crate::snapshot::probe::Root;
+use crate::snapshot::staging::write_base;
+
+/// A part of which a program takes a snapshot.
+pub(super) struct ProgramDriver {
+    staging: PathBuf,
+    program: Program,
+    path: PathBuf,
+    held: Held,
+    lease: Lease,
+}
+
+impl ProgramDriver {
+    pub(super) fn begin(
+        staging: &Path,
+        root: &Root,
+        base: Option<&Part>,
+        program: &Program,
+        settings: &Settings,
+        purpose: &Purpose<'_>,
+    ) -> Result<Self> {
+        ensure!(root.overlay().is_none(), "what is merged by an overlay is no one's file system");
+        let path = root.path().to_owned();
+        let probed = program.probe(&path)?;
+        let registry = records(&settings.records)?;
+        let place = Place::Program {
+            program: program.clone(),
+            path: path.clone(),
+            keeps: probed.keeps,
+            records: settings.records.clone(),
+        };
+        for claim in registry.abandoned(purpose.is_alive)? {
+            if program.took(&claim) {
+                tracing::debug!("removing the snapshot {}, left behind", claim.name);
+                program.discard(&claim.path, &claim.name, false)?;
+                registry.forget(&claim.name)?;
+            }
+        }
+        let claim = Claim {
+            schema: 1,
+            owner: Some(purpose.owner.to_owned()),
+            part: purpose.part.to_owned(),
+            name: new_name(),
+            path: path.clone(),
+            program: Some(program.program.clone()),
+            index: None,
+        };
+        let lease = registry.record(&claim)?;
+        write_base(staging, base)?;
+        let held = Held::new(claim, place, root);
+        let staging = staging.to_owned();
+        Ok(Self { staging, program: program.clone(), path, held, lease })
+    }
+
+    /// Lets go of the root, which the program reaches by its path.
+    pub(super) fn with(self, _root: Root) -> Self {
+        self
+    }
+
+    fn name_of_snapshot(&self) -> &str {
+        &self.held.claim.name
+    }
+}
+
+impl Driver for ProgramDriver {
+    fn name(&self) -> Name {
+        self.held.driver()
+    }
+
+    fn held(&self) -> Option<&Held> {
+        Some(&self.held)
+    }
+
+    fn prepare(&mut self, _suspects: &Suspects) -> Result<CopyStats> {
+        let name = json!({ "name": self.name_of_snapshot() });
+        let Done {} = self.program.ask("prepare", &self.path, name)?;
+        Ok(CopyStats::default())
+    }
+
+    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+        let name = json!({ "name": self.name_of_snapshot() });
+        let Done {} = self.program.ask("take", &self.path, name)?;
+        crate::fault::point("program-taken");
+        self.held.note_taken(suspects);
+        Ok(CopyStats::default())
+    }
+
+    fn seal(self: Box<Self>) -> Result<Option<Lease>> {
+        self.held.write(&self.staging)?;
+        Ok(Some(self.lease))
+    }
+}

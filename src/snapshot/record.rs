@@ -1,0 +1,21 @@
+//! Which files of an image directory are a part's.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::FileRecord;
+
+/// The files of a part, for the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// The index.
+    pub index: FileRecord,
+    /// The layers, the oldest first.
+    pub layers: Vec<FileRecord>,
+}
+
+impl PartRecord {
+    /// All of them.
+    pub fn files(&self) -> impl Iterator<Item = &FileRecord> {
+        std::iter::once(&self.index).chain(&self.layers)
+    }
+}
