@@ -14,6 +14,7 @@ use crate::choice::Choice;
 use crate::container::{Shared, Volumes};
 use crate::files::DumpSettings;
 use crate::hint::WithHint;
+use crate::lend::Handed;
 use crate::locations::{CONFIGURATION, STORE, VARIABLE, configuration, named_configuration};
 use crate::policy::FilePolicy;
 use crate::restore;
@@ -267,6 +268,7 @@ impl Config {
             configured_policies: self.policy.clone(),
             allow: self.allow.clone(),
             inherited: InheritedFds::default(),
+            handed: Handed::default(),
             trust: Trust::Unwritten,
             drivers: self.drivers(&self.store),
             replace_stopped: false,

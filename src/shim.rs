@@ -13,6 +13,7 @@ use crate::checkpoint::{self, checkpoint};
 use crate::config::Config;
 use crate::container::{Volumes, ensure_name};
 use crate::hint::hint_of;
+use crate::lend::Handed;
 use crate::output::harmless;
 use crate::restore;
 use crate::runtime::arguments::{Call, CommandLine, value_of, without};
@@ -21,6 +22,7 @@ use crate::runtime::log::{append, file_of};
 use crate::runtime::{Runtime, ended};
 use crate::store::choices::{self, Filesystem};
 use crate::store::lock::Lock;
+use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
 /// Flags of `checkpoint` with which the runtime makes no checkpoint that could be restored from
@@ -100,7 +102,8 @@ fn serve_restore(
     }
     ensure_name(&call.id)?;
     let held = Lock::take(&call.id)?;
-    let own = ["--image-path", "--work-path", "--bundle", "-b"];
+    let own = ["--image-path", "--work-path", "--bundle", "-b", PRESERVE];
+    let handed = handed(&call, &inherited)?;
     let bundle = call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into());
     let configured = config.restore(runtime, &call.id, images, bundle);
     let request = restore::Request {
@@ -109,6 +112,7 @@ fn serve_restore(
         volumes: configured.volumes.asked(volumes_of(&call)?),
         rules: call.substitute,
         policies: call.policies,
+        handed,
         inherited,
         ..configured
     };
@@ -128,6 +132,18 @@ const FILESYSTEM: &str = "--filesystem";
 fn filesystem_of(call: &Call) -> Result<Option<Filesystem>> {
     let Some(value) = call.value(FILESYSTEM) else { return Ok(None) };
     choices::parse(&value.to_string_lossy()).context(FILESYSTEM).map(Some)
+}
+
+/// The flag of runc's `run` and `exec` that hands over descriptors. Its `restore` has none, and
+/// needs none: what is handed over here comes to CRIU.
+const PRESERVE: &str = "--preserve-fds";
+
+/// The descriptors that the caller hands over as such.
+fn handed(call: &Call, inherited: &InheritedFds) -> Result<Handed> {
+    let lent = call.lend.iter().map(|text| text.parse().context("--lend"));
+    let preserved = call.value(PRESERVE).map(|count| count.to_string_lossy().parse::<u16>());
+    let preserved = preserved.transpose().context(PRESERVE)?.unwrap_or(0);
+    Handed::new(inherited, &lent.collect::<Result<Vec<_>>>()?, &Names::of_environment(), preserved)
 }
 
 /// ocicle's own flag of `checkpoint` and `restore`: the last one counts.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::checkpoint::CriuOptions;
 use super::{Format, Machine};
 use crate::container::Volumes;
+use crate::lend::{Handed, Lent};
 use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
@@ -14,6 +15,7 @@ use crate::restore::{self, Forecast};
 use crate::store::lock::Lock;
 use crate::store::manifest::{Manifest, Trust};
 use crate::store::versions::{Reference, Version};
+use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
 /// What can be asked of a restore.
@@ -36,6 +38,9 @@ pub struct Options {
     /// Give the container this terminal in place of each of its own
     #[arg(short, long)]
     terminal: bool,
+    /// Hand over descriptors to the container's own rules: those of its annotations may name no others
+    #[arg(long, value_name = "FD[,FD]")]
+    lend: Vec<Lent>,
     /// Show what would be done, which rule wins for each open file and why, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -86,6 +91,8 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
         rules: rules(options),
         policies: options.policy.clone(),
         volumes: configured.volumes.asked(options.volumes.clone()),
+        handed: Handed::new(&inherited, &options.lend, &Names::of_environment(), 0)
+            .with_context(context)?,
         inherited,
         trust: if options.verify { Trust::Nothing } else { Trust::Unwritten },
         drivers: config.drivers(machine.store.root()),

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use crate::bytes::ByteString;
 use crate::hint::WithHint;
-use crate::lend::{Broker, Offer, Outcome};
+use crate::lend::{Broker, Handed, Lent, Offer, Outcome};
 use crate::machine;
 use crate::output;
 use crate::substitute::parse_each;
@@ -36,6 +36,10 @@ pub struct Options {
     /// Give the container this terminal in place of each of its own
     #[arg(short, long)]
     terminal: bool,
+    /// Hand over descriptors to the container's own rules too: those of its annotations may name no
+    /// others
+    #[arg(long, value_name = "FD[,FD]")]
+    lend: Vec<Lent>,
     /// The container that is meant, where its restore does not run below COMMAND but below a
     /// daemon, such as docker's or containerd's; else it is the first one below COMMAND
     #[arg(long, value_name = "NAME|ID")]
@@ -87,13 +91,15 @@ fn lend(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
 fn offer(options: &Options, inherited: &InheritedFds) -> Result<Offer> {
     let mut rules = options.substitute.clone();
     rules.extend(options.terminal.then(|| "tty=tty".to_owned()));
+    let names = Names::of_environment();
     let offer = Offer {
         numbers: inherited.numbers().clone(),
-        names: Names::of_environment(),
+        handed: Handed::new(inherited, &options.lend, &names, 0)?,
+        names,
         terminal: terminal::open().is_ok(),
         rules,
     };
-    let mut lent: Vec<i32> = offer.names.numbers().collect();
+    let mut lent: Vec<i32> = offer.names.numbers().chain(offer.handed.numbers()).collect();
     for rule in parse_each(&offer.rules, &Origin::With)? {
         let number = number_of(&offer, &rule.source)
             .map_err(|why| anyhow!("{rule}: {why}"))

@@ -26,6 +26,7 @@
 //! those that they name, and gets them.
 
 mod broker;
+mod handed;
 mod loan;
 
 use std::collections::BTreeSet;
@@ -46,6 +47,7 @@ use crate::sys::process::wait_readable;
 use crate::sys::socket::Channel;
 
 pub use broker::{Broker, Outcome};
+pub use handed::{Handed, Lent};
 pub use loan::Loan;
 
 /// Where the sockets are.
@@ -63,6 +65,8 @@ pub struct Offer {
     pub numbers: BTreeSet<i32>,
     /// What some of them are called.
     pub names: Names,
+    /// Those that rules of annotations may name.
+    pub handed: Handed,
     /// Whether there is a terminal.
     pub terminal: bool,
 }

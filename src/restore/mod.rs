@@ -30,6 +30,7 @@ use anyhow::{Result, anyhow};
 use crate::choice::Choice;
 use crate::container::Volumes;
 use crate::hint::WithHint;
+use crate::lend::Handed;
 use crate::machine;
 use crate::policy::FilePolicy;
 use crate::runtime::Runtime;
@@ -73,6 +74,8 @@ pub struct Request {
     pub allow: Allow,
     /// The descriptors that this process was started with.
     pub inherited: InheritedFds,
+    /// Those that were handed over as such.
+    pub handed: Handed,
     /// How much of the checkpoint is read to know that it is whole.
     pub trust: Trust,
     /// How snapshots are put back.

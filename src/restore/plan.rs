@@ -246,7 +246,7 @@ impl Rules {
         let resolved = substitute::resolve(&rules, table)
             .hint("`ocicle files` lists the open files with their identifiers")?;
         substitute::ensure_allowed(&resolved, &request.allow)?;
-        callers.fetch(&resolved)?;
+        callers.fetch(&resolved, &request.allow)?;
         let replaced = replaced(&resolved);
         ensure_interfaces(request, bundle, table, &replaced)?;
         let is_locked = |file: &&OpenFile| !file.locks.is_empty() && !replaced.contains(&file.id);

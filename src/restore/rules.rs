@@ -10,7 +10,7 @@ use crate::substitute::{Callers, Origin, Rule, parse_each, standing_rules};
 /// Asks `ocicle with`, wherever one runs, for what it lends to this container.
 pub(super) fn callers(request: &Request, identity: &Identity) -> Result<Callers> {
     let loan = Loan::find(identity).context("asking `ocicle with`")?;
-    Ok(Callers::new(request.inherited.clone(), loan))
+    Ok(Callers::new(request.inherited.clone(), request.handed.clone(), loan))
 }
 
 /// The rules of the container's annotations, of the configuration, of `ocicle with` and of the

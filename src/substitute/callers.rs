@@ -7,26 +7,31 @@ use anyhow::{Context, Result, anyhow};
 use super::resolve::Resolved;
 use super::rule::{Origin, Rule};
 use super::source::Source;
+use super::standing::{Allow, ensure_leave_for_file};
 use crate::files::OpenFile;
 use crate::hint::WithHint;
-use crate::lend::Loan;
+use crate::lend::{Handed, Loan};
+use crate::sys::fd::{self, Nature};
 use crate::sys::inherited::keep_from_children;
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
-use crate::sys::{fd, terminal};
+use crate::sys::terminal;
 
 /// Who hands in what `fd:` and `tty` name: for a rule of the command line whoever started this
-/// process; for every other one the lender, if `ocicle with` lends to this restore.
+/// process; for every other one the lender, if `ocicle with` lends to this restore. A rule of an
+/// annotation gets only what was handed over as such.
 #[derive(Debug, Default)]
 pub struct Callers {
     inherited: InheritedFds,
+    handed: Handed,
     loan: Option<Loan>,
 }
 
 impl Callers {
-    /// The descriptors that this process was started with, and what is lent to it.
-    pub fn new(inherited: InheritedFds, loan: Option<Loan>) -> Self {
-        Self { inherited, loan }
+    /// The descriptors that this process was started with, which of them were handed over as such, and
+    /// what is lent to it.
+    pub fn new(inherited: InheritedFds, handed: Handed, loan: Option<Loan>) -> Self {
+        Self { inherited, handed, loan }
     }
 
     /// The rules that are lent.
@@ -62,10 +67,17 @@ impl Callers {
             "start this command with LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, as systemd does",
         )?;
         let Some(number) = number else { return Ok(()) };
-        let (is_open, whose) = match lender {
-            Some(loan) => (loan.offer.numbers.contains(&number), "`ocicle with`"),
-            None => (self.inherited.contains(number), "this command"),
+        let (is_open, handed, whose) = match lender {
+            Some(loan) => {
+                (loan.offer.numbers.contains(&number), &loan.offer.handed, "`ocicle with`")
+            }
+            None => (self.inherited.contains(number), &self.handed, "this command"),
         };
+        if rule.origin.is_annotation() && !handed.contains(number) {
+            return Err(wrong(format!("fd {number} was not handed over for it")).hint(
+                "hand it over as such: --lend NUMBERS, or LISTEN_FDS (docs/substitution.md)",
+            ));
+        }
         if is_open {
             return Ok(());
         }
@@ -81,7 +93,40 @@ impl Callers {
     }
 
     /// Takes from the lender what the rules name, which have been accepted.
-    pub fn fetch(&mut self, resolved: &[Resolved]) -> Result<()> {
+    ///
+    /// # Errors
+    /// When something is not there, or is not for whoever wrote the rule.
+    pub fn fetch(&mut self, resolved: &[Resolved], allow: &Allow) -> Result<()> {
+        self.take(resolved)?;
+        let annotated = resolved.iter().filter(|one| one.rule.origin.is_annotation());
+        annotated.map(|one| &one.rule).try_for_each(|rule| self.ensure_harmless(rule, allow))
+    }
+
+    /// Refuses what leads further than to itself: a directory, and what is only a place, lead to what
+    /// is beside it; and a terminal is as much of the caller's as `tty` is.
+    fn ensure_harmless(&self, rule: &Rule, allow: &Allow) -> Result<()> {
+        if !matches!(self.number(rule), Ok(Some(_))) {
+            return Ok(());
+        }
+        let (number, fd) = self.descriptor(rule).map_err(|why| anyhow!("{rule}: {why}"))?;
+        let looking = || format!("looking at fd {number}");
+        match fd::nature(&fd).with_context(looking)? {
+            Nature::Plain => Ok(()),
+            Nature::Terminal => {
+                ensure_leave_for_file(rule, "the terminal", &"/dev/tty".into(), allow)
+            }
+            Nature::Directory => {
+                let path = fd::path(&fd).with_context(looking)?;
+                ensure_leave_for_file(rule, "the directory", &path.into(), allow)
+            }
+            Nature::Place => {
+                let path = fd::path(&fd).with_context(looking)?;
+                ensure_leave_for_file(rule, "a place", &path.into(), allow)
+            }
+        }
+    }
+
+    fn take(&mut self, resolved: &[Resolved]) -> Result<()> {
         for Resolved { rule, .. } in resolved {
             self.check(rule)?;
         }

@@ -129,24 +129,22 @@ pub fn parse_each(texts: &[String], origin: &Origin) -> Result<Vec<Rule>> {
 
 /// Refuses what an annotation may not use: whoever wrote it need not be the administrator.
 pub fn ensure_allowed(resolved: &[Resolved], allow: &Allow) -> Result<()> {
-    for Resolved { rule, .. } in resolved.iter().filter(|one| one.rule.origin.is_annotation()) {
-        let Some(need) = Need::of(&rule.source, allow) else { continue };
-        if !need.is_allowed() {
-            return Err(anyhow!(
-                "{} names {} {}, which needs the administrator's leave",
-                rule.origin,
-                need.what,
-                need.name
-            )
-            .hint(format!(
-                "the leave is a line `{} = [\"{}\"]` below [allow] in {}",
-                need.setting,
-                need.name,
-                locations::CONFIGURATION
-            )));
-        }
-    }
-    Ok(())
+    let annotated = resolved.iter().filter(|one| one.rule.origin.is_annotation());
+    annotated.map(|one| &*one.rule).try_for_each(|rule| {
+        Need::of(&rule.source, allow).map_or(Ok(()), |need| need.ensure_allowed(rule))
+    })
+}
+
+/// Refuses a descriptor of the host's, handed over for a rule of an annotation, that `files` does not
+/// allow.
+pub(super) fn ensure_leave_for_file(
+    rule: &Rule,
+    what: &'static str,
+    name: &ByteString,
+    allow: &Allow,
+) -> Result<()> {
+    let need = Need { what, name: name.clone(), setting: "files", patterns: &allow.files };
+    need.ensure_allowed(rule)
 }
 
 /// What a source needs the administrator's leave for.
@@ -176,6 +174,24 @@ impl<'a> Need<'a> {
             | Source::Closed => return None,
         };
         Some(Self { what, name, setting, patterns })
+    }
+
+    fn ensure_allowed(&self, rule: &Rule) -> Result<()> {
+        if self.is_allowed() {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "{} names {} {}, which needs the administrator's leave",
+            rule.origin,
+            self.what,
+            self.name
+        )
+        .hint(format!(
+            "the leave is a line `{} = [\"{}\"]` below [allow] in {}",
+            self.setting,
+            self.name,
+            locations::CONFIGURATION
+        )))
     }
 
     fn is_allowed(&self) -> bool {

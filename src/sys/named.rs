@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 /// The number of the first one.
 const FIRST: i32 = 3;
 
+/// What one without a name is called (sd_listen_fds_with_names(3)).
+const UNNAMED: &str = "unknown";
+
+/// More descriptors than this nobody hands over.
+const LIMIT: usize = 1 << 16;
+
 /// The names, from number 3 on; `None` when the caller has given none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names(Option<Vec<String>>);
@@ -20,9 +26,17 @@ impl Names {
         if number("LISTEN_PID") != Some(own) {
             return Self(None);
         }
-        let count = number("LISTEN_FDS").unwrap_or_default() as usize;
-        let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-        Self(Some(names.split(':').take(count).map(str::to_owned).collect()))
+        let count = (number("LISTEN_FDS").unwrap_or_default() as usize).min(LIMIT);
+        let given = variable("LISTEN_FDNAMES").unwrap_or_default();
+        let given = given.split(':').filter(|name| !given.is_empty() || !name.is_empty());
+        let names = given.chain(std::iter::repeat(UNNAMED)).take(count);
+        Self(Some(names.map(str::to_owned).collect()))
+    }
+
+    /// Names from a text in which colons are between them.
+    #[cfg(test)]
+    pub fn of_text(names: &str) -> Self {
+        Self(Some(names.split(':').map(str::to_owned).collect()))
     }
 
     /// The numbers that have names.
@@ -65,5 +79,18 @@ mod tests {
         assert!(find("log", 7).unwrap_err().contains("more than one"));
         assert!(find("beyond", 7).unwrap_err().contains("has no beyond"));
         assert!(find("web", 8).unwrap_err().contains("LISTEN_PID"));
+    }
+
+    #[test]
+    fn one_without_a_name_counts_too() {
+        let without_names = |name: &str| match name {
+            "LISTEN_PID" => Some("7".to_owned()),
+            "LISTEN_FDS" => Some("2".to_owned()),
+            _ => None,
+        };
+        let names = Names::read(7, &without_names);
+        assert_eq!(names.numbers().collect::<Vec<_>>(), [3, 4]);
+        assert!(names.find(b"unknown").unwrap_err().contains("more than one"));
+        assert_eq!(Names::read(8, &without_names).numbers().count(), 0);
     }
 }

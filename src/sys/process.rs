@@ -162,6 +162,12 @@ impl InheritedFds {
         Ok(Self(numbers))
     }
 
+    /// Those of these numbers.
+    #[cfg(test)]
+    pub fn of<const N: usize>(numbers: [RawFd; N]) -> Self {
+        Self(numbers.into())
+    }
+
     /// All of them.
     pub fn numbers(&self) -> &BTreeSet<RawFd> {
         &self.0
