@@ -1,22 +1,24 @@
 //! Carries out a plan, through the root as the container sees it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::attributes::{Found, Shape, apply};
 use super::copy::{Way, copy_file};
 use super::index::{Content, Entry, Kind, Meta};
 use super::node::make_node;
-use super::plan::{Action, Plan, Verb, look_lower};
+use super::plan::{Action, Inode, Plan, Verb, look_lower};
 use super::{Progress, remove, shown, split};
 use crate::bytes::ByteString;
 use crate::sys::fs;
@@ -65,13 +67,19 @@ impl Made<'_> {
 impl Plan<'_> {
     /// Makes the root equal to the snapshot. After an error, a new plan goes on from there: each
     /// file is the old one or the new one, whole.
+    ///
+    /// Whoever owns a directory of the root may rename and link in it all the time. So everything is
+    /// made in a [`Workshop`], attributes go to the inode that was made or that the plan has seen, and
+    /// whatever has another inode by then is an error.
     pub fn execute(self, progress: &dyn Progress) -> Result<Report> {
         let mut report = Report { notes: self.notes().to_vec(), ..Report::default() };
         progress.expect(self.bytes_to_write());
         self.remove_all(&mut report)?;
-        self.make_all(&mut report, progress)?;
-        self.link_all(&mut report)?;
-        self.finish_dirs()?;
+        let workshop = Workshop::make(self.root.top())?;
+        let work = Work { plan: &self, workshop, progress, made: Mutex::default() };
+        work.make_all(&mut report)?;
+        work.link_all(&mut report)?;
+        work.finish()?;
         Ok(report)
     }
 
@@ -98,46 +106,8 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn make_all(&self, report: &mut Report, progress: &dyn Progress) -> Result<()> {
-        let mut rest = Vec::new();
-        for action in self.actions() {
-            match action.verb {
-                Verb::Create => report.created += 1,
-                Verb::Replace => report.replaced += 1,
-                Verb::Attributes => report.attributes += 1,
-                Verb::Remove | Verb::Link => continue,
-            }
-            // Directories one after the other, as each may be in another; then there is room for all
-            // that is in them.
-            if action.verb == Verb::Create && self.is_dir(&action.path) {
-                self.carry_out(action, progress)?;
-            } else {
-                rest.push(action);
-            }
-        }
-        let carry_out = |action: &&Action| self.carry_out(action, progress);
-        let bytes = if rest.len() < 2 {
-            rest.iter().map(carry_out).collect::<Result<Vec<_>>>()
-        } else {
-            rest.par_iter().map(carry_out).collect()
-        };
-        report.bytes += bytes?.iter().sum::<u64>();
-        Ok(())
-    }
-
     fn is_dir(&self, path: &ByteString) -> bool {
         self.made(path.as_bytes()).is_ok_and(|made| made.is_dir())
-    }
-
-    /// Makes something, and returns how many bytes of content were written.
-    fn carry_out(&self, action: &Action, progress: &dyn Progress) -> Result<u64> {
-        let path = action.path.as_bytes();
-        match action.verb {
-            Verb::Create | Verb::Replace => self.make(path, progress),
-            Verb::Attributes => self.set_attributes(path).map(|()| 0),
-            Verb::Remove | Verb::Link => Ok(0),
-        }
-        .with_context(|| format!("restoring {}", shown(path)))
     }
 
     /// What a path that is to be there is made from.
@@ -152,61 +122,15 @@ impl Plan<'_> {
         Ok(Made::Lower(found, entry))
     }
 
-    /// Sets the attributes of anything but a directory; those come last.
-    fn set_attributes(&self, path: &[u8]) -> Result<()> {
+    /// Sets the attributes of a directory that was made or seen; of any other, its time.
+    fn finish_dir(&self, path: &[u8], inode: Option<Inode>) -> Result<()> {
         let made = self.made(path)?;
-        if made.is_dir() {
-            return Ok(());
-        }
-        let (parent, name) = split(path).context("the root is a directory")?;
-        let dir = fs::open_dir(self.root.top(), parent)?;
-        apply(fs::open_entry(dir, name)?.context("it is gone")?, made.meta())
-    }
-
-    fn make(&self, path: &[u8], progress: &dyn Progress) -> Result<u64> {
-        let made = self.made(path)?;
-        let (parent, name) = split(path).context("the root is always there")?;
-        let dir = fs::open_dir(self.root.top(), parent)?;
-        if made.is_dir() {
-            // Attributes come last: meanwhile nobody else gets in.
-            rustix::fs::mkdirat(&dir, name, Mode::RWXU).context("making the directory")?;
-            return Ok(0);
-        }
-        let mut bytes = 0;
-        take_name(&dir, name, |dir, temporary| {
-            bytes = self.make_node(dir, temporary, &made, path, progress)?;
-            let entry = fs::open_entry(dir, temporary)?.context("it is gone")?;
-            apply(entry, made.meta())
-        })?;
-        Ok(bytes)
-    }
-
-    /// Makes a new inode without attributes.
-    fn make_node(
-        &self,
-        dir: &OwnedFd,
-        name: &[u8],
-        made: &Made<'_>,
-        path: &[u8],
-        progress: &dyn Progress,
-    ) -> Result<u64> {
-        match made {
-            Made::Entry(Entry { kind: Kind::File { size, content }, .. }) => {
-                let file = fs::create_file(dir, name)?;
-                if self.clone_held(path, *size, &file).unwrap_or(false) {
-                    progress.advance(content.length);
-                    return Ok(0);
-                }
-                return self.write(&file.into(), *size, content, progress);
-            }
-            Made::Lower(Found { shape: Shape::File, .. }, entry) => {
-                let target = fs::create_file(dir, name)?;
-                return Ok(copy_file(&fs::open_for_reading(entry)?, &target, Way::Cache)?.moved());
-            }
-            Made::Entry(entry) => make_node(dir, name, &shape(&entry.kind)?)?,
-            Made::Lower(found, _) => make_node(dir, name, &found.shape)?,
-        }
-        Ok(0)
+        let dir = fs::open_dir(self.root.top(), path)?;
+        let Some(inode) = inode else {
+            return Ok(fs::set_mtime(dir, made.meta().mtime.0, made.meta().mtime.1)?);
+        };
+        ensure!(Inode::of(&dir)? == inode, "another was put in its place meanwhile");
+        apply(dir, made.meta())
     }
 
     /// Shares the bytes of the same file in a snapshot that is held on this file system, if there is
@@ -220,25 +144,138 @@ impl Plan<'_> {
         rustix::fs::ioctl_ficlone(file, &source)?;
         Ok(fs::stat(file)?.st_size as u64 == size)
     }
+}
 
-    fn write(
+/// A plan that is being carried out.
+struct Work<'a> {
+    plan: &'a Plan<'a>,
+    workshop: Workshop,
+    progress: &'a dyn Progress,
+    /// The directories that were made, to know them again.
+    made: Mutex<HashMap<Vec<u8>, Inode>>,
+}
+
+impl Work<'_> {
+    fn make_all(&self, report: &mut Report) -> Result<()> {
+        let mut rest = Vec::new();
+        for action in self.plan.actions() {
+            match action.verb {
+                Verb::Create => report.created += 1,
+                Verb::Replace => report.replaced += 1,
+                Verb::Attributes => report.attributes += 1,
+                Verb::Remove | Verb::Link => continue,
+            }
+            // Directories one after the other, as each may be in another; then there is room for all
+            // that is in them.
+            if action.verb == Verb::Create && self.plan.is_dir(&action.path) {
+                self.carry_out(action)?;
+            } else {
+                rest.push(action);
+            }
+        }
+        let carry_out = |action: &&Action| self.carry_out(action);
+        let bytes = if rest.len() < 2 {
+            rest.iter().map(carry_out).collect::<Result<Vec<_>>>()
+        } else {
+            rest.par_iter().map(carry_out).collect()
+        };
+        report.bytes += bytes?.iter().sum::<u64>();
+        Ok(())
+    }
+
+    /// Makes something, and returns how many bytes of content were written.
+    fn carry_out(&self, action: &Action) -> Result<u64> {
+        let path = action.path.as_bytes();
+        match action.verb {
+            Verb::Create | Verb::Replace => self.make(path),
+            Verb::Attributes => self.set_attributes(action).map(|()| 0),
+            Verb::Remove | Verb::Link => Ok(0),
+        }
+        .with_context(|| format!("restoring {}", shown(path)))
+    }
+
+    /// Sets the attributes of anything but a directory; those come last.
+    fn set_attributes(&self, action: &Action) -> Result<()> {
+        let path = action.path.as_bytes();
+        let made = self.plan.made(path)?;
+        if made.is_dir() {
+            return Ok(());
+        }
+        apply(self.open_seen(path, action.seen)?, made.meta())
+    }
+
+    /// Opens what has a path, if it is still the inode that was seen or made.
+    fn open_seen(&self, path: &[u8], seen: Option<Inode>) -> Result<OwnedFd> {
+        let top = self.plan.root.top();
+        let entry = match split(path) {
+            Some((parent, name)) => fs::open_entry(fs::open_dir(top, parent)?, name)?,
+            None => Some(fs::open_dir(top, b"")?),
+        };
+        let entry = entry.context("it is gone")?;
+        ensure!(Some(Inode::of(&entry)?) == seen, "another was put in its place meanwhile");
+        Ok(entry)
+    }
+
+    fn make(&self, path: &[u8]) -> Result<u64> {
+        let made = self.plan.made(path)?;
+        let (parent, name) = split(path).context("the root is always there")?;
+        let dir = fs::open_dir(self.plan.root.top(), parent)?;
+        if made.is_dir() {
+            let inode = make_dir(&dir, name).context("making the directory")?;
+            self.made.lock().expect("nobody panics with it").insert(path.to_vec(), inode);
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        self.workshop.give(&dir, name, |desk, temporary| {
+            let (entry, written) = self.make_node(desk, temporary, &made, path)?;
+            bytes = written;
+            apply(entry, made.meta())
+        })?;
+        Ok(bytes)
+    }
+
+    /// Makes a new inode without attributes, opens it, and says how many bytes were written.
+    fn make_node(
         &self,
-        file: &File,
-        size: u64,
-        content: &Content,
-        progress: &dyn Progress,
-    ) -> Result<u64> {
+        desk: &OwnedFd,
+        name: &[u8],
+        made: &Made<'_>,
+        path: &[u8],
+    ) -> Result<(OwnedFd, u64)> {
+        match made {
+            Made::Entry(Entry { kind: Kind::File { size, content }, .. }) => {
+                let file = fs::create_file(desk, name)?;
+                if self.plan.clone_held(path, *size, &file).unwrap_or(false) {
+                    self.progress.advance(content.length);
+                    return Ok((file, 0));
+                }
+                let file = File::from(file);
+                let written = self.write(&file, *size, content)?;
+                Ok((file.into(), written))
+            }
+            Made::Lower(Found { shape: Shape::File, .. }, entry) => {
+                let target = fs::create_file(desk, name)?;
+                let source = fs::open_for_reading(entry)?;
+                let copied = copy_file(&source, &target, Way::Cache)?.moved();
+                Ok((target, copied))
+            }
+            Made::Entry(entry) => node(desk, name, &shape(&entry.kind)?),
+            Made::Lower(found, _) => node(desk, name, &found.shape),
+        }
+    }
+
+    fn write(&self, file: &File, size: u64, content: &Content) -> Result<u64> {
         file.set_len(size).context("setting its length")?;
-        self.part.stored(content, |at, bytes| {
+        self.plan.part.stored(content, |at, bytes| {
             file.write_all_at(bytes, at).context("writing its content")?;
-            progress.advance(bytes.len() as u64);
+            self.progress.advance(bytes.len() as u64);
             Ok(())
         })?;
         Ok(content.length)
     }
 
     fn link_all(&self, report: &mut Report) -> Result<()> {
-        for path in self.of(Verb::Link) {
+        for path in self.plan.of(Verb::Link) {
             self.link(path).with_context(|| format!("linking {}", shown(path)))?;
             report.linked += 1;
         }
@@ -246,46 +283,40 @@ impl Plan<'_> {
     }
 
     fn link(&self, path: &[u8]) -> Result<()> {
-        let (first, _) = self.part.index().inode(path).context("it is not in the index")?;
+        let (first, _) = self.plan.part.index().inode(path).context("it is not in the index")?;
         let (from, first) = split(first).context("the root has one name")?;
-        let from = fs::open_dir(self.root.top(), from)?;
+        let from = fs::open_dir(self.plan.root.top(), from)?;
         let (parent, name) = split(path).context("the root has one name")?;
-        let dir = fs::open_dir(self.root.top(), parent)?;
-        let temporary = take_name(&dir, name, |dir, temporary| {
-            Ok(rustix::fs::linkat(&from, first, dir, temporary, AtFlags::empty())?)
-        })?;
-        // Two names of one inode: rename(2) then does nothing, and the temporary one stays.
-        let _ = rustix::fs::unlinkat(&dir, temporary, AtFlags::empty());
-        Ok(())
+        let dir = fs::open_dir(self.plan.root.top(), parent)?;
+        self.workshop.give(&dir, name, |desk, temporary| {
+            Ok(rustix::fs::linkat(&from, first, desk, temporary, AtFlags::empty())?)
+        })
     }
 
     /// Sets the attributes of the directories that were made or in which something was done: last,
     /// since each change in a directory sets its time, and the deepest first.
-    fn finish_dirs(&self) -> Result<()> {
-        let mut dirs = BTreeSet::new();
-        for action in self.actions() {
+    fn finish(self) -> Result<()> {
+        // It is in the root itself.
+        drop(self.workshop);
+        let made = self.made.into_inner().expect("nobody panics with it");
+        let plan = self.plan;
+        // Of the parents of what was removed or made the time alone is another.
+        let mut dirs: BTreeMap<&[u8], Option<Inode>> = BTreeMap::new();
+        dirs.insert(b"", None);
+        for action in plan.actions() {
             let path = action.path.as_bytes();
             if let Some((parent, _)) = split(path) {
-                dirs.insert(parent);
+                dirs.entry(parent).or_default();
             }
-            if action.verb != Verb::Remove && self.made(path).is_ok_and(|made| made.is_dir()) {
-                dirs.insert(path);
+            if action.verb != Verb::Remove && plan.is_dir(&action.path) {
+                dirs.insert(path, made.get(path).copied().or(action.seen));
             }
         }
-        for path in dirs.into_iter().rev() {
-            self.finish_dir(path)
+        for (path, inode) in dirs.into_iter().rev() {
+            plan.finish_dir(path, inode)
                 .with_context(|| format!("setting the attributes of {}", shown(path)))?;
         }
         Ok(())
-    }
-
-    fn finish_dir(&self, path: &[u8]) -> Result<()> {
-        let made = self.made(path)?;
-        let Some((parent, name)) = split(path) else {
-            return apply(self.root.top(), made.meta());
-        };
-        let dir = fs::open_dir(self.root.top(), parent)?;
-        apply(fs::open_entry(dir, name)?.context("it is gone")?, made.meta())
     }
 }
 
@@ -303,37 +334,97 @@ fn shape(kind: &Kind) -> Result<Shape> {
     })
 }
 
-/// Lets `make` make something under a temporary name, then gives it `name`: whoever dies in between
-/// leaves the old file as it was. Returns the temporary name.
-fn take_name(
-    dir: &OwnedFd,
-    name: &[u8],
-    mut make: impl FnMut(&OwnedFd, &[u8]) -> Result<()>,
-) -> Result<String> {
-    // Several are made side by side.
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    for _ in 0..1000 {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!(".ocicle-{}-{number}", std::process::id());
-        let made = make(dir, temporary.as_bytes()).and_then(|()| {
-            rustix::fs::renameat(dir, &temporary, dir, name).context("giving it its name")
-        });
-        match made {
-            Ok(()) => return Ok(temporary),
-            Err(error) if is_taken(&error) => {}
-            Err(error) => {
-                let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
-                return Err(error);
-            }
-        }
-    }
-    bail!("every temporary name beside it is taken")
+/// Makes an inode without bytes, and opens it.
+fn node(desk: &OwnedFd, name: &[u8], shape: &Shape) -> Result<(OwnedFd, u64)> {
+    make_node(desk, name, shape)?;
+    Ok((fs::open_entry(desk, name)?.context("it is gone")?, 0))
 }
 
-fn is_taken(error: &anyhow::Error) -> bool {
-    let exists = rustix::io::Errno::EXIST;
-    error.downcast_ref::<rustix::io::Errno>() == Some(&exists)
+/// Makes a directory for root alone; attributes come last, and meanwhile nobody else gets in.
+fn make_dir(dir: &OwnedFd, name: &[u8]) -> Result<Inode> {
+    rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
+    let made = fs::open_dir(dir, name)?;
+    ensure!(is_private(&made)?, "another was put in its place meanwhile");
+    ensure!(fs::names(&made)?.is_empty(), "something was put into it meanwhile");
+    Inode::of(made)
+}
+
+/// Whether a directory is the caller's, and nobody else's can enter it.
+fn is_private(dir: &OwnedFd) -> io::Result<bool> {
+    let stat = fs::stat(dir)?;
+    Ok(stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o077 == 0)
+}
+
+/// A directory of the root in which inodes are made before they get their names: nobody else can enter
+/// it, so that what is in there is what was made there, whoever owns the directories around it.
+struct Workshop {
+    parent: OwnedFd,
+    name: String,
+    desk: OwnedFd,
+    next: AtomicU64,
+}
+
+impl Workshop {
+    fn make(parent: impl AsFd) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        for _ in 0..1000 {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!(".ocicle-{}-{number}", std::process::id());
+            match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
+                Err(Errno::EXIST) => continue,
+                made => made.context("making a directory to work in")?,
+            }
+            let desk = fs::open_dir(&parent, name.as_bytes())?;
+            ensure!(is_private(&desk)?, "{name} is not the directory that was made");
+            let parent = fs::open_dir(parent, b"")?;
+            return Ok(Self { parent, name, desk, next: AtomicU64::new(0) });
+        }
+        bail!("every temporary name is taken")
+    }
+
+    /// Lets `make` make something, then gives it a name in `dir`: whoever dies in between leaves the
+    /// old file as it was.
+    fn give(
+        &self,
+        dir: &OwnedFd,
+        name: &[u8],
+        mut make: impl FnMut(&OwnedFd, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match self.try_give(dir, name, &mut make) {
+            // A subvolume, or a quota's project: nothing is moved or linked into it.
+            Err(error) if is_elsewhere(&error) => {
+                Workshop::make(dir)?.try_give(dir, name, &mut make)
+            }
+            other => other,
+        }
+    }
+
+    fn try_give(
+        &self,
+        dir: &OwnedFd,
+        name: &[u8],
+        make: &mut impl FnMut(&OwnedFd, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let temporary = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        let given = make(&self.desk, temporary.as_bytes()).and_then(|()| {
+            rustix::fs::renameat(&self.desk, &temporary, dir, name).context("giving it its name")
+        });
+        // Two names of one inode: rename(2) then does nothing, and the temporary one stays.
+        let _ = rustix::fs::unlinkat(&self.desk, temporary, AtFlags::empty());
+        given
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        let _ = rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR);
+    }
+}
+
+fn is_elsewhere(error: &anyhow::Error) -> bool {
+    let elsewhere = Errno::XDEV;
+    error.downcast_ref::<Errno>() == Some(&elsewhere)
         || error
             .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.raw_os_error() == Some(exists.raw_os_error()))
+            .is_some_and(|error| error.raw_os_error() == Some(elsewhere.raw_os_error()))
 }

@@ -14,7 +14,7 @@ use super::attributes::{Found, Shape, identity};
 use super::copy::BUFFER;
 use super::driver::Local;
 use super::identity::Form;
-use super::index::{Content, Entry, Index, Kind, PATH_LIMIT};
+use super::index::{Content, Entry, Index, Kind, Meta, PATH_LIMIT};
 use super::layer::FRAME;
 use super::part::Part;
 use super::probe::Root;
@@ -45,6 +45,20 @@ pub struct Action {
     pub verb: Verb,
     /// With which path, relative to the root; the root itself is empty.
     pub path: ByteString,
+    /// The inode whose attributes are to be set: no other that gets its path meanwhile.
+    pub(super) seen: Option<Inode>,
+}
+
+/// Device and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Inode(u64, u64);
+
+impl Inode {
+    /// Of what a descriptor refers to.
+    pub(super) fn of(entry: impl AsFd) -> Result<Self> {
+        let stat = fs::stat(entry)?;
+        Ok(Self(stat.st_dev, stat.st_ino))
+    }
 }
 
 impl fmt::Display for Action {
@@ -167,6 +181,8 @@ struct Verdict {
     verb: Option<Verb>,
     /// The inode that stays, for what can have several names.
     kept: Option<(u64, u64)>,
+    /// The inode that was compared.
+    seen: Option<Inode>,
 }
 
 impl<'a> Comparison<'a> {
@@ -181,6 +197,7 @@ impl<'a> Comparison<'a> {
             remove: false,
             verb: Some(Verb::Attributes),
             kept: None,
+            seen: Some(Inode(found.device, found.identity.ino)),
         }));
         let covered =
             index.driver == Form::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
@@ -253,6 +270,7 @@ impl<'a> Comparison<'a> {
             remove: false,
             verb: None,
             kept,
+            seen: None,
         })
     }
 
@@ -292,6 +310,7 @@ impl<'a> Comparison<'a> {
             remove: false,
             verb: None,
             kept: None,
+            seen: present.map(|(found, _)| Inode(found.device, found.identity.ino)),
         };
         let is_dir = match wanted {
             Wanted::Absent => {
@@ -330,6 +349,7 @@ impl<'a> Comparison<'a> {
         };
         Ok(match (same, *meta == found.meta) {
             (false, _) => Some(Verb::Replace),
+            (true, false) if gains_rights(&found.shape, &found.meta, meta) => Some(Verb::Replace),
             (true, false) => Some(Verb::Attributes),
             (true, true) => None,
         })
@@ -442,6 +462,14 @@ impl View {
             None => Ok(false),
         }
     }
+}
+
+/// Whether a file of one owner is to get another's rights with its attributes: its owner may have it
+/// open, and write it until then.
+fn gains_rights(shape: &Shape, is: &Meta, was: &Meta) -> bool {
+    let has_rights = was.mode & 0o6000 != 0
+        || was.xattrs.keys().any(|name| name.as_bytes().starts_with(b"security.capability"));
+    *shape == Shape::File && has_rights && (is.uid, is.gid) != (was.uid, was.gid)
 }
 
 /// What the lower layers show under a name. A single layer is looked at as it lies there, so that a
@@ -578,10 +606,11 @@ fn settle(mut verdicts: Vec<Verdict>, is_overlay: bool) -> Vec<Action> {
         }
         let path = ByteString::from(verdict.path);
         if verdict.remove {
-            actions.push(Action { verb: Verb::Remove, path: path.clone() });
+            actions.push(Action { verb: Verb::Remove, path: path.clone(), seen: None });
         }
         if let Some(verb) = verb {
-            actions.push(Action { verb, path });
+            let seen = verdict.seen.filter(|_| verb == Verb::Attributes);
+            actions.push(Action { verb, path, seen });
         }
     }
     actions

@@ -21,6 +21,7 @@ mod handed;
 mod hooks;
 mod kinds;
 mod main_job;
+mod neighbour;
 mod parts;
 mod pause;
 mod podman;
