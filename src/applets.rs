@@ -12,6 +12,7 @@ pub fn named() -> Option<fn() -> ExitCode> {
     let name = std::env::args_os().next().unwrap_or_default();
     match Path::new(&name).file_name()?.to_str()? {
         guardian::NAME => Some(guardian::main),
+        guardian::DEPUTY => Some(guardian::deputy_main),
         protocol::INTERPOSER => Some(interposer::main),
         protocol::ACTION => Some(hooks::action::main),
         protocol::ARCHIVER => Some(hooks::archiver::main),

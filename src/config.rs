@@ -13,6 +13,7 @@ use crate::checkpoint::{self, Stage};
 use crate::choice::Choice;
 use crate::container::{Shared, Volumes};
 use crate::files::DumpSettings;
+use crate::guardian::DEFAULT_LIMIT;
 use crate::hint::WithHint;
 use crate::lend::Handed;
 use crate::locations::{CONFIGURATION, STORE, VARIABLE, configuration, named_configuration};
@@ -36,6 +37,8 @@ pub struct Config {
     pub store: PathBuf,
     /// How many seconds a container may take to freeze.
     pub freeze_timeout: f64,
+    /// How many seconds it may stay frozen beyond the dump's own progress.
+    pub max_freeze: f64,
     /// Which volumes belong to a checkpoint.
     pub volumes: Volumes,
     /// What a checkpoint does about files.
@@ -116,6 +119,7 @@ impl Default for Config {
             runtime: None,
             store: STORE.into(),
             freeze_timeout: 10.0,
+            max_freeze: DEFAULT_LIMIT.as_secs_f64(),
             volumes: Volumes::default(),
             filesystem: Filesystem::default(),
             compress: None,
@@ -175,11 +179,14 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text)?;
-        let seconds = config.freeze_timeout;
-        ensure!(
-            seconds > 0.0 && seconds <= 3600.0,
-            "freeze-timeout is {seconds}, not between 0 and 3600 seconds"
-        );
+        for (name, seconds) in
+            [("freeze-timeout", config.freeze_timeout), ("max-freeze", config.max_freeze)]
+        {
+            ensure!(
+                seconds > 0.0 && seconds <= 3600.0,
+                "{name} is {seconds}, not between 0 and 3600 seconds"
+            );
+        }
         let limit = config.criu.ghost_limit.trim_end_matches(['K', 'M', 'G']);
         ensure!(
             !limit.is_empty() && limit.bytes().all(|byte| byte.is_ascii_digit()),
@@ -215,6 +222,7 @@ impl Config {
             flags: Vec::new(),
             leave_running: false,
             freeze_limit: self.freeze_limit(),
+            max_freeze: self.max_freeze(),
             stage: self.stage,
             ghost_limit: self.criu.ghost_limit.clone(),
             rules: Vec::new(),
@@ -283,6 +291,11 @@ impl Config {
     /// How long a container may take to freeze.
     pub fn freeze_limit(&self) -> Duration {
         Duration::from_secs_f64(self.freeze_timeout)
+    }
+
+    /// How long it may stay frozen beyond the dump's own progress.
+    pub fn max_freeze(&self) -> Duration {
+        Duration::from_secs_f64(self.max_freeze)
     }
 }
 
@@ -369,6 +382,7 @@ mod tests {
             ("frobnicate = 1", "frobnicate"),
             ("freeze-timeout = 0", "freeze-timeout"),
             ("freeze-timeout = nan", "freeze-timeout"),
+            ("max-freeze = 3601", "max-freeze"),
             ("[criu]\nghost-limit = '1G\\nfoo'", "ghost-limit"),
             ("[criu]\nmanage-cgroups-mode = 'none'", "manage-cgroups-mode"),
             ("[allow]\nfile = []", "file"),

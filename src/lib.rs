@@ -8,14 +8,15 @@
 //! # The processes
 //!
 //! ```text
-//! ocicle ──┬── ocicle-guardian ── runc checkpoint ── criu (ocicle's interposer, then CRIU)
+//! ocicle ──┬── ocicle-guardian-deputy
+//!          ├── ocicle-guardian ── runc checkpoint ── criu (ocicle's interposer, then CRIU)
 //!          │                                              ├── tar, for each tmpfs
 //!          │                                              └── criu-action, at post-dump
 //!          └── at a restore:     runc restore ──── criu (the same, if CRIU is to be told something)
 //!                                                         └── tar, for each tmpfs
 //! ```
 //!
-//! The guardian, the interposer, tar and the action script are this very program under other names
+//! The guardian, its deputy, the interposer, tar and the action script are this very program under other names
 //! ([`applets`]). The interposer and the script come to ocicle's [door](criu::door) and wait for
 //! its answer: so ocicle decides when CRIU begins, and when it may finish.
 //!
@@ -32,6 +33,12 @@
 //! | CRIU ends the container, or lets go of it | what was committed is withdrawn if the container lives, and stays if it has ended | the guardian thaws |
 //! | **thaw**, of what we froze only | the error says so, the guardian tries too | the guardian thaws |
 //! | table, layers, digests; with `--leave-running` **the commit**, the manifest | the half-made checkpoint is removed | the same by the guardian; after a stop, the next restore finishes it |
+//!
+//! Where the guardian is killed as well, be it with the whole control group, its
+//! [deputy](guardian) does what it would have done; and where that is killed too, whoever takes the
+//! container's [lock](store::lock) next, were it by any call of the runtime. Where ocicle or CRIU
+//! hangs instead, the guardian does the same as soon as nobody has got on for `max-freeze`: the
+//! container runs, ocicle is told, and who does not end then is ended.
 //!
 //! Whether the manifest exists is whether the checkpoint exists. Only
 //! [`Manifest::commit`](store::manifest::Manifest::commit) makes it.

@@ -21,7 +21,7 @@ use crate::runtime::exit::Ended;
 use crate::runtime::log::{append, file_of};
 use crate::runtime::{Runtime, ended};
 use crate::store::choices::{self, Filesystem};
-use crate::store::lock::Lock;
+use crate::store::lock::{Lock, heal};
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
@@ -59,6 +59,10 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
             serve_restore(find(&config)?, &config, call, inherited, &line.rest)
         }
         (command, call) => {
+            let named = call.as_ref().filter(|call| ensure_name(&call.id).is_ok());
+            if let Some(Err(error)) = named.map(|call| heal(&call.id)) {
+                tracing::warn!("looking for what was left frozen: {error:#}");
+            }
             let config = Config::load().or_else(|_| Config::load_runtime())?;
             let runtime = find(&config)?;
             let deleted =

@@ -215,6 +215,9 @@ impl<'a> Dump<'a> {
         let command = self.diverted.runtime.command_line(&arguments);
         self.guardian.run(&command, &self.door.environment()?, &self.errors)?;
         let criu = self.await_dump()?;
+        if let Some(process) = criu.process()? {
+            self.guardian.await_if_we_die(&process)?;
+        }
         fault::point("at-the-door");
         Ok(criu)
     }
@@ -339,13 +342,20 @@ impl<'a> Dump<'a> {
     ) -> (Vec<parts::Staged>, Result<()>) {
         let images = self.images();
         let asked_for = locks.ensure_asked_for(&images, self.cover.keeps_locks());
-        if asked_for.is_err() || self.request.leave_running {
-            return (parts, asked_for);
+        let in_time = asked_for.and_then(|()| self.guardian.ensure_in_time());
+        if in_time.is_err() || self.request.leave_running {
+            return (parts, in_time);
         }
         let committed = locks
             .complete(&images)
             .and_then(|()| parts::seal(parts))
-            .and_then(|_leases| self.directory.commit_staged(manifest));
+            .and_then(|_leases| self.directory.commit_staged(manifest))
+            .and_then(|()| {
+                // Syncing may have taken long.
+                self.guardian
+                    .ensure_in_time()
+                    .or_else(|late| self.directory.withdraw().and(Err(late)))
+            });
         (Vec::new(), committed)
     }
 

@@ -73,6 +73,8 @@ pub struct Request {
     pub leave_running: bool,
     /// How long it may take to freeze.
     pub freeze_limit: Duration,
+    /// How long it may stay frozen beyond the dump's own progress.
+    pub max_freeze: Duration,
     /// Where CRIU writes its images first.
     pub stage: Stage,
     /// The largest deleted file that is kept, as CRIU writes sizes.
@@ -127,7 +129,7 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
     let filesystem = request.filesystem_of(&container)?;
     let manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
 
-    let guardian = Guardian::start(held)?;
+    let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
     let staged = timeline.time("pre-copy", || {
         copy_first(&container, root, request, filesystem, &directory, &guardian)

@@ -32,7 +32,7 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(&container)?;
     let mut manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
-    let guardian = Guardian::start(held)?;
+    let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
 
     let frozen = freeze(request, &container.freezer, &guardian)?;
@@ -51,6 +51,7 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     Locks(seen.locks).complete(&request.images)?;
     manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
     let _leases = parts::seal(parts)?;
+    guardian.ensure_in_time()?;
     directory.commit_staged(&manifest)?;
     frozen.thaw()?;
     guardian.dismiss()

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use super::Machine;
 use crate::container::Container;
 use crate::output;
+use crate::store::lock::heal;
 
 /// What can be asked of a thaw.
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,8 @@ pub struct Options {
 /// Lets a container run, whoever froze it.
 pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     let id = &options.id;
+    // What is noted of it would be thawed once more, behind the back of who freezes it next.
+    heal(id)?;
     let thaw = || Container::discover(&machine.runtime, id)?.freezer.thaw();
     thaw().with_context(|| format!("thawing {id}"))?;
     output::line(id);

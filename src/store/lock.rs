@@ -1,8 +1,13 @@
 //! One checkpoint or restore of a container at a time.
+//!
+//! In the file of a lock stands what its holder has frozen. Whoever finds something there has taken
+//! the lock of somebody who was killed, and so was everybody who would have thawed it; so it is
+//! thawed first. Not even a runtime's other calls pass by that ([`heal`]).
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +15,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::freezer::Freezer;
 use crate::hint::WithHint;
 
 const LOCKS: &str = "/run/ocicle/locks";
@@ -34,6 +40,11 @@ impl Lock {
         })
     }
 
+    /// What is noted in it.
+    pub fn ledger(&self) -> Result<Ledger> {
+        Ok(Ledger(self.file.try_clone().context("copying the lock's descriptor")?))
+    }
+
     /// Takes the lock of a container, unless another process holds it.
     pub fn take_if_free(id: &str) -> Result<Option<Self>> {
         Self::take_at(Path::new(LOCKS), id)
@@ -49,12 +60,17 @@ impl Lock {
         loop {
             let file = File::options()
                 .create(true)
+                .read(true)
                 .append(true)
                 .open(&path)
                 .with_context(|| format!("opening {}", path.display()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 // Else its last holder has removed it since we opened it.
-                Ok(file) if is_at(&file, &path)? => return Ok(Some(Self { file, path })),
+                Ok(file) if is_at(&file, &path)? => {
+                    let lock = Self { file, path };
+                    lock.ledger()?.carry_out();
+                    return Ok(Some(lock));
+                }
                 Ok(_) => {}
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
                 Err((_, error)) => {
@@ -62,6 +78,56 @@ impl Lock {
                 }
             }
         }
+    }
+}
+
+/// Thaws a container that was frozen by somebody who was killed, with all who would have thawed it.
+pub fn heal(id: &str) -> Result<()> {
+    let left = fs::metadata(Path::new(LOCKS).join(id)).is_ok_and(|file| file.len() > 0);
+    if left { Lock::take_if_free(id).map(drop) } else { Ok(()) }
+}
+
+/// What stands in the file of a lock: the control groups that have to be thawed, one a line. It may
+/// outlive the lock.
+#[derive(Debug)]
+pub struct Ledger(File);
+
+impl From<OwnedFd> for Ledger {
+    fn from(lock: OwnedFd) -> Self {
+        Self(lock.into())
+    }
+}
+
+impl Ledger {
+    /// Notes that a control group is about to be frozen.
+    pub fn note(&self, freezer: &Freezer) -> Result<()> {
+        let line = serde_json::to_string(freezer)? + "\n";
+        (&self.0).write_all(line.as_bytes()).context("noting what is frozen")
+    }
+
+    /// Notes that none is frozen any more.
+    pub fn clear(&self) {
+        if let Err(error) = self.0.set_len(0) {
+            tracing::warn!("noting that nothing is frozen any more: {error}");
+        }
+    }
+
+    /// Thaws what stands here.
+    fn carry_out(&self) {
+        let mut text = Vec::new();
+        // More than a few lines are nothing that was written here.
+        if let Err(error) = (&self.0).take(64 << 10).read_to_end(&mut text) {
+            tracing::warn!("reading what was left frozen: {error}");
+        }
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice::<Freezer>(line).map(|freezer| freezer.thaw()) {
+                Ok(Ok(())) => tracing::warn!("what was left frozen by a killed ocicle is thawed"),
+                Ok(Err(error)) => tracing::error!("thawing what was left frozen: {error:#}"),
+                // A line that was cut: nothing was frozen yet.
+                Err(error) => tracing::debug!("reading what was left frozen: {error}"),
+            }
+        }
+        self.clear();
     }
 }
 

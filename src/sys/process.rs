@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +19,22 @@ pub fn pidfd(pid: i32) -> Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::SRCH) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("opening process {pid}")),
     }
+}
+
+/// Ends a process at once; one that has ended already needs nothing.
+pub fn kill(process: BorrowedFd<'_>) -> Result<()> {
+    match rustix::process::pidfd_send_signal(process, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).context("killing a process"),
+    }
+}
+
+/// The number of a pidfd's process; `None` when that has ended (fdinfo of pidfd_open(2)).
+pub fn number_of(process: BorrowedFd<'_>) -> Option<i32> {
+    let path = format!("/proc/thread-self/fdinfo/{}", process.as_raw_fd());
+    let info = fs::read_to_string(path).ok()?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    (number > 0).then_some(number)
 }
 
 /// Has this thread run before what else wants the processors: a container is frozen as long as it
