@@ -7,7 +7,7 @@ use ocicle::criu::images::entries::{
     Core, DumpStats, FdEntry, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
     Pagemap, Remap, TreeEntry, TtyInfo, mount_key,
 };
-use ocicle::criu::images::image::{BadImage, Change, Image, Kind};
+use ocicle::criu::images::image::{BadImage, EntryChange, Image, ImageKind};
 use ocicle::substitute::{Origin, parse_list, parse_rule};
 
 /// Text is rules that are read back as they are shown, or an error that can be shown.
@@ -25,25 +25,25 @@ pub fn grammar(bytes: &[u8]) {
 }
 
 /// The images that ocicle reads, in the order of the first byte of an input.
-pub const KINDS: [(&str, Kind); 18] = [
-    ("inventory", Kind::Inventory),
-    ("pstree", Kind::ProcessTree),
-    ("ids", Kind::Ids),
-    ("core", Kind::Core),
-    ("fdinfo", Kind::FdInfo),
-    ("files", Kind::Files),
-    ("memfd", Kind::MemfdInode),
-    ("mm", Kind::Mm),
-    ("fs", Kind::Fs),
-    ("remap-fpath", Kind::RemapPath),
-    ("tty-info", Kind::TtyInfo),
-    ("tty-data", Kind::TtyData),
-    ("filelocks", Kind::FileLocks),
-    ("sk-queues", Kind::SocketQueues),
-    ("stats", Kind::Stats),
-    ("pagemap", Kind::Pagemap),
-    ("mountpoints", Kind::Mounts),
-    ("cgroup", Kind::Cgroups),
+pub const KINDS: [(&str, ImageKind); 18] = [
+    ("inventory", ImageKind::Inventory),
+    ("pstree", ImageKind::ProcessTree),
+    ("ids", ImageKind::Ids),
+    ("core", ImageKind::Core),
+    ("fdinfo", ImageKind::FdInfo),
+    ("files", ImageKind::Files),
+    ("memfd", ImageKind::MemfdInode),
+    ("mm", ImageKind::Mm),
+    ("fs", ImageKind::Fs),
+    ("remap-fpath", ImageKind::RemapPath),
+    ("tty-info", ImageKind::TtyInfo),
+    ("tty-data", ImageKind::TtyData),
+    ("filelocks", ImageKind::FileLocks),
+    ("sk-queues", ImageKind::SocketQueues),
+    ("stats", ImageKind::Stats),
+    ("pagemap", ImageKind::Pagemap),
+    ("mountpoints", ImageKind::Mounts),
+    ("cgroup", ImageKind::Cgroups),
 ];
 
 /// Bytes are an image, of which every entry can be read or is wrong, and which a rewrite that
@@ -58,7 +58,7 @@ pub fn images(bytes: &[u8]) {
             if let Err(error) = read(kind, &image) {
                 assert!(!error.to_string().is_empty());
             }
-            if let Ok(rewritten) = image.rewrite(|_| Ok(Change::Keep)) {
+            if let Ok(rewritten) = image.rewrite(|_| Ok(EntryChange::Keep)) {
                 assert_eq!(rewritten, bytes);
             }
         }
@@ -66,25 +66,25 @@ pub fn images(bytes: &[u8]) {
 }
 
 /// Reads every entry as what it is; how many there are.
-fn read(kind: Kind, image: &Image) -> Result<usize, BadImage> {
+fn read(kind: ImageKind, image: &Image) -> Result<usize, BadImage> {
     Ok(match kind {
-        Kind::Inventory => image.read(Inventory::read)?.len(),
-        Kind::ProcessTree => image.read(TreeEntry::read)?.len(),
-        Kind::Ids => image.read(Ids::read)?.len(),
-        Kind::Core => image.read(Core::read)?.len(),
-        Kind::FdInfo => image.read(FdEntry::read)?.len(),
-        Kind::Files => image.read(FileEntry::read)?.len(),
-        Kind::MemfdInode => image.read(MemfdInode::read)?.len(),
-        Kind::Mm => image.read(Mm::read)?.len(),
-        Kind::Pagemap => Pagemap::read(image)?.stretches.len(),
-        Kind::Fs => image.read(Fs::read)?.len(),
-        Kind::RemapPath => image.read(Remap::read)?.len(),
-        Kind::TtyInfo => image.read(TtyInfo::read)?.len(),
-        Kind::TtyData => image.read(|entry| entry.need_u32(1, "tty_id"))?.len(),
-        Kind::FileLocks => image.read(FileLock::read)?.len(),
-        Kind::SocketQueues => image.read(Packet::read)?.len(),
-        Kind::Mounts => image.read(mount_key)?.len(),
-        Kind::Cgroups => image.read(|entry| relocated(entry, 1))?.len(),
-        Kind::Stats => image.read(DumpStats::read)?.len(),
+        ImageKind::Inventory => image.read(Inventory::read)?.len(),
+        ImageKind::ProcessTree => image.read(TreeEntry::read)?.len(),
+        ImageKind::Ids => image.read(Ids::read)?.len(),
+        ImageKind::Core => image.read(Core::read)?.len(),
+        ImageKind::FdInfo => image.read(FdEntry::read)?.len(),
+        ImageKind::Files => image.read(FileEntry::read)?.len(),
+        ImageKind::MemfdInode => image.read(MemfdInode::read)?.len(),
+        ImageKind::Mm => image.read(Mm::read)?.len(),
+        ImageKind::Pagemap => Pagemap::read(image)?.stretches.len(),
+        ImageKind::Fs => image.read(Fs::read)?.len(),
+        ImageKind::RemapPath => image.read(Remap::read)?.len(),
+        ImageKind::TtyInfo => image.read(TtyInfo::read)?.len(),
+        ImageKind::TtyData => image.read(|entry| entry.need_u32(1, "tty_id"))?.len(),
+        ImageKind::FileLocks => image.read(FileLock::read)?.len(),
+        ImageKind::SocketQueues => image.read(Packet::read)?.len(),
+        ImageKind::Mounts => image.read(mount_key)?.len(),
+        ImageKind::Cgroups => image.read(|entry| relocated(entry, 1))?.len(),
+        ImageKind::Stats => image.read(DumpStats::read)?.len(),
     })
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::check;
-use crate::checkpoint::{self, Stage};
+use crate::checkpoint::{self, ImagesIn};
 use crate::choice::Choice;
 use crate::container::{Shared, Volumes};
 use crate::files::DumpSettings;
@@ -21,7 +21,7 @@ use crate::policy::FilePolicy;
 use crate::restore;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
-use crate::snapshot::{Compression, Program, Settings};
+use crate::snapshot::{Compression, DriverSettings, Program};
 use crate::store::choices::{Filesystem, Keep};
 use crate::store::manifest::Trust;
 use crate::substitute::{Allow, OnUnsupported, Origin, Substitution, parse_list};
@@ -46,7 +46,7 @@ pub struct Config {
     /// How the snapshots of files are compressed, if it is said.
     pub compress: Option<Compression>,
     /// Where CRIU writes the images of a container that goes on.
-    pub stage: Stage,
+    pub stage: ImagesIn,
     /// How many versions of a container are kept; 0 means all.
     pub keep: Keep,
     /// What is done about volumes that others write too.
@@ -54,7 +54,7 @@ pub struct Config {
     /// Programs that take snapshots.
     pub driver: Vec<Program>,
     /// Settings of CRIU.
-    pub criu: Criu,
+    pub criu: CriuSettings,
     /// What becomes of open files that CRIU cannot dump and that no rule covers.
     pub on_unsupported: OnUnsupported,
     /// What takes the place of open files at a restore.
@@ -68,7 +68,7 @@ pub struct Config {
 /// Settings of CRIU.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Criu {
+pub struct CriuSettings {
     /// The largest deleted file that is kept in an image, as CRIU writes sizes (`64M`).
     pub ghost_limit: String,
     /// What it does about control groups, where the caller does not say it.
@@ -101,7 +101,7 @@ impl CgroupsMode {
     }
 }
 
-impl Criu {
+impl CriuSettings {
     /// The caller's flags for the runtime, and what the administrator wants beside them.
     pub fn complete(&self, mut flags: Vec<OsString>) -> Vec<OsString> {
         if self.manage_cgroups_mode != CgroupsMode::default()
@@ -123,11 +123,11 @@ impl Default for Config {
             volumes: Volumes::default(),
             filesystem: Filesystem::default(),
             compress: None,
-            stage: Stage::default(),
+            stage: ImagesIn::default(),
             keep: 0,
             shared: Shared::default(),
             driver: Vec::new(),
-            criu: Criu::default(),
+            criu: CriuSettings::default(),
             on_unsupported: OnUnsupported::default(),
             substitute: Vec::new(),
             policy: Vec::new(),
@@ -136,7 +136,7 @@ impl Default for Config {
     }
 }
 
-impl Default for Criu {
+impl Default for CriuSettings {
     fn default() -> Self {
         Self { ghost_limit: "1G".into(), manage_cgroups_mode: CgroupsMode::default() }
     }
@@ -213,8 +213,13 @@ impl Config {
 
     /// A checkpoint of a container as the configuration wants it: to be told what its caller asks
     /// for. It stops the container, and is one below an engine.
-    pub fn checkpoint(&self, runtime: Runtime, id: &str, images: PathBuf) -> checkpoint::Request {
-        checkpoint::Request {
+    pub fn checkpoint(
+        &self,
+        runtime: Runtime,
+        id: &str,
+        images: PathBuf,
+    ) -> checkpoint::CheckpointRequest {
+        checkpoint::CheckpointRequest {
             runtime,
             id: id.to_owned(),
             images,
@@ -240,8 +245,8 @@ impl Config {
     }
 
     /// A look at a container as the configuration wants it: to be told what its caller asks for.
-    pub fn check(&self, runtime: Runtime, id: &str, settings: DumpSettings) -> check::Request {
-        check::Request {
+    pub fn check(&self, runtime: Runtime, id: &str, settings: DumpSettings) -> check::CheckRequest {
+        check::CheckRequest {
             runtime,
             id: id.to_owned(),
             settings,
@@ -261,8 +266,8 @@ impl Config {
         id: &str,
         images: PathBuf,
         bundle: PathBuf,
-    ) -> restore::Request {
-        restore::Request {
+    ) -> restore::RestoreRequest {
+        restore::RestoreRequest {
             runtime,
             id: id.to_owned(),
             images,
@@ -284,8 +289,8 @@ impl Config {
     }
 
     /// How snapshots are taken, with what belongs to a store.
-    pub fn drivers(&self, store: &Path) -> Settings {
-        Settings { programs: self.driver.clone(), records: store.join("@held") }
+    pub fn drivers(&self, store: &Path) -> DriverSettings {
+        DriverSettings { programs: self.driver.clone(), records: store.join("@held") }
     }
 
     /// How long a container may take to freeze.

@@ -2,7 +2,7 @@
 
 /// A piece of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece<'a> {
+pub enum GlobPiece<'a> {
     /// These bytes.
     Text(&'a [u8]),
     /// Any part of one name.
@@ -20,30 +20,30 @@ pub fn matches(pattern: &[u8], path: &[u8]) -> bool {
 
 /// Whether a path consists of these pieces. Takes time in proportion to both lengths, whatever the
 /// stars: the pattern may be anyone's.
-pub fn fits<'a>(pieces: impl Iterator<Item = Piece<'a>>, path: &[u8]) -> bool {
+pub fn fits<'a>(pieces: impl Iterator<Item = GlobPiece<'a>>, path: &[u8]) -> bool {
     // Which prefixes of the path the pieces so far have the form of.
     let mut ends = vec![false; path.len() + 1];
     ends[0] = true;
     for piece in pieces {
         match piece {
-            Piece::Text(text) => shift(&mut ends, path, text),
-            Piece::Star => spread(&mut ends, path, |byte| byte != b'/'),
-            Piece::Stars => spread(&mut ends, path, |_| true),
+            GlobPiece::Text(text) => shift(&mut ends, path, text),
+            GlobPiece::Star => spread(&mut ends, path, |byte| byte != b'/'),
+            GlobPiece::Stars => spread(&mut ends, path, |_| true),
         }
     }
     ends[path.len()]
 }
 
-fn pieces(pattern: &[u8]) -> impl Iterator<Item = Piece<'_>> {
+fn pieces(pattern: &[u8]) -> impl Iterator<Item = GlobPiece<'_>> {
     let mut rest = pattern;
     std::iter::from_fn(move || {
         let (piece, length) = match rest {
             [] => return None,
-            [b'*', b'*', ..] => (Piece::Stars, 2),
-            [b'*', ..] => (Piece::Star, 1),
+            [b'*', b'*', ..] => (GlobPiece::Stars, 2),
+            [b'*', ..] => (GlobPiece::Star, 1),
             _ => {
                 let end = rest.iter().position(|byte| *byte == b'*').unwrap_or(rest.len());
-                (Piece::Text(&rest[..end]), end)
+                (GlobPiece::Text(&rest[..end]), end)
             }
         };
         rest = &rest[length..];

@@ -21,7 +21,7 @@ use crate::runtime::exit::Ended;
 use crate::runtime::log::{append, file_of};
 use crate::runtime::{Runtime, ended};
 use crate::store::choices::{self, Filesystem};
-use crate::store::lock::{Lock, heal};
+use crate::store::lock::{ContainerLock, heal};
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
@@ -78,10 +78,10 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
 fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<ExitCode> {
     let context = || format!("checkpointing {}", call.id);
     ensure_name(&call.id)?;
-    let held = Lock::take(&call.id).with_context(context)?;
+    let held = ContainerLock::take(&call.id).with_context(context)?;
     let configured = config.checkpoint(runtime, &call.id, images_of(call)?);
     let own = ["--image-path", "--work-path", FILESYSTEM];
-    let request = checkpoint::Request {
+    let request = checkpoint::CheckpointRequest {
         work: call.path("--work-path"),
         flags: config.criu.complete(other_flags(call, &own)),
         leave_running: call.has("--leave-running"),
@@ -105,12 +105,12 @@ fn serve_restore(
         return Err(runtime.exec(rest));
     }
     ensure_name(&call.id)?;
-    let held = Lock::take(&call.id)?;
+    let held = ContainerLock::take(&call.id)?;
     let own = ["--image-path", "--work-path", "--bundle", "-b", PRESERVE];
     let handed = handed(&call, &inherited)?;
     let bundle = call.path("--bundle").or_else(|| call.path("-b")).unwrap_or_else(|| ".".into());
     let configured = config.restore(runtime, &call.id, images, bundle);
-    let request = restore::Request {
+    let request = restore::RestoreRequest {
         work: call.path("--work-path"),
         flags: config.criu.complete(other_flags(&call, &own)),
         volumes: configured.volumes.asked(volumes_of(&call)?),

@@ -369,3 +369,20 @@ fn no_files_name_each_other_in_a_circle() {
     let circles: Vec<_> = arrows.iter().filter(closes).map(|arrow| house.show(arrow)).collect();
     assert!(circles.is_empty(), "{} arrows close circles:\n{}", circles.len(), circles.join("\n"));
 }
+
+#[test]
+fn no_two_types_that_others_see_have_one_name() {
+    let house = House::read();
+    let mut places: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for source in &house.sources {
+        for name in &source.types {
+            places.entry(name).or_default().push(&source.file);
+        }
+    }
+    let twice: Vec<_> = places
+        .iter()
+        .filter(|(_, files)| files.len() > 1)
+        .map(|(name, files)| format!("{name}: {}", files.join(", ")))
+        .collect();
+    assert!(twice.is_empty(), "one name for several types:\n{}", twice.join("\n"));
+}

@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 use ocicle::criu::images::Images;
 use ocicle::criu::images::entries::FileBody;
-use ocicle::criu::images::image::{Change, Image, Kind};
-use ocicle::files::{FileId, Found, Holder, Table, parse_user_info, preflight, write_user_info};
+use ocicle::criu::images::image::{EntryChange, Image, ImageKind};
+use ocicle::files::{
+    FileId, FoundFile, Holder, Table, parse_user_info, preflight, write_user_info,
+};
 use ocicle::substitute::{How, Treatment, rewrite};
 
 fn images() -> PathBuf {
@@ -22,20 +24,20 @@ fn id(table: &Table, fd: i32) -> FileId {
     table.held_by(Holder { pid: 1, fd }).unwrap_or_else(|| panic!("fd {fd}")).id
 }
 
-fn kind_of(name: &str) -> Kind {
+fn kind_of(name: &str) -> ImageKind {
     match name.trim_end_matches(|c: char| !c.is_alphabetic()).split('-').next().unwrap() {
-        "core" => Kind::Core,
-        "fdinfo" => Kind::FdInfo,
-        "filelocks.img" => Kind::FileLocks,
-        "files.img" => Kind::Files,
-        "fs" => Kind::Fs,
-        "ids" => Kind::Ids,
-        "inventory.img" => Kind::Inventory,
-        "memfd.img" => Kind::MemfdInode,
-        "mm" => Kind::Mm,
-        "pstree.img" => Kind::ProcessTree,
-        "remap" => Kind::RemapPath,
-        "tty" => Kind::TtyInfo,
+        "core" => ImageKind::Core,
+        "fdinfo" => ImageKind::FdInfo,
+        "filelocks.img" => ImageKind::FileLocks,
+        "files.img" => ImageKind::Files,
+        "fs" => ImageKind::Fs,
+        "ids" => ImageKind::Ids,
+        "inventory.img" => ImageKind::Inventory,
+        "memfd.img" => ImageKind::MemfdInode,
+        "mm" => ImageKind::Mm,
+        "pstree.img" => ImageKind::ProcessTree,
+        "remap" => ImageKind::RemapPath,
+        "tty" => ImageKind::TtyInfo,
         other => panic!("{other}"),
     }
 }
@@ -55,7 +57,7 @@ fn a_rewrite_that_changes_nothing_changes_no_byte() {
     for (name, bytes) in all {
         let image = Image::parse(kind_of(&name), bytes.clone()).unwrap();
         assert!(!image.is_empty(), "{name}");
-        assert_eq!(image.rewrite(|_| Ok(Change::Keep)).unwrap(), bytes, "{name}");
+        assert_eq!(image.rewrite(|_| Ok(EntryChange::Keep)).unwrap(), bytes, "{name}");
     }
 }
 
@@ -92,7 +94,7 @@ fn damaged_images_are_errors_and_no_more() {
                 fs::write(&path, &flipped).unwrap();
                 if let Ok(images) = Images::load(dir.path()) {
                     let table = Table::of(&images);
-                    let _ = preflight(&images, &[], &|_| Found::Missing);
+                    let _ = preflight(&images, &[], &|_| FoundFile::Missing);
                     assert!(table.files.len() <= images.files.len());
                 }
             }
@@ -286,13 +288,15 @@ fn every_file_that_is_not_as_it_was_is_named() {
             _ => None,
         });
         let reg = file.unwrap();
-        Found::Present { mode: reg.mode.unwrap(), size: reg.size.unwrap_or(7) }
+        FoundFile::Present { mode: reg.mode.unwrap(), size: reg.size.unwrap_or(7) }
     };
     assert_eq!(preflight(&images, &[], &there), []);
     let changed = |path: &Path| match (path.to_str(), there(path)) {
-        (Some("/data/file"), Found::Present { mode, .. }) => Found::Present { mode, size: 18 },
-        (Some("/data/mapped" | "/data/log"), _) => Found::Missing,
-        (Some("/data"), _) => Found::Present { mode: 0o100644, size: 0 },
+        (Some("/data/file"), FoundFile::Present { mode, .. }) => {
+            FoundFile::Present { mode, size: 18 }
+        }
+        (Some("/data/mapped" | "/data/log"), _) => FoundFile::Missing,
+        (Some("/data"), _) => FoundFile::Present { mode: 0o100644, size: 0 },
         (_, found) => found,
     };
     let problems = preflight(&images, &[id(&table, 5)], &changed);

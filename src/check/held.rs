@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Dump, Request};
+use super::{CheckRequest, DumpOutlook};
 use crate::bytes::ByteString;
 use crate::container::{Bind, Container};
 use crate::files::FileKind;
@@ -19,7 +19,7 @@ pub type Volume = (PathBuf, PathBuf);
 /// Where the content of an open file would be kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "by", content = "part")]
-pub enum Held {
+pub enum KeptBy {
     /// In CRIU's images, as far as there is any.
     Criu,
     /// In the snapshot, in the part that is mounted there.
@@ -28,7 +28,7 @@ pub enum Held {
     Nothing,
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for KeptBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Criu => f.write_str("CRIU"),
@@ -46,7 +46,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub(super) fn of(container: &Container, request: &Request) -> Result<Self> {
+    pub(super) fn of(container: &Container, request: &CheckRequest) -> Result<Self> {
         let bundle = &container.bundle;
         Ok(Self {
             root: (!bundle.is_read_only()).then(|| bundle.rootfs.clone()),
@@ -67,13 +67,13 @@ impl Parts {
     }
 
     /// Where the content of an open file would be kept.
-    pub(super) fn holder_of(&self, known: &Known, dump: Dump) -> Held {
+    pub(super) fn holder_of(&self, known: &Known, dump: DumpOutlook) -> KeptBy {
         let by_path = matches!(
             known.file.kind,
             FileKind::Reg | FileKind::Dir | FileKind::Symlink | FileKind::Fifo | FileKind::Device
         );
-        if dump == Dump::LeftOut {
-            return Held::Nothing;
+        if dump == DumpOutlook::LeftOut {
+            return KeptBy::Nothing;
         }
         match (&known.mount, &known.described.place) {
             (Some(mount), Place::There | Place::Unlinked | Place::Overmounted | Place::Taken)
@@ -81,21 +81,21 @@ impl Parts {
             {
                 self.holder_at(&mount.point)
             }
-            _ => Held::Criu,
+            _ => KeptBy::Criu,
         }
     }
 
-    fn holder_at(&self, point: &ByteString) -> Held {
+    fn holder_at(&self, point: &ByteString) -> KeptBy {
         let path = point.as_path();
         let is_volume = self.volumes.iter().any(|(destination, _)| destination == path);
         let is_bind = self.binds.iter().any(|bind| bind.destination == path);
         match path.to_str() {
-            Some("/") if self.root.is_some() => Held::Snapshot(point.clone()),
-            Some("/") => Held::Nothing,
-            _ if is_volume => Held::Snapshot(point.clone()),
-            _ if is_bind => Held::Nothing,
+            Some("/") if self.root.is_some() => KeptBy::Snapshot(point.clone()),
+            Some("/") => KeptBy::Nothing,
+            _ if is_volume => KeptBy::Snapshot(point.clone()),
+            _ if is_bind => KeptBy::Nothing,
             // A file system of the container's own, which CRIU fills again.
-            _ => Held::Criu,
+            _ => KeptBy::Criu,
         }
     }
 }

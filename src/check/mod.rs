@@ -22,7 +22,7 @@ use crate::files::DumpSettings;
 use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
-use crate::freezer::State;
+use crate::freezer::FreezerState;
 use crate::hint::hint_of;
 use crate::machine;
 use crate::runtime::Runtime;
@@ -30,11 +30,11 @@ use crate::substitute::{
     Allow, Mismatch, OnUnsupported, Resolved, Substitution, ensure_allowed, judge,
 };
 
-pub use held::Held;
+pub use held::KeptBy;
 
 /// What is asked.
 #[derive(Debug)]
-pub struct Request {
+pub struct CheckRequest {
     /// The real runtime, with the global flags of the call.
     pub runtime: Runtime,
     /// The container.
@@ -57,7 +57,7 @@ pub struct Request {
 
 /// What would come of a checkpoint.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct CheckReport {
     /// The version of this form: 1.
     pub schema: u32,
     /// The container.
@@ -65,7 +65,7 @@ pub struct Report {
     /// Whether a checkpoint would work.
     pub works: bool,
     /// Every open file.
-    pub files: Vec<Fate>,
+    pub files: Vec<FileOutlook>,
     /// Why it would fail, beside what is said of the open files.
     pub problems: Vec<Finding>,
     /// What does not make it fail, and should be known.
@@ -74,17 +74,17 @@ pub struct Report {
 
 /// What would become of an open file.
 #[derive(Debug, Serialize)]
-pub struct Fate {
+pub struct FileOutlook {
     /// The open file, with an identifier of this report alone.
     #[serde(flatten)]
     pub file: OpenFile,
     /// Whether it can be dumped.
-    pub dump: Dump,
+    pub dump: DumpOutlook,
     /// Where its content would be kept.
-    pub held: Held,
+    pub held: KeptBy,
     /// The rule that would replace it at a restore.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<Rule>,
+    pub rule: Option<RuleSaid>,
     /// Why it cannot be dumped.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Finding>,
@@ -93,7 +93,7 @@ pub struct Fate {
 /// Whether an open file can be dumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Dump {
+pub enum DumpOutlook {
     /// It can.
     Yes,
     /// It is left out: something has to take its place at a restore.
@@ -104,7 +104,7 @@ pub enum Dump {
 
 /// A rule that stands in the configuration or in an annotation.
 #[derive(Debug, Serialize)]
-pub struct Rule {
+pub struct RuleSaid {
     /// The rule, as the grammar writes it.
     pub rule: String,
     /// Where it stands.
@@ -156,7 +156,7 @@ impl Finding {
 }
 
 /// Looks at a container.
-pub fn check(request: &Request) -> Result<Report> {
+pub fn check(request: &CheckRequest) -> Result<CheckReport> {
     machine::ensure_capable()?;
     machine::ensure_criu()?;
     let container = Container::discover(&request.runtime, &request.id)?;
@@ -191,9 +191,9 @@ pub fn check(request: &Request) -> Result<Report> {
     problems.extend(refused_users);
     remarks.extend(other_users);
     remarks.extend(others::remarks(&container, &dumped, &parts)?);
-    let works = problems.is_empty() && files.iter().all(|fate| fate.dump != Dump::No);
+    let works = problems.is_empty() && files.iter().all(|fate| fate.dump != DumpOutlook::No);
     let container = request.id.clone();
-    Ok(Report { schema: 1, container, works, files, problems, remarks })
+    Ok(CheckReport { schema: 1, container, works, files, problems, remarks })
 }
 
 /// What CRIU will do about an open file: it is kept from those that are set aside.
@@ -215,17 +215,22 @@ enum Foretold {
     Fails { obstacles: Vec<Obstacle>, mapped: bool },
 }
 
-fn fate(known: &Known, foretold: &Foretold, parts: &held::Parts, resolved: &[Resolved]) -> Fate {
+fn fate(
+    known: &Known,
+    foretold: &Foretold,
+    parts: &held::Parts,
+    resolved: &[Resolved],
+) -> FileOutlook {
     let subject = subject(&known.file);
     let (dump, problems) = match foretold {
-        Foretold::Dumped => (Dump::Yes, Vec::new()),
-        Foretold::LeftOut => (Dump::LeftOut, Vec::new()),
+        Foretold::Dumped => (DumpOutlook::Yes, Vec::new()),
+        Foretold::LeftOut => (DumpOutlook::LeftOut, Vec::new()),
         Foretold::Fails { obstacles, mapped } => {
             let finding = |obstacle| Finding::of_open_file(obstacle, &subject, *mapped);
-            (Dump::No, obstacles.iter().map(finding).collect())
+            (DumpOutlook::No, obstacles.iter().map(finding).collect())
         }
     };
-    Fate {
+    FileOutlook {
         held: parts.holder_of(known, dump),
         rule: rule_for(known.file.id, resolved),
         file: known.file.clone(),
@@ -234,10 +239,10 @@ fn fate(known: &Known, foretold: &Foretold, parts: &held::Parts, resolved: &[Res
     }
 }
 
-fn rule_for(file: FileId, resolved: &[Resolved]) -> Option<Rule> {
+fn rule_for(file: FileId, resolved: &[Resolved]) -> Option<RuleSaid> {
     let winner = resolved.iter().find(|resolved| resolved.file.id == file)?;
     let from = winner.rule.origin.to_string();
-    Some(Rule { rule: winner.rule.to_string(), from })
+    Some(RuleSaid { rule: winner.rule.to_string(), from })
 }
 
 /// The open file as a problem names it: one of its descriptors, and its name.
@@ -249,17 +254,19 @@ fn subject(file: &OpenFile) -> String {
     }
 }
 
-fn remarks(files: &[Fate], mismatches: &[Mismatch]) -> Vec<Finding> {
-    let left_out = files.iter().filter(|fate| fate.dump == Dump::LeftOut && fate.rule.is_none());
+fn remarks(files: &[FileOutlook], mismatches: &[Mismatch]) -> Vec<Finding> {
+    let left_out =
+        files.iter().filter(|fate| fate.dump == DumpOutlook::LeftOut && fate.rule.is_none());
     let needed = left_out.map(|fate| needs_replacement(&fate.file, "it is left out"));
     let rules = mismatches.iter().filter(|one| !matches!(one, Mismatch::Needed { .. }));
     needed.chain(rules.map(|rule| Finding::new(format!("rule {rule}")))).collect()
 }
 
 /// Tun devices that are saved, and whose interfaces are not: runc leaves networks out.
-fn lost_interfaces(files: &[Fate]) -> impl Iterator<Item = Finding> {
-    let is_lost =
-        |fate: &&Fate| fate.file.has_interface() && fate.dump == Dump::Yes && fate.rule.is_none();
+fn lost_interfaces(files: &[FileOutlook]) -> impl Iterator<Item = Finding> {
+    let is_lost = |fate: &&FileOutlook| {
+        fate.file.has_interface() && fate.dump == DumpOutlook::Yes && fate.rule.is_none()
+    };
     let lost = files.iter().filter(is_lost);
     lost.map(|fate| needs_replacement(&fate.file, "its interface is left to the engine"))
 }
@@ -279,7 +286,7 @@ fn refused(resolved: &[Resolved], allow: &Allow) -> Option<Finding> {
 
 fn frozen_from_above(container: &Container) -> Result<Option<Finding>> {
     let state = container.freezer.state()?;
-    Ok((state == Some(State::FrozenFromAbove)).then(|| {
+    Ok((state == Some(FreezerState::FrozenFromAbove)).then(|| {
         let what = "it is frozen by a control group above its own".to_owned();
         Finding::with_help(what, "thaw that one")
     }))
@@ -287,8 +294,10 @@ fn frozen_from_above(container: &Container) -> Result<Option<Finding>> {
 
 fn frozen(container: &Container) -> Result<Option<Finding>> {
     Ok(match container.freezer.state()? {
-        Some(State::Frozen) => Some(Finding::new("it is frozen, and would stay so".to_owned())),
-        Some(State::Freezing) => Some(Finding::with_help(
+        Some(FreezerState::Frozen) => {
+            Some(Finding::new("it is frozen, and would stay so".to_owned()))
+        }
+        Some(FreezerState::Freezing) => Some(Finding::with_help(
             "it is being frozen by somebody, and a process has not stopped yet".to_owned(),
             &format!("ocicle thaw {}", container.id),
         )),
@@ -296,7 +305,7 @@ fn frozen(container: &Container) -> Result<Option<Finding>> {
     })
 }
 
-impl Report {
+impl CheckReport {
     /// Everything over which it would fail.
     pub fn all_problems(&self) -> impl Iterator<Item = &Finding> {
         self.files.iter().flat_map(|fate| &fate.problems).chain(&self.problems)
@@ -320,9 +329,9 @@ impl Report {
         self.files.iter().map(|fate| {
             let [id, kind, _, _, holders, name] = fate.file.row();
             let dump = match fate.dump {
-                Dump::Yes => "yes",
-                Dump::LeftOut => "left out",
-                Dump::No => "no",
+                DumpOutlook::Yes => "yes",
+                DumpOutlook::LeftOut => "left out",
+                DumpOutlook::No => "no",
             };
             let rule = fate.rule.as_ref();
             let rule =
@@ -333,6 +342,6 @@ impl Report {
 }
 
 /// The volumes of a checkpoint with these choices.
-fn volumes(container: &Container, request: &Request) -> Result<Vec<held::Volume>> {
+fn volumes(container: &Container, request: &CheckRequest) -> Result<Vec<held::Volume>> {
     container.bundle.volumes(&request.volumes)
 }

@@ -10,7 +10,7 @@ use super::Finding;
 use super::held::Parts;
 use crate::bytes::ByteString;
 use crate::container::{Container, Process, Shared, group_name, shared};
-use crate::freezer::Version;
+use crate::freezer::CgroupVersion;
 use crate::sys::mountinfo::{Mount, mounts_of};
 use crate::sys::process::Status;
 
@@ -76,7 +76,7 @@ pub(super) fn sharing(
 }
 
 /// ` in NAME`, by its control group, which engines and runtimes name after the container.
-fn of_container(pid: i32, version: Version) -> String {
+fn of_container(pid: i32, version: CgroupVersion) -> String {
     let name = group_name(pid, version);
     name.map_or_else(String::new, |name| format!(" in {}", ByteString::from(name.as_str())))
 }
@@ -136,7 +136,12 @@ fn writable_on<'a>(info: &str, mounts: &'a [Mount]) -> Option<&'a Mount> {
     mounts.iter().find(|known| writes && known.id == mount)
 }
 
-fn writers(point: &Path, source: &Path, outside: &[Writer], version: Version) -> Vec<Finding> {
+fn writers(
+    point: &Path,
+    source: &Path,
+    outside: &[Writer],
+    version: CgroupVersion,
+) -> Vec<Finding> {
     let Ok((device, root)) = shared::place_of(source) else { return Vec::new() };
     let device = rustix::fs::makedev(device.0, device.1);
     let is_below = |writer: &&Writer| writer.device == device && writer.path.starts_with(&root);

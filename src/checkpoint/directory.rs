@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::guardian::Guardian;
 use crate::hint::{FULL, WithHint};
-use crate::snapshot::Part;
-use crate::store::lock::Lock;
+use crate::snapshot::PackedPart;
+use crate::store::lock::ContainerLock;
 use crate::store::manifest::{self, Manifest};
 use crate::store::{STAGING, staged_parts};
 
@@ -27,7 +27,7 @@ impl ImageDirectory {
         path: &Path,
         disposable: bool,
         guardian: &Guardian,
-        _held: &Lock,
+        _held: &ContainerLock,
     ) -> Result<Self> {
         DirBuilder::new()
             .recursive(true)
@@ -66,7 +66,7 @@ impl ImageDirectory {
     }
 
     /// Gives the layers of the version before a second name here: a new version refers to them.
-    pub(super) fn share_layers(&self, base: &Path, part: &Part) -> Result<()> {
+    pub(super) fn share_layers(&self, base: &Path, part: &PackedPart) -> Result<()> {
         for layer in &part.record().layers {
             fs::hard_link(base.join(&layer.name), self.path.join(&layer.name))
                 .with_context(|| format!("sharing {} with the version before", layer.name))?;

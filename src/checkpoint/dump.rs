@@ -13,15 +13,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::foresight::{self, Foreseen};
 use super::freeze::freeze;
 use super::locks::Locks;
-use super::memory::Memory;
-use super::parts::{self, Copied};
+use super::memory::ImagesInMemory;
+use super::parts::{self, CopiedAhead};
 use super::room::Room;
-use super::{ImageDirectory, Request};
+use super::{CheckpointRequest, ImageDirectory};
 use crate::bytes::ByteString;
 use crate::container::Container;
 use crate::cover::Cover;
 use crate::criu::config::Configuration;
-use crate::criu::door::{Action, Criu, Door, Visitor};
+use crate::criu::door::{Door, Visitor, WaitingCriu, WaitingScript};
 use crate::criu::protocol::Work;
 use crate::criu::{action, failure, phases};
 use crate::fault;
@@ -38,14 +38,14 @@ use crate::sys::process::{pidfd, wait_readable};
 
 /// A dump under way.
 pub(super) struct Dump<'a> {
-    request: &'a Request,
+    request: &'a CheckpointRequest,
     container: &'a Container,
     /// Its first process.
     init: Option<OwnedFd>,
     cover: Cover,
     directory: &'a ImageDirectory,
     /// Where the images are while the container stands still, if not there.
-    memory: Option<Memory>,
+    memory: Option<ImagesInMemory>,
     // Dropped in this order: nobody answers at the door any more, so that CRIU fails, and the
     // guardian waits for that.
     door: Door,
@@ -59,7 +59,7 @@ pub(super) struct Dump<'a> {
 /// What has come of it.
 pub(super) struct Dumped {
     pub(super) manifest: Manifest,
-    pub(super) parts: Vec<parts::Staged>,
+    pub(super) parts: Vec<parts::PartUnderway>,
     /// The locks that were held: of a container that goes on, CRIU's images may lack some.
     pub(super) locks: Locks,
 }
@@ -70,14 +70,14 @@ struct Ready<'a> {
     /// CRIU's process, while there is one.
     criu: Option<OwnedFd>,
     /// The script of CRIU's that waits for the container to be frozen.
-    hook: Option<Action>,
+    hook: Option<WaitingScript>,
     told: Foreseen,
 }
 
 impl<'a> Dump<'a> {
     /// Opens the door to the CRIU that the runtime will start, and that will write `needed` bytes.
     pub(super) fn begin(
-        request: &'a Request,
+        request: &'a CheckpointRequest,
         container: &'a Container,
         cover: Cover,
         guardian: Guardian,
@@ -89,7 +89,7 @@ impl<'a> Dump<'a> {
         guardian.remove_if_we_die(door.directory())?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         let diverted = Diverted::to(door.directory(), &request.runtime);
-        let memory = Memory::for_images(request, needed)?;
+        let memory = ImagesInMemory::for_images(request, needed)?;
         Ok(Self {
             request,
             container,
@@ -110,7 +110,7 @@ impl<'a> Dump<'a> {
     pub(super) fn run(
         &self,
         mut manifest: Manifest,
-        staged: Copied,
+        staged: CopiedAhead,
         room: Option<Room>,
     ) -> Result<Dumped> {
         manifest.parts = parts::records(&staged.parts);
@@ -210,7 +210,7 @@ impl<'a> Dump<'a> {
     }
 
     /// Starts the runtime's `checkpoint`; its CRIU comes to the door.
-    fn start_runtime(&self, plain_cgroups: bool) -> Result<Criu<'_>> {
+    fn start_runtime(&self, plain_cgroups: bool) -> Result<WaitingCriu<'_>> {
         let arguments = self.arguments(plain_cgroups);
         let command = self.diverted.runtime.command_line(&arguments);
         self.guardian.run(&command, &self.door.environment()?, &self.errors)?;
@@ -223,7 +223,7 @@ impl<'a> Dump<'a> {
     }
 
     fn arguments(&self, plain_cgroups: bool) -> Vec<OsString> {
-        let Request { id, images, work, flags, .. } = self.request;
+        let CheckpointRequest { id, images, work, flags, .. } = self.request;
         let to = self.images().into();
         let mut rest: Vec<OsString> = vec!["checkpoint".into(), "--image-path".into(), to];
         // crun's own choice for CRIU's log is the image directory.
@@ -240,7 +240,7 @@ impl<'a> Dump<'a> {
 
     /// Where CRIU writes the images.
     fn images(&self) -> PathBuf {
-        self.memory.as_ref().map_or_else(|| self.request.images.clone(), Memory::path)
+        self.memory.as_ref().map_or_else(|| self.request.images.clone(), ImagesInMemory::path)
     }
 
     /// The steps of CRIU's own, as far as its log tells. They explain the pause, and nothing
@@ -280,10 +280,10 @@ impl<'a> Dump<'a> {
     fn dump_and_snapshot(
         &self,
         frozen: &Frozen<'_>,
-        staged: Copied,
+        staged: CopiedAhead,
         manifest: &mut Manifest,
         locks: &Locks,
-    ) -> Result<Option<(Vec<parts::Staged>, Instant)>> {
+    ) -> Result<Option<(Vec<parts::PartUnderway>, Instant)>> {
         manifest.freeze.by = frozen.by();
         let sharing = &staged.sharing;
         let others = sharing.freeze(self.request, self.container, &self.guardian)?;
@@ -304,7 +304,7 @@ impl<'a> Dump<'a> {
                 return Ok(None);
             };
             fault::point("post-dump");
-            let Taken { parts, held, begin, end } = match snapshot {
+            let TakenParts { parts, held, begin, end } = match snapshot {
                 Ok(taken) => taken,
                 Err(error) => {
                     self.answer(hook, &Err(anyhow!("{error:#}")));
@@ -326,7 +326,7 @@ impl<'a> Dump<'a> {
 
     /// Answers CRIU's post-dump script. Where that is gone, CRIU fails: what has become of the
     /// container then is seen when the runtime has ended.
-    fn answer(&self, hook: Action, outcome: &Result<()>) {
+    fn answer(&self, hook: WaitingScript, outcome: &Result<()>) {
         if let Err(error) = hook.answer(outcome) {
             tracing::debug!("answering CRIU: {error:#}");
         }
@@ -336,10 +336,10 @@ impl<'a> Dump<'a> {
     /// goes on needs nothing: without a manifest, written at the very end, there is no checkpoint.
     fn commit(
         &self,
-        parts: Vec<parts::Staged>,
+        parts: Vec<parts::PartUnderway>,
         manifest: &Manifest,
         locks: &Locks,
-    ) -> (Vec<parts::Staged>, Result<()>) {
+    ) -> (Vec<parts::PartUnderway>, Result<()>) {
         let images = self.images();
         let asked_for = locks.ensure_asked_for(&images, self.cover.keeps_locks());
         let in_time = asked_for.and_then(|()| self.guardian.ensure_in_time());
@@ -360,7 +360,7 @@ impl<'a> Dump<'a> {
     }
 
     /// Lets CRIU in for whatever the runtime asks first, until it comes with the dump.
-    fn await_dump(&self) -> Result<Criu<'_>> {
+    fn await_dump(&self) -> Result<WaitingCriu<'_>> {
         loop {
             match self.next()? {
                 Some(Visitor::Criu(criu)) if criu.work == Work::Dump => return Ok(criu),
@@ -371,7 +371,7 @@ impl<'a> Dump<'a> {
     }
 
     /// Waits for the action script of a point. `None` when CRIU failed before it came that far.
-    fn await_action(&self, point: &str) -> Result<Option<Action>> {
+    fn await_action(&self, point: &str) -> Result<Option<WaitingScript>> {
         loop {
             match self.next()? {
                 Some(Visitor::Action(action)) if action.point == point => return Ok(Some(action)),
@@ -464,7 +464,7 @@ impl<'a> Dump<'a> {
     }
 
     fn logs(&self) -> failure::Logs {
-        let Request { runtime, id, images, work, .. } = self.request;
+        let CheckpointRequest { runtime, id, images, work, .. } = self.request;
         let mut logs = failure::Logs::of(runtime, id, images, self.since);
         logs.look_in(work.as_deref());
         logs
@@ -472,8 +472,8 @@ impl<'a> Dump<'a> {
 }
 
 /// What was taken under the freeze, and when.
-pub(super) struct Taken {
-    pub parts: Vec<parts::Staged>,
+pub(super) struct TakenParts {
+    pub parts: Vec<parts::PartUnderway>,
     pub held: Vec<HeldFile>,
     pub begin: Instant,
     pub end: Instant,
@@ -495,10 +495,10 @@ fn owners_outside(container: &Container, owned: Vec<Owned>, manifest: &Manifest)
 pub(super) fn take(
     container: &Container,
     frozen: &Frozen<'_>,
-    parts: Vec<parts::Staged>,
+    parts: Vec<parts::PartUnderway>,
     digests: Option<Digests>,
     before: &Suspects,
-) -> Result<Taken> {
+) -> Result<TakenParts> {
     let begin = Instant::now();
     let mut suspects = before.clone();
     suspects.extend(Suspects::of(&frozen.processes()?));
@@ -510,5 +510,5 @@ pub(super) fn take(
     };
     let parts = parts::take(parts, &suspects, frozen)?;
     fault::point("snapshot-taken");
-    Ok(Taken { parts, held, begin, end: Instant::now() })
+    Ok(TakenParts { parts, held, begin, end: Instant::now() })
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::locks::Locks;
-use super::{Request, connections};
+use super::{CheckpointRequest, connections};
 use crate::container::{Container, Identity};
 use crate::cover::{Aside, Cover};
 use crate::files::{Owned, Unreachable, by_path};
@@ -89,7 +89,7 @@ const MANY: usize = 200;
 /// the groups at their old paths (`move_in_cgroup`, `prepare_cgns`), whatever new root the runtime
 /// names (`rewrite_cgroup_roots`): so an engine's container, which may come back under another
 /// name, has them read.
-pub(super) fn has_plain_cgroups(request: &Request, container: &Container) -> bool {
+pub(super) fn has_plain_cgroups(request: &CheckpointRequest, container: &Container) -> bool {
     let knows_the_mode = ["runc", "crun"].contains(&request.runtime.name().as_str());
     knows_the_mode
         && !request.has_flag(CGROUPS_MODE)

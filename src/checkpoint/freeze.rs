@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result};
 
-use super::Request;
+use super::CheckpointRequest;
 use crate::fault;
-use crate::freezer::{Freezer, Frozen, State};
+use crate::freezer::{Freezer, FreezerState, Frozen};
 use crate::guardian::Guardian;
 
 /// Freezes the container.
 pub(super) fn freeze<'a>(
-    request: &Request,
+    request: &CheckpointRequest,
     freezer: &'a Freezer,
     guardian: &Guardian,
 ) -> Result<Frozen<'a>> {
@@ -20,11 +20,11 @@ pub(super) fn freeze<'a>(
 
 /// Freezes a control group that somebody thaws if we die.
 pub(super) fn guard_and_freeze<'a>(
-    request: &Request,
+    request: &CheckpointRequest,
     freezer: &'a Freezer,
     guardian: &Guardian,
 ) -> Result<Frozen<'a>> {
-    if freezer.state()? == Some(State::Thawed) {
+    if freezer.state()? == Some(FreezerState::Thawed) {
         guardian.thaw_if_we_die(freezer)?;
     }
     freezer.freeze(request.freeze_limit)

@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 
 use crate::criu::images::entries::FileLock;
-use crate::criu::images::image::{Image, Kind};
+use crate::criu::images::image::{Image, ImageKind};
 use crate::criu::images::{ImageDir, Images};
 use crate::files::{Holder, Lock, LockKind};
 use crate::hint::WithHint;
@@ -52,8 +52,8 @@ impl Locks {
         if missing.is_empty() {
             return Ok(());
         }
-        let image = dir.find(Kind::FileLocks, IMAGE)?;
-        let image = image.unwrap_or_else(|| Image::empty(Kind::FileLocks));
+        let image = dir.find(ImageKind::FileLocks, IMAGE)?;
+        let image = image.unwrap_or_else(|| Image::empty(ImageKind::FileLocks));
         let entries = missing.iter().map(FileLock::encode);
         let directory = Directory::open(path)?;
         directory
@@ -65,7 +65,7 @@ impl Locks {
 /// What makes two entries one lock: the open file; and of a lock of a range the table of file
 /// descriptors as well, since that is what the kernel has for its owner.
 #[derive(PartialEq, Eq, Hash)]
-struct Identity {
+struct LockKey {
     file: u32,
     table: Option<u32>,
     flag: u32,
@@ -79,7 +79,7 @@ struct Identity {
 fn missing(images: &Images, held: &[(Holder, Lock)]) -> Vec<FileLock> {
     let descriptors = images.descriptors();
     let known = images.locks.iter().filter_map(|lock| identity(&descriptors, lock));
-    let mut known: HashSet<Identity> = known.collect();
+    let mut known: HashSet<LockKey> = known.collect();
     let held = held.iter().map(|(holder, lock)| entry(*holder, lock));
     held.filter(|lock| identity(&descriptors, lock).is_some_and(|one| known.insert(one))).collect()
 }
@@ -100,11 +100,11 @@ fn entry(holder: Holder, lock: &Lock) -> FileLock {
     }
 }
 
-fn identity(descriptors: &HashMap<(i32, i32), (u32, u32)>, lock: &FileLock) -> Option<Identity> {
+fn identity(descriptors: &HashMap<(i32, i32), (u32, u32)>, lock: &FileLock) -> Option<LockKey> {
     let FileLock { flag, access, pid, fd, start, length } = *lock;
     let (table, file) = *descriptors.get(&(pid, fd))?;
     let table = (flag == FileLock::POSIX).then_some(table);
-    Some(Identity { file, table, flag, access, start, length })
+    Some(LockKey { file, table, flag, access, start, length })
 }
 
 #[cfg(test)]

@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::Request;
+use super::CheckpointRequest;
 use crate::container::memory_left;
-use crate::sys::direct::Stream;
-use crate::sys::memory::Memory as Machine;
+use crate::sys::direct::DirectStream;
+use crate::sys::memory::MachineMemory;
 use crate::sys::mount;
 
 /// Where CRIU writes its images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Stage {
+pub enum ImagesIn {
     /// To memory, and to disk after the thaw; for --leave-running
     Memory,
     /// To the image directory at once
@@ -33,17 +33,17 @@ pub enum Stage {
 
 /// The images in memory.
 #[derive(Debug)]
-pub(super) struct Memory(OwnedFd);
+pub(super) struct ImagesInMemory(OwnedFd);
 
-impl Memory {
+impl ImagesInMemory {
     /// Makes room for images of so many bytes, if that is wished and can be.
-    pub(super) fn for_images(request: &Request, needed: u64) -> Result<Option<Self>> {
+    pub(super) fn for_images(request: &CheckpointRequest, needed: u64) -> Result<Option<Self>> {
         match request.stage {
-            Stage::Disk => return Ok(None),
+            ImagesIn::Disk => return Ok(None),
             _ if must_be_on_disk(request) => return Ok(None),
-            Stage::Auto if !gains(&machine()?, needed) => return Ok(None),
-            Stage::Auto => {}
-            Stage::Memory => ensure_room(&machine()?, needed)?,
+            ImagesIn::Auto if !gains(&machine()?, needed) => return Ok(None),
+            ImagesIn::Auto => {}
+            ImagesIn::Memory => ensure_room(&machine()?, needed)?,
         }
         Ok(Some(Self(mount::tmpfs().context("making a tmpfs for the images")?)))
     }
@@ -71,7 +71,7 @@ impl Memory {
 
 /// A container that ends is on disk before it does; a dump on top of another one refers to it by a
 /// path.
-fn must_be_on_disk(request: &Request) -> bool {
+fn must_be_on_disk(request: &CheckpointRequest) -> bool {
     let several = request.has_flag("--parent-path") || request.has_flag("--pre-dump");
     !request.leave_running || several
 }
@@ -79,26 +79,26 @@ fn must_be_on_disk(request: &Request) -> bool {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     // By its buffer, where std::io::copy would read 8 KiB at a time.
     let mut source = BufReader::with_capacity(1 << 20, File::open(from)?);
-    let mut target = Stream::new(File::create(to)?);
+    let mut target = DirectStream::new(File::create(to)?);
     std::io::copy(&mut source, &mut target)?;
     target.finish()?;
     Ok(())
 }
 
 /// The machine's memory, as far as the control group lets us have it: what CRIU writes counts as ours.
-pub(super) fn machine() -> Result<Machine> {
-    let machine = Machine::read()?;
+pub(super) fn machine() -> Result<MachineMemory> {
+    let machine = MachineMemory::read()?;
     let left = memory_left()?.unwrap_or(u64::MAX);
-    Ok(Machine { available: machine.available.min(left), ..machine })
+    Ok(MachineMemory { available: machine.available.min(left), ..machine })
 }
 
 /// The page cache is quicker than a tmpfs, until the kernel writes to the disk what is in it: that
 /// takes a processor and locks of the file system from CRIU.
-fn gains(machine: &Machine, needed: u64) -> bool {
+fn gains(machine: &MachineMemory, needed: u64) -> bool {
     machine.would_write(needed) && machine.has_plenty(needed)
 }
 
-fn ensure_room(machine: &Machine, needed: u64) -> Result<()> {
+fn ensure_room(machine: &MachineMemory, needed: u64) -> Result<()> {
     ensure!(
         needed < machine.available,
         "there is too little memory for the images: {} MiB are available, {} MiB are needed",
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn memory_is_chosen_where_the_disk_would_be_waited_for() {
-        let machine = |dirty| Machine { available: 16 << 30, dirty, limit: 3 << 30 };
+        let machine = |dirty| MachineMemory { available: 16 << 30, dirty, limit: 3 << 30 };
         assert!(!gains(&machine(0), 1 << 30));
         assert!(!gains(&machine(1 << 30), 1 << 30));
         assert!(gains(&machine(5 << 29), 1 << 30), "much is dirty already");

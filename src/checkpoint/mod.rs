@@ -43,22 +43,22 @@ use crate::runtime::arguments::value_of;
 use crate::runtime::ended::Notice;
 use crate::snapshot::{self, Compression, Progress, Root};
 use crate::store::choices::{self, Filesystem};
-use crate::store::lock::Lock;
+use crate::store::lock::ContainerLock;
 use crate::store::manifest::Manifest;
 use crate::store::{self, Timeline};
 use crate::substitute::{OnUnsupported, Substitution};
 
 pub use directory::ImageDirectory;
 use dump::{Dump, Dumped};
-pub use memory::Stage;
+pub use memory::ImagesIn;
 use needed::needed;
-use parts::Copied;
+use parts::CopiedAhead;
 use sharing::Sharing;
 pub use under_dump::under_dump;
 
 /// What is asked for.
 #[derive(Debug)]
-pub struct Request {
+pub struct CheckpointRequest {
     /// The real runtime, with the global flags of the call.
     pub runtime: Runtime,
     /// The container.
@@ -76,7 +76,7 @@ pub struct Request {
     /// How long it may stay frozen beyond the dump's own progress.
     pub max_freeze: Duration,
     /// Where CRIU writes its images first.
-    pub stage: Stage,
+    pub stage: ImagesIn,
     /// The largest deleted file that is kept, as CRIU writes sizes.
     pub ghost_limit: String,
     /// Rules of the command line: of files that CRIU cannot dump, they say what will take the place.
@@ -98,10 +98,10 @@ pub struct Request {
     /// What is done about volumes that others write too.
     pub shared: Shared,
     /// How snapshots are taken.
-    pub drivers: snapshot::Settings,
+    pub drivers: snapshot::DriverSettings,
 }
 
-impl Request {
+impl CheckpointRequest {
     /// What is done about the files of a container.
     fn filesystem_of(&self, container: &Container) -> Result<Filesystem> {
         let annotated = choices::annotated(&container.bundle)?;
@@ -119,7 +119,11 @@ impl Request {
 /// # Errors
 /// The container is then as it was before, running or frozen by the caller, and the image
 /// directory holds nothing that looks like a checkpoint.
-pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Result<Manifest> {
+pub fn checkpoint(
+    request: &CheckpointRequest,
+    held: &ContainerLock,
+    progress: &dyn Progress,
+) -> Result<Manifest> {
     let timeline = Timeline::start();
     let container = Container::discover(&request.runtime, &request.id)?;
     machine::check(&container)?;
@@ -155,14 +159,14 @@ pub fn checkpoint(request: &Request, held: &Lock, progress: &dyn Progress) -> Re
 }
 
 /// Makes sure that no open file will stop the dump.
-fn cover(request: &Request, container: &Container) -> Result<Cover> {
+fn cover(request: &CheckpointRequest, container: &Container) -> Result<Cover> {
     let rules = cover::rules(container, &request.id, &request.configured, &request.rules)?;
     let settings = settings(request).with_standing(&request.runtime)?;
     Cover::of(rules, request.on_unsupported, settings, container)
 }
 
 /// What CRIU is told, as far as it decides over open files.
-fn settings(request: &Request) -> DumpSettings {
+fn settings(request: &CheckpointRequest) -> DumpSettings {
     let has = |flag: &str| request.flags.iter().any(|given| given == flag);
     DumpSettings {
         tcp_established: has("--tcp-established"),
@@ -181,11 +185,11 @@ fn settings(request: &Request) -> DumpSettings {
 fn copy_first(
     container: &Container,
     root: Root,
-    request: &Request,
+    request: &CheckpointRequest,
     filesystem: Filesystem,
     directory: &ImageDirectory,
     guardian: &Guardian,
-) -> Result<Copied> {
+) -> Result<CopiedAhead> {
     let suspects = Suspects::of(&container.freezer.processes()?);
     let (planned, sharing) = match filesystem {
         Filesystem::Snapshot => parts::plan(container, root, request)?,
@@ -196,5 +200,5 @@ fn copy_first(
         Filesystem::Verify => Some(parts::digest_held(container)?),
         Filesystem::Snapshot | Filesystem::None => None,
     };
-    Ok(Copied { parts, suspects, sharing, digests })
+    Ok(CopiedAhead { parts, suspects, sharing, digests })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Request;
+use super::CheckpointRequest;
 use super::directory::ImageDirectory;
 use super::sharing::Sharing;
 use crate::bytes::ByteString;
@@ -14,9 +14,10 @@ use crate::files::held::Digests;
 use crate::freezer::Frozen;
 use crate::guardian::Guardian;
 use crate::snapshot::{
-    self, Claim, CopyStats, Driver, Held, Lease, Part as Packed, Purpose, Root, Taken, choose,
+    self, Claim, CopyStats, Driver, DriverReport, DriverSnapshot, Lease, PackedPart, Root,
+    SnapshotOwner, choose,
 };
-use crate::store::manifest::{self, Manifest, Part, State};
+use crate::store::manifest::{self, Manifest, PartRecord, State};
 use crate::store::open_staged;
 
 /// What the application sees as its root.
@@ -24,21 +25,21 @@ pub(super) const ROOT: &str = "rootfs";
 
 /// A part that will be taken.
 pub(super) struct Planned {
-    part: Part,
+    part: PartRecord,
     root: Root,
 }
 
 /// A part that is prepared, or taken.
-pub(super) struct Staged {
-    part: Part,
+pub(super) struct PartUnderway {
+    part: PartRecord,
     driver: Box<dyn Driver>,
     prepared: CopyStats,
     notes: Vec<String>,
 }
 
 /// Parts that were copied once, and the files that could not be trusted then.
-pub(super) struct Copied {
-    pub parts: Vec<Staged>,
+pub(super) struct CopiedAhead {
+    pub parts: Vec<PartUnderway>,
     pub suspects: Suspects,
     pub sharing: Sharing,
     /// Of the files that the container held, where no copy of them is taken.
@@ -60,18 +61,18 @@ pub(super) fn holders(container: &Container) -> Result<Vec<i32>> {
 pub(super) fn plan(
     container: &Container,
     root: Root,
-    request: &Request,
+    request: &CheckpointRequest,
 ) -> Result<(Vec<Planned>, Sharing)> {
     let bundle = &container.bundle;
     let mut planned = Vec::new();
     if !bundle.is_read_only() {
-        let part = Part::new(ROOT, Path::new("/"), &bundle.rootfs);
+        let part = PartRecord::new(ROOT, Path::new("/"), &bundle.rootfs);
         planned.push(Planned { part, root });
     }
     let volumes = bundle.volumes(&request.volumes)?;
     let sharing = Sharing::find(container, &volumes, request.shared)?;
     for (destination, source) in volumes {
-        let part = Part::new(&format!("volume-{}", planned.len()), &destination, &source);
+        let part = PartRecord::new(&format!("volume-{}", planned.len()), &destination, &source);
         let root = snapshot::probe(&source)
             .and_then(Root::described)
             .with_context(|| format!("looking at the volume {}", destination.display()))?;
@@ -83,11 +84,11 @@ pub(super) fn plan(
 /// Copies what can be copied while the container runs.
 pub(super) fn stage(
     planned: Vec<Planned>,
-    request: &Request,
+    request: &CheckpointRequest,
     directory: &ImageDirectory,
     guardian: &Guardian,
     suspects: &Suspects,
-) -> Result<Vec<Staged>> {
+) -> Result<Vec<PartUnderway>> {
     // A base that cannot be read is no reason to fail.
     let base = request.base.as_deref();
     let base = base.and_then(|images| Some((images, Manifest::read(images).ok()?)));
@@ -102,7 +103,7 @@ pub(super) fn stage(
             let staging = directory.stage(&part.name)?;
             let prepare = || {
                 let purpose =
-                    Purpose { owner: &request.images, part: &part.name, is_alive: &is_alive };
+                    SnapshotOwner { owner: &request.images, part: &part.name, is_alive: &is_alive };
                 let (mut driver, notes) =
                     choose(&staging, root, before.as_ref(), &request.drivers, &purpose)?;
                 if let Some(held) = driver.held() {
@@ -114,7 +115,7 @@ pub(super) fn stage(
             let (driver, notes, prepared) =
                 prepare().with_context(|| format!("copying {}", part.destination))?;
             notes.iter().for_each(|note| tracing::warn!("{}: {note}", part.destination));
-            Ok(Staged { part, driver, prepared, notes })
+            Ok(PartUnderway { part, driver, prepared, notes })
         })
         .collect()
 }
@@ -128,7 +129,7 @@ fn is_alive(claim: &Claim) -> bool {
         let is_away = !owner.parent().is_some_and(Path::exists);
         return manifest::is_there(owner) || (claim.index.is_none() && is_away);
     };
-    let staged = || Held::read(&open_staged(owner, &claim.part).ok()??).ok()?;
+    let staged = || DriverSnapshot::read(&open_staged(owner, &claim.part).ok()??).ok()?;
     match &claim.index {
         None => manifest.state == State::Staged && staged().is_some_and(|held| held.is(claim)),
         Some(index) => {
@@ -139,18 +140,20 @@ fn is_alive(claim: &Claim) -> bool {
 }
 
 /// The same part of the version before, whose layers have the same names.
-fn before(images: &Path, manifest: &Manifest, part: &Part) -> Option<Packed> {
-    let same = |other: &&Part| other.name == part.name && other.destination == part.destination;
-    let before = Packed::open(images, manifest.parts.iter().find(same)?.files.as_ref()?).ok()?;
+fn before(images: &Path, manifest: &Manifest, part: &PartRecord) -> Option<PackedPart> {
+    let same =
+        |other: &&PartRecord| other.name == part.name && other.destination == part.destination;
+    let before =
+        PackedPart::open(images, manifest.parts.iter().find(same)?.files.as_ref()?).ok()?;
     before.is_worth_building_on().then_some(before)
 }
 
 /// Takes the snapshot of every part, under the freeze.
 pub(super) fn take(
-    staged: Vec<Staged>,
+    staged: Vec<PartUnderway>,
     suspects: &Suspects,
     _frozen: &Frozen<'_>,
-) -> Result<Vec<Staged>> {
+) -> Result<Vec<PartUnderway>> {
     staged
         .into_iter()
         .map(|mut staged| {
@@ -158,7 +161,7 @@ pub(super) fn take(
             let frozen = taken.with_context(|| format!("copying {}", staged.part.destination))?;
             let notes = std::mem::take(&mut staged.notes);
             let driver = staged.driver.name();
-            staged.part.taken = Some(Taken::of(driver, staged.prepared, frozen, notes));
+            staged.part.taken = Some(DriverReport::of(driver, staged.prepared, frozen, notes));
             Ok(staged)
         })
         .collect()
@@ -167,19 +170,19 @@ pub(super) fn take(
 /// Writes the indexes, so that whoever comes can pack what is staged.
 ///
 /// What drivers hold elsewhere stays until there is a manifest as long as the leases are there.
-pub(super) fn seal(staged: Vec<Staged>) -> Result<Vec<Lease>> {
-    let seal = |Staged { part, driver, .. }: Staged| {
+pub(super) fn seal(staged: Vec<PartUnderway>) -> Result<Vec<Lease>> {
+    let seal = |PartUnderway { part, driver, .. }: PartUnderway| {
         driver.seal().with_context(|| format!("writing the index of {}", part.destination))
     };
     staged.into_iter().filter_map(|staged| seal(staged).transpose()).collect()
 }
 
 /// What the manifest says of parts that are not packed yet.
-pub(super) fn records(staged: &[Staged]) -> Vec<Part> {
+pub(super) fn records(staged: &[PartUnderway]) -> Vec<PartRecord> {
     staged.iter().map(|staged| staged.part.clone()).collect()
 }
 
-impl Part {
+impl PartRecord {
     fn new(name: &str, destination: &Path, source: &Path) -> Self {
         Self {
             name: name.to_owned(),

@@ -5,20 +5,20 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use super::Request;
+use super::CheckpointRequest;
 use crate::container::Container;
-use crate::freezer::{FrozenBy, State as FreezerState};
+use crate::freezer::{FreezerState, FrozenBy};
 use crate::machine;
 use crate::snapshot::RootIdentity;
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{
-    self, Container as Record, Features, Freeze, Left, Manifest, Programs, SCHEMA,
+    self, ContainerRecord, Features, Freeze, Left, Manifest, Programs, SCHEMA,
 };
 
 impl Manifest {
     /// What is known before the freeze.
     pub(super) fn begin(
-        request: &Request,
+        request: &CheckpointRequest,
         container: &Container,
         identity: &RootIdentity,
         filesystem: Filesystem,
@@ -35,7 +35,7 @@ impl Manifest {
             ocicle: env!("CARGO_PKG_VERSION").to_owned(),
             state: manifest::State::Staged,
             created: jiff::Timestamp::now(),
-            container: Record {
+            container: ContainerRecord {
                 id: container.id.clone(),
                 bundle: container.bundle.directory.clone(),
                 rootfs: container.bundle.rootfs.clone(),

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, open};
 
 use super::memory::machine;
-use crate::sys::memory::Memory as Machine;
+use crate::sys::memory::MachineMemory;
 
 /// What is smaller is not worth the look.
 const SMALL: u64 = 64 << 20;
@@ -54,7 +54,7 @@ impl Room {
 }
 
 /// Whether nothing else is pushed out of memory for it, and nothing of it gets on its way to the disk.
-fn is_gentle(machine: &Machine, on_disk: bool, needed: u64) -> bool {
+fn is_gentle(machine: &MachineMemory, on_disk: bool, needed: u64) -> bool {
     machine.has_plenty(needed) && !(on_disk && machine.would_write(needed))
 }
 
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn room_is_made_where_nobody_else_has_to_leave() {
-        let machine = Machine { available: 16 << 30, dirty: 1 << 30, limit: 3 << 30 };
+        let machine = MachineMemory { available: 16 << 30, dirty: 1 << 30, limit: 3 << 30 };
         assert!(is_gentle(&machine, true, 1 << 30));
         let directory = tempfile::tempdir().unwrap();
         assert!(Room::make(directory.path(), false, 1 << 20).is_none(), "it is not worth it");

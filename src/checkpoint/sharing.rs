@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 
-use super::Request;
+use super::CheckpointRequest;
 use super::freeze::guard_and_freeze;
-use crate::container::shared::{ADVICE, User, writers_of};
+use crate::container::shared::{ADVICE, VolumeUser, writers_of};
 use crate::container::{Container, Shared};
 use crate::fault;
 use crate::freezer::{Freezer, Frozen};
@@ -18,7 +18,7 @@ use crate::hint::WithHint;
 pub(super) struct Sharing {
     rule: Shared,
     volumes: Vec<(PathBuf, PathBuf)>,
-    known: Vec<User>,
+    known: Vec<VolumeUser>,
     freezers: Vec<Freezer>,
 }
 
@@ -56,7 +56,7 @@ impl Sharing {
         Ok(sharing)
     }
 
-    fn users(&self, container: &Container) -> Result<Vec<(PathBuf, User)>> {
+    fn users(&self, container: &Container) -> Result<Vec<(PathBuf, VolumeUser)>> {
         let mut found = Vec::new();
         for (destination, source) in &self.volumes {
             let users = writers_of(source, container.init)?;
@@ -73,7 +73,7 @@ impl Sharing {
     /// Freezes them, and makes sure that nobody has come since.
     pub(super) fn freeze<'a>(
         &'a self,
-        request: &Request,
+        request: &CheckpointRequest,
         container: &Container,
         guardian: &Guardian,
     ) -> Result<Others<'a>> {

@@ -2,18 +2,18 @@
 
 use anyhow::{Context, Result};
 
-use super::dump::{Taken, take};
+use super::dump::{TakenParts, take};
 use super::freeze::freeze;
 use super::locks::Locks;
-use super::parts::{self, Copied};
-use super::{ImageDirectory, Request, copy_first};
+use super::parts::{self, CopiedAhead};
+use super::{CheckpointRequest, ImageDirectory, copy_first};
 use crate::container::Container;
 use crate::files;
 use crate::guardian::Guardian;
 use crate::machine;
 use crate::snapshot;
 use crate::store::Timeline;
-use crate::store::lock::Lock;
+use crate::store::lock::ContainerLock;
 use crate::store::manifest::Manifest;
 
 /// Copies the container's files beside the images that CRIU has just written, and commits both. The
@@ -25,7 +25,7 @@ use crate::store::manifest::Manifest;
 /// # Errors
 /// CRIU has to be told: then it lets go of the container, which goes on, and the directory holds
 /// nothing that looks like a checkpoint.
-pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
+pub fn under_dump(request: &CheckpointRequest, held: &ContainerLock) -> Result<()> {
     machine::ensure_capable()?;
     let container = Container::discover(&request.runtime, &request.id)?;
     let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
@@ -39,10 +39,10 @@ pub fn under_dump(request: &Request, held: &Lock) -> Result<()> {
     manifest.created = jiff::Timestamp::now();
     manifest.freeze.by = frozen.by();
     let copied = copy_first(&container, root, request, filesystem, &directory, &guardian)?;
-    let Copied { parts, suspects, sharing, digests } = copied;
+    let CopiedAhead { parts, suspects, sharing, digests } = copied;
     let others = sharing.freeze(request, &container, &guardian)?;
     manifest.freeze.others = sharing.groups();
-    let Taken { parts, held: files, begin, end } =
+    let TakenParts { parts, held: files, begin, end } =
         take(&container, &frozen, parts, digests, &suspects)?;
     others.thaw()?;
     manifest.parts = parts::records(&parts);

@@ -35,31 +35,31 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Say whether a checkpoint would work, and what would become of every open file
-    Check(check::Options),
+    Check(check::CheckOptions),
     /// Keep a container's memory and files as its next version
-    Checkpoint(checkpoint::Options),
+    Checkpoint(checkpoint::CheckpointOptions),
     /// Put a container's files back and let it go on from a checkpoint
-    Restore(restore::Options),
+    Restore(restore::RestoreOptions),
     /// Lend descriptors, a terminal and rules to the restore that another command causes
-    With(with::Options),
+    With(with::WithOptions),
     /// List the open files of a container or of a checkpoint
-    Files(files::Options),
+    Files(files::FilesOptions),
     /// List what was added, changed and removed since a checkpoint, or between two
-    Diff(diff::Options),
+    Diff(diff::DiffOptions),
     /// Show what is in a checkpoint, an archive of one, or an image of one
-    Inspect(inspect::Options),
+    Inspect(inspect::InspectOptions),
     /// List the containers of every engine on this machine
-    Ps(ps::Options),
+    Ps(ps::PsOptions),
     /// List checkpoints
     #[command(visible_alias = "ls")]
-    List(list::Options),
+    List(list::ListOptions),
     /// Let a frozen container run
-    Thaw(thaw::Options),
+    Thaw(thaw::ThawOptions),
     /// Tell whether this machine has what ocicle needs
-    Doctor(doctor::Options),
+    Doctor(doctor::DoctorOptions),
     /// Write man pages or completions
     #[command(hide = true)]
-    Generate(generate::Options),
+    Generate(generate::GenerateOptions),
 }
 
 #[cfg(test)]

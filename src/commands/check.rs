@@ -4,15 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::checkpoint::{Cover, CriuOptions};
+use super::checkpoint::{CoverOptions, CriuOptions};
 use super::{Format, Machine};
-use crate::check::{self, Finding, Report};
+use crate::check::{self, CheckReport, Finding};
 use crate::container::{Shared, Volumes, ensure_name};
 use crate::output;
 
 /// What can be asked of a check.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct CheckOptions {
     /// The container
     #[arg(value_name = "CONTAINER")]
     id: String,
@@ -20,7 +20,7 @@ pub struct Options {
     #[arg(long, value_name = "WHICH")]
     volumes: Option<Volumes>,
     #[command(flatten)]
-    cover: Cover,
+    cover: CoverOptions,
     /// What would be done about volumes that another container can write too
     #[arg(long, value_enum, value_name = "RULE")]
     shared: Option<Shared>,
@@ -35,12 +35,12 @@ pub struct Options {
 const WOULD_FAIL: u8 = 3;
 
 /// Prints whether a checkpoint would work, and of every open file what would become of it.
-pub fn run(machine: &Machine, options: &Options) -> Result<ExitCode> {
+pub fn run(machine: &Machine, options: &CheckOptions) -> Result<ExitCode> {
     let id = &options.id;
     ensure_name(id)?;
     let settings = options.criu.settings(&machine.config);
     let configured = machine.config.check(machine.runtime.clone(), id, settings);
-    let request = check::Request {
+    let request = check::CheckRequest {
         rules: options.cover.substitute.clone(),
         on_unsupported: options.cover.rest(&machine.config),
         volumes: configured.volumes.asked(options.volumes.clone()),
@@ -55,8 +55,8 @@ pub fn run(machine: &Machine, options: &Options) -> Result<ExitCode> {
     Ok(if report.works { ExitCode::SUCCESS } else { ExitCode::from(WOULD_FAIL) })
 }
 
-fn print(report: &Report) {
-    let mut table = output::Table::new(&Report::HEADINGS);
+fn print(report: &CheckReport) {
+    let mut table = output::TextTable::new(&CheckReport::HEADINGS);
     report.rows().for_each(|row| table.row(row.to_vec()));
     table.print();
     section("would fail", report.all_problems());
@@ -74,7 +74,7 @@ fn section<'a>(heading: &str, findings: impl Iterator<Item = &'a Finding>) {
     }
 }
 
-fn conclusion(report: &Report) -> String {
+fn conclusion(report: &CheckReport) -> String {
     let id = &report.container;
     match report.remedy() {
         _ if report.works => format!("a checkpoint of {id} would work"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use super::Machine;
-use crate::checkpoint::{self, Stage, checkpoint};
+use crate::checkpoint::{self, ImagesIn, checkpoint};
 use crate::config::Config;
 use crate::container::{Container, Shared, Volumes, ensure_name};
 use crate::files::{DumpSettings, bytes_of};
@@ -16,13 +16,13 @@ use crate::output::progress::{Bar, Shown};
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::snapshot::Compression;
 use crate::store::choices::{self, Filesystem, Keep, Purpose};
-use crate::store::lock::Lock;
-use crate::store::versions::{Entry, Reference};
+use crate::store::lock::ContainerLock;
+use crate::store::versions::{Reference, StoredVersion};
 use crate::substitute::OnUnsupported;
 
 /// What can be asked of a checkpoint.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct CheckpointOptions {
     /// The container
     #[arg(value_name = "CONTAINER")]
     id: String,
@@ -33,7 +33,7 @@ pub struct Options {
     #[arg(long, value_name = "WHICH")]
     volumes: Option<Volumes>,
     #[command(flatten)]
-    cover: Cover,
+    cover: CoverOptions,
     /// What is done about files [default: that of the container's annotation, or else of the
     /// configuration, or else snapshot]
     #[arg(long, value_enum, value_name = "WHAT", hide_default_value = true)]
@@ -43,7 +43,7 @@ pub struct Options {
     compress: Option<Compression>,
     /// Where CRIU writes memory first, with --leave-running
     #[arg(long, value_enum, value_name = "WHERE")]
-    stage: Option<Stage>,
+    stage: Option<ImagesIn>,
     /// What it is for: that chooses --filesystem and --keep, unless they are given
     #[arg(long, value_enum, value_name = "WHAT")]
     purpose: Option<Purpose>,
@@ -60,7 +60,7 @@ pub struct Options {
     criu: CriuOptions,
 }
 
-impl Options {
+impl CheckpointOptions {
     fn filesystem(&self) -> Option<Filesystem> {
         self.filesystem.or(self.purpose.map(Purpose::filesystem))
     }
@@ -79,11 +79,11 @@ impl Options {
     fn request(
         &self,
         Machine { config, runtime, store, .. }: &Machine,
-        entry: &Entry,
+        entry: &StoredVersion,
         base: Option<PathBuf>,
-    ) -> Result<checkpoint::Request> {
+    ) -> Result<checkpoint::CheckpointRequest> {
         let configured = config.checkpoint(runtime.clone(), &self.id, entry.directory.clone());
-        Ok(checkpoint::Request {
+        Ok(checkpoint::CheckpointRequest {
             work: Some(entry.work()?),
             flags: config.criu.complete(self.flags()),
             leave_running: self.leave_running,
@@ -104,7 +104,7 @@ impl Options {
 
 /// What becomes of open files that CRIU cannot dump.
 #[derive(Debug, clap::Args)]
-pub struct Cover {
+pub struct CoverOptions {
     /// Leave out an open file that CRIU cannot dump, which this will replace: SELECTOR=SOURCE, as
     /// `ocicle restore` takes it, but without identifiers (may be repeated)
     #[arg(short, long, value_name = "RULE")]
@@ -114,7 +114,7 @@ pub struct Cover {
     on_unsupported: Option<OnUnsupported>,
 }
 
-impl Cover {
+impl CoverOptions {
     /// Of those that no rule covers.
     pub(super) fn rest(&self, config: &Config) -> OnUnsupported {
         self.on_unsupported.unwrap_or(config.on_unsupported)
@@ -173,8 +173,8 @@ impl CriuOptions {
     }
 }
 
-fn ensure_stage(options: &Options) -> Result<()> {
-    let last = options.stage == Some(Stage::Memory) && !options.leave_running;
+fn ensure_stage(options: &CheckpointOptions) -> Result<()> {
+    let last = options.stage == Some(ImagesIn::Memory) && !options.leave_running;
     ensure!(
         !last,
         "--stage memory is for --leave-running: a container that ends is on disk before it does"
@@ -183,7 +183,7 @@ fn ensure_stage(options: &Options) -> Result<()> {
 }
 
 /// Makes the next version of a container, and prints its name.
-pub fn run(machine: &Machine, options: &Options) -> Result<()> {
+pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
     let id = &options.id;
     let context = || format!("checkpointing {id}");
     ensure_name(id)?;
@@ -192,7 +192,7 @@ pub fn run(machine: &Machine, options: &Options) -> Result<()> {
     if let Some(purpose) = options.purpose {
         output::remark(&purpose.explain(options.filesystem, options.keep));
     }
-    let held = Lock::take(id).with_context(context)?;
+    let held = ContainerLock::take(id).with_context(context)?;
     let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
     // Before a directory is made for it.
     machine::ensure_criu().with_context(context)?;

@@ -14,11 +14,11 @@ use crate::output;
 use crate::restore::compare::{Compared, between, since};
 use crate::snapshot::Change;
 use crate::store::manifest::Manifest;
-use crate::store::versions::{Entry, Reference, Store};
+use crate::store::versions::{Reference, Store, StoredVersion};
 
 /// What can be asked of a diff.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct DiffOptions {
     /// A version of a container: web@v1
     #[arg(value_name = "CHECKPOINT")]
     before: Reference,
@@ -37,7 +37,7 @@ pub struct Options {
 }
 
 /// Lists what was added, changed and removed.
-pub fn run(store: &Store, options: &Options) -> Result<ExitCode> {
+pub fn run(store: &Store, options: &DiffOptions) -> Result<ExitCode> {
     let context = || format!("comparing {}", options.before);
     let (before, manifest) = open(store, &options.before).with_context(context)?;
     let (compared, after) = match &options.after {
@@ -61,7 +61,7 @@ pub fn run(store: &Store, options: &Options) -> Result<ExitCode> {
     Ok(if options.exit_code && differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn open(store: &Store, reference: &Reference) -> Result<(Entry, Manifest)> {
+fn open(store: &Store, reference: &Reference) -> Result<(StoredVersion, Manifest)> {
     let entry = store.find(reference)?;
     let manifest = Manifest::read(&entry.directory)?;
     ensure!(manifest.is_complete(), "it was interrupted before its end");
@@ -78,7 +78,7 @@ fn ensure_some(holds_files: bool, why: &str) -> Result<()> {
     refuse().hint("compare with a checkpoint that was made with --filesystem snapshot")
 }
 
-fn name_of(entry: &Entry) -> String {
+fn name_of(entry: &StoredVersion) -> String {
     format!("{}@{}", entry.id, entry.version)
 }
 

@@ -8,21 +8,21 @@ use serde_json::json;
 
 use super::Format;
 use crate::config::Config;
-use crate::doctor::{Finding, Verdict, examine};
+use crate::doctor::{Diagnosis, Health, examine};
 use crate::output::{self, Tone, toned};
 
 /// What can be asked of an examination.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct DoctorOptions {
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
 /// Prints what this machine has and lacks; fails where something is missing.
-pub fn run(config: &Result<Config>, store: &Path, options: &Options) -> Result<ExitCode> {
+pub fn run(config: &Result<Config>, store: &Path, options: &DoctorOptions) -> Result<ExitCode> {
     let findings = examine(config, store);
-    let healthy = findings.iter().all(|finding| finding.verdict != Verdict::Missing);
+    let healthy = findings.iter().all(|finding| finding.verdict != Health::Missing);
     if options.format == Format::Json {
         output::json(&json!({ "schema": 1, "healthy": healthy, "findings": findings }))?;
     } else {
@@ -32,11 +32,11 @@ pub fn run(config: &Result<Config>, store: &Path, options: &Options) -> Result<E
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn line(finding: &Finding, width: usize) -> String {
+fn line(finding: &Diagnosis, width: usize) -> String {
     let (tone, verdict) = match finding.verdict {
-        Verdict::Good => (Tone::Good, "good"),
-        Verdict::Advice => (Tone::Warning, "advice"),
-        Verdict::Missing => (Tone::Bad, "missing"),
+        Health::Good => (Tone::Good, "good"),
+        Health::Advice => (Tone::Warning, "advice"),
+        Health::Missing => (Tone::Bad, "missing"),
     };
     let advice = finding.advice.as_ref().map_or(String::new(), |advice| format!(" ({advice})"));
     let verdict = toned(tone, &format!("{verdict:7}"));

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::container::Container;
-use crate::files::tree::{self, Branch, Held};
+use crate::files::tree::{self, Branch, HeldHere};
 use crate::files::{OpenFile, Table, write_user_info};
 use crate::hint::WithHint;
 use crate::output::{self, tree::Node};
@@ -13,7 +13,7 @@ use crate::store::versions::{Reference, Store};
 
 /// What can be asked of the open files.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct FilesOptions {
     /// A container that runs, or a checkpoint: web, web@v2
     #[arg(value_name = "CONTAINER[@VERSION]")]
     reference: Reference,
@@ -38,7 +38,7 @@ enum Format {
 
 /// Prints the open files of a running container or of a checkpoint.
 pub fn run(
-    options: &Options,
+    options: &FilesOptions,
     store: &Store,
     machine: impl FnOnce() -> Result<Machine>,
 ) -> Result<()> {
@@ -62,7 +62,7 @@ pub fn run(
                     "the identifiers that `ocicle restore -s` takes are a checkpoint's, not these",
                 );
             }
-            let mut columns = output::Table::new(&OpenFile::HEADINGS);
+            let mut columns = output::TextTable::new(&OpenFile::HEADINGS);
             table.files.iter().for_each(|file| columns.row(file.row().to_vec()));
             columns.print();
         }
@@ -96,7 +96,7 @@ fn node(branch: Branch) -> Node {
 }
 
 /// `3 → [7] reg /data/log O_WRONLY, shared with 6:3`.
-fn leaf(held: &Held) -> String {
+fn leaf(held: &HeldHere) -> String {
     let list = |all: Vec<String>| all.join(",");
     let fds = list(held.fds.iter().map(ToString::to_string).collect());
     let id = format!("[{}]", held.file);

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 /// What is to be made.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct GenerateOptions {
     /// Man pages or completions
     #[arg(value_enum)]
     what: What,
@@ -30,7 +30,7 @@ enum What {
 const RUNTIME_PAGE: &str = include_str!("../../docs/ocicle-runtime.8");
 
 /// Writes them.
-pub fn run<A: CommandFactory>(options: &Options) -> Result<()> {
+pub fn run<A: CommandFactory>(options: &GenerateOptions) -> Result<()> {
     let directory = &options.directory;
     fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     match options.what {

@@ -11,13 +11,13 @@ use super::Format;
 use crate::bytes::ByteString;
 use crate::engines::stored_image;
 use crate::files::OpenFile;
-use crate::inspect::{Form, Part, Report, inspect, inspect_unpacked};
-use crate::output::{self, Table, Tone, toned};
+use crate::inspect::{ArchiveForm, InspectReport, PartSummary, inspect, inspect_unpacked};
+use crate::output::{self, TextTable, Tone, toned};
 use crate::store::versions::{Reference, Store};
 
 /// What can be asked of a look into a checkpoint.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct InspectOptions {
     /// A checkpoint of the store (web, web@v2), a directory of images, a tar archive as podman
     /// exports it (plain, gzip or zstd), an image of podman's by its name, or one that was saved as
     /// an OCI layout, an OCI archive or an archive of docker's
@@ -32,7 +32,7 @@ pub struct Options {
 }
 
 /// Prints what is in a checkpoint.
-pub fn run(store: &Store, options: &Options) -> Result<()> {
+pub fn run(store: &Store, options: &InspectOptions) -> Result<()> {
     let report = look_into(store, &options.what)
         .with_context(|| format!("inspecting {}", options.what.display()))?;
     if options.format == Format::Json {
@@ -53,7 +53,7 @@ pub fn run(store: &Store, options: &Options) -> Result<()> {
 }
 
 /// A path, or a checkpoint of the store, or an image of podman's: what is there is a path.
-fn look_into(store: &Store, what: &Path) -> Result<Report> {
+fn look_into(store: &Store, what: &Path) -> Result<InspectReport> {
     let Some(name) = what.to_str().filter(|_| !what.exists()) else { return inspect(what) };
     let reference = name.parse::<Reference>().ok();
     let stored = reference.map(|reference| store.find(&reference));
@@ -77,7 +77,7 @@ fn section(heading: &str, lines: &[String]) {
     }
 }
 
-fn print_origin(report: &Report) {
+fn print_origin(report: &InspectReport) {
     let origin = &report.origin;
     let shown = |field: &Option<ByteString>| field.as_ref().map(ToString::to_string);
     let engine = shown(&origin.engine).map(|engine| match &origin.engine_version {
@@ -110,11 +110,11 @@ fn print_origin(report: &Report) {
     }
 }
 
-fn form_text(report: &Report) -> String {
+fn form_text(report: &InspectReport) -> String {
     let form = match report.form {
-        Form::Directory => "directory",
-        Form::Archive => "archive",
-        Form::Image => "image",
+        ArchiveForm::Directory => "directory",
+        ArchiveForm::Archive => "archive",
+        ArchiveForm::Image => "image",
     };
     match report.compression {
         Some(compression) => format!("{form}, {compression:?}").to_lowercase(),
@@ -122,27 +122,27 @@ fn form_text(report: &Report) -> String {
     }
 }
 
-fn print_files(report: &Report) {
+fn print_files(report: &InspectReport) {
     let (sockets, files): (Vec<&OpenFile>, _) =
         report.files.iter().partition(|file| file.kind.is_socket());
     for (heading, files) in [("OPEN FILES", files), ("SOCKETS", sockets)] {
         if !files.is_empty() {
             output::line("");
             output::line(&toned(Tone::Heading, heading));
-            let mut table = Table::new(&OpenFile::HEADINGS);
+            let mut table = TextTable::new(&OpenFile::HEADINGS);
             files.iter().for_each(|file| table.row(file.row().to_vec()));
             table.print();
         }
     }
 }
 
-fn print_parts(parts: &[Part]) {
+fn print_parts(parts: &[PartSummary]) {
     if parts.is_empty() {
         return;
     }
     output::line("");
     output::line(&toned(Tone::Heading, "PARTS"));
-    let mut table = Table::new(&["NAME", "LAYERS", "SIZE", "DESTINATION"]);
+    let mut table = TextTable::new(&["NAME", "LAYERS", "SIZE", "DESTINATION"]);
     for part in parts {
         table.row(vec![
             ByteString::from(&*part.name).to_string(),
@@ -154,7 +154,7 @@ fn print_parts(parts: &[Part]) {
     table.print();
 }
 
-fn print_sizes(report: &Report) {
+fn print_sizes(report: &InspectReport) {
     let what = |name| match name {
         "memory" => "memory",
         "images" => "CRIU's other images",

@@ -4,13 +4,13 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::Format;
-use crate::output::{self, Table};
-use crate::store::manifest::{Manifest, Part};
-use crate::store::versions::{Entry, Store};
+use crate::output::{self, TextTable};
+use crate::store::manifest::{Manifest, PartRecord};
+use crate::store::versions::{Store, StoredVersion};
 
 /// What can be asked of a list.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct ListOptions {
     /// Only this container's
     #[arg(value_name = "CONTAINER")]
     id: Option<String>,
@@ -23,7 +23,7 @@ pub struct Options {
 }
 
 /// Prints the checkpoints of the store.
-pub fn run(store: &Store, options: &Options) -> Result<()> {
+pub fn run(store: &Store, options: &ListOptions) -> Result<()> {
     let mut found = store.list()?;
     found.retain(|(entry, _)| options.id.as_ref().is_none_or(|id| entry.id == *id));
     if options.quiet {
@@ -32,18 +32,19 @@ pub fn run(store: &Store, options: &Options) -> Result<()> {
         let all: Vec<_> = found.iter().map(to_json).collect();
         output::json(&json!({ "schema": 1, "checkpoints": all }))?;
     } else {
-        let mut table = Table::new(&["CHECKPOINT", "CREATED", "SIZE", "FROZEN", "LEFT", "RUNTIME"]);
+        let mut table =
+            TextTable::new(&["CHECKPOINT", "CREATED", "SIZE", "FROZEN", "LEFT", "RUNTIME"]);
         found.iter().for_each(|listed| table.row(row(listed)));
         table.print();
     }
     Ok(())
 }
 
-fn name_of(entry: &Entry) -> String {
+fn name_of(entry: &StoredVersion) -> String {
     format!("{}@{}", entry.id, entry.version)
 }
 
-fn row((entry, manifest): &(Entry, Result<Manifest>)) -> Vec<String> {
+fn row((entry, manifest): &(StoredVersion, Result<Manifest>)) -> Vec<String> {
     let name = name_of(entry);
     match manifest {
         Ok(manifest) => vec![
@@ -58,7 +59,7 @@ fn row((entry, manifest): &(Entry, Result<Manifest>)) -> Vec<String> {
     }
 }
 
-fn to_json((entry, manifest): &(Entry, Result<Manifest>)) -> serde_json::Value {
+fn to_json((entry, manifest): &(StoredVersion, Result<Manifest>)) -> serde_json::Value {
     let mut value = json!({
         "container": entry.id,
         "version": entry.version.to_string(),
@@ -79,7 +80,7 @@ fn to_json((entry, manifest): &(Entry, Result<Manifest>)) -> serde_json::Value {
     value
 }
 
-fn part(part: &Part) -> serde_json::Value {
+fn part(part: &PartRecord) -> serde_json::Value {
     json!({
         "destination": part.destination,
         "source": part.source,

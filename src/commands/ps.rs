@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::Format;
-use crate::engines::{self, Listed, Status};
-use crate::output::{self, Table, Tone, toned};
+use crate::engines::{self, ContainerStatus, Listed};
+use crate::output::{self, TextTable, Tone, toned};
 use crate::store::versions::Store;
 
 /// What can be asked of a list of containers.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct PsOptions {
     /// Show identifiers whole
     #[arg(long)]
     no_trunc: bool,
@@ -25,13 +25,13 @@ pub struct Options {
 const SHORT: usize = 12;
 
 /// Prints the containers of every engine.
-pub fn run(store: &Store, root: Option<&Path>, options: &Options) -> Result<()> {
+pub fn run(store: &Store, root: Option<&Path>, options: &PsOptions) -> Result<()> {
     let found = engines::list(store, root).context("listing the containers")?;
     if options.format == Format::Json {
         return output::json(&json!({ "schema": 1, "containers": found }));
     }
     let headings = ["ENGINE", "ID", "NAME", "STATUS", "FROZEN", "RUNTIME", "CHECKPOINTS"];
-    let mut table = Table::new(&headings);
+    let mut table = TextTable::new(&headings);
     found.iter().for_each(|listed| table.row(row(listed, options.no_trunc)));
     table.print();
     Ok(())
@@ -67,11 +67,11 @@ fn name_of(listed: &Listed) -> String {
     }
 }
 
-fn status(status: Status) -> String {
+fn status(status: ContainerStatus) -> String {
     match status {
-        Status::Created => toned(Tone::Warning, "created"),
-        Status::Running => toned(Tone::Good, "running"),
-        Status::Paused => toned(Tone::Warning, "paused"),
-        Status::Stopped => toned(Tone::Faint, "stopped"),
+        ContainerStatus::Created => toned(Tone::Warning, "created"),
+        ContainerStatus::Running => toned(Tone::Good, "running"),
+        ContainerStatus::Paused => toned(Tone::Warning, "paused"),
+        ContainerStatus::Stopped => toned(Tone::Faint, "stopped"),
     }
 }

@@ -12,7 +12,7 @@ use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
 use crate::restore::{self, Forecast};
-use crate::store::lock::Lock;
+use crate::store::lock::ContainerLock;
 use crate::store::manifest::{Manifest, Trust};
 use crate::store::versions::{Reference, Version};
 use crate::sys::named::Names;
@@ -20,7 +20,7 @@ use crate::sys::process::InheritedFds;
 
 /// What can be asked of a restore.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct RestoreOptions {
     /// The container, or one of its versions: web, web@v2
     #[arg(value_name = "CONTAINER")]
     reference: Reference,
@@ -71,11 +71,11 @@ pub struct Options {
 }
 
 /// Restores a container in the background, and prints its name.
-pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Result<()> {
+pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds) -> Result<()> {
     let id = &options.reference.id;
     let context = || format!("restoring {id}");
     machine::ensure_capable().with_context(context)?;
-    let held = Lock::take(id).with_context(context)?;
+    let held = ContainerLock::take(id).with_context(context)?;
     let version = options.version.or(options.reference.version);
     let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context)?;
     let bundle = match &options.bundle {
@@ -85,7 +85,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
     let config = &machine.config;
     let images = entry.directory.clone();
     let configured = config.restore(machine.runtime.clone(), id, images, bundle);
-    let request = restore::Request {
+    let request = restore::RestoreRequest {
         work: if options.dry_run { None } else { Some(entry.work()?) },
         flags: config.criu.complete(flags(options)),
         rules: rules(options),
@@ -112,7 +112,7 @@ pub fn run(machine: &Machine, options: &Options, inherited: InheritedFds) -> Res
     Ok(())
 }
 
-fn rules(options: &Options) -> Vec<String> {
+fn rules(options: &RestoreOptions) -> Vec<String> {
     let terminal = options.terminal.then(|| "tty=tty".to_owned());
     options.substitute.iter().cloned().chain(terminal).collect()
 }
@@ -121,14 +121,14 @@ fn print(forecast: &Forecast, format: Format) -> Result<()> {
     if format == Format::Json {
         return output::json(&serde_json::to_value(forecast)?);
     }
-    let mut table = output::Table::new(&Forecast::HEADINGS);
+    let mut table = output::TextTable::new(&Forecast::HEADINGS);
     forecast.rows().for_each(|row| table.row(row.to_vec()));
     table.print();
     forecast.lines().for_each(|line| output::line(&line));
     Ok(())
 }
 
-fn flags(options: &Options) -> Vec<std::ffi::OsString> {
+fn flags(options: &RestoreOptions) -> Vec<std::ffi::OsString> {
     let mut flags = options.criu.flags();
     flags.push("--detach".into());
     for (flag, value) in

@@ -9,14 +9,14 @@ use crate::store::lock::heal;
 
 /// What can be asked of a thaw.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct ThawOptions {
     /// The container
     #[arg(value_name = "CONTAINER")]
     id: String,
 }
 
 /// Lets a container run, whoever froze it.
-pub fn run(machine: &Machine, options: &Options) -> Result<()> {
+pub fn run(machine: &Machine, options: &ThawOptions) -> Result<()> {
     let id = &options.id;
     // What is noted of it would be thawed once more, behind the back of who freezes it next.
     heal(id)?;

@@ -28,7 +28,7 @@ use crate::sys::{spawn, terminal};
 
 /// What can be lent, and to whom.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct WithOptions {
     /// Replace an open file at the restore, as `ocicle restore -s` does; fd:N is a descriptor of
     /// this command
     #[arg(short, long, value_name = "RULE")]
@@ -57,7 +57,7 @@ const NOT_FOUND: u8 = 127;
 
 /// Runs a command, and lends to the restore that it causes. The status is the command's, if it
 /// failed, or if the restore came for what is lent.
-pub fn run(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
+pub fn run(options: &WithOptions, inherited: &InheritedFds) -> Result<ExitCode> {
     match lend(options, inherited) {
         Ok(status) => Ok(status),
         Err(error) => {
@@ -67,7 +67,7 @@ pub fn run(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
     }
 }
 
-fn lend(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
+fn lend(options: &WithOptions, inherited: &InheritedFds) -> Result<ExitCode> {
     machine::ensure_capable()?;
     let offer = offer(options, inherited)?;
     let signals = Signals::catch(FORWARDED.into_iter().chain([Signal::SIGCHLD]))?;
@@ -88,7 +88,7 @@ fn lend(options: &Options, inherited: &InheritedFds) -> Result<ExitCode> {
 }
 
 /// All that this command has, by number or name, and the rules.
-fn offer(options: &Options, inherited: &InheritedFds) -> Result<Offer> {
+fn offer(options: &WithOptions, inherited: &InheritedFds) -> Result<Offer> {
     let mut rules = options.substitute.clone();
     rules.extend(options.terminal.then(|| "tty=tty".to_owned()));
     let names = Names::of_environment();

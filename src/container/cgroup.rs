@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::freezer::{Freezer, Version};
+use crate::freezer::{CgroupVersion, Freezer};
 use crate::runtime::Runtime;
 use crate::sys::mountinfo::{Mount, mounts_of};
 
 /// The version of the hierarchy that can freeze.
-pub fn cgroup_version() -> Result<Version> {
+pub fn cgroup_version() -> Result<CgroupVersion> {
     Hierarchy::mounted().map(|hierarchy| hierarchy.version)
 }
 
@@ -70,10 +70,10 @@ pub fn memory_left() -> Result<Option<u64>> {
 }
 
 /// By the limit of one group.
-fn left_of(group: &Path, version: Version) -> Option<u64> {
+fn left_of(group: &Path, version: CgroupVersion) -> Option<u64> {
     let [limit, usage] = match version {
-        Version::V1 => ["memory.limit_in_bytes", "memory.usage_in_bytes"],
-        Version::V2 => ["memory.max", "memory.current"],
+        CgroupVersion::V1 => ["memory.limit_in_bytes", "memory.usage_in_bytes"],
+        CgroupVersion::V2 => ["memory.max", "memory.current"],
     };
     let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
     Some(number(limit)?.saturating_sub(number(usage)?))
@@ -89,7 +89,7 @@ fn common(one: &Path, other: &Path) -> PathBuf {
 /// a runtime uses no other.
 struct Hierarchy {
     controller: &'static str,
-    version: Version,
+    version: CgroupVersion,
     mount: Mount,
 }
 
@@ -104,9 +104,11 @@ impl Hierarchy {
             let mut options = mount.super_options.as_bytes().split(|byte| *byte == b',');
             mount.kind == "cgroup" && options.any(|option| option == controller.as_bytes())
         };
-        let v1 = mounts.iter().rfind(has_it).map(|mount| (Version::V1, mount));
-        let v2 =
-            mounts.iter().rfind(|mount| mount.kind == "cgroup2").map(|mount| (Version::V2, mount));
+        let v1 = mounts.iter().rfind(has_it).map(|mount| (CgroupVersion::V1, mount));
+        let v2 = mounts
+            .iter()
+            .rfind(|mount| mount.kind == "cgroup2")
+            .map(|mount| (CgroupVersion::V2, mount));
         v1.or(v2).map(|(version, mount)| Self { controller, version, mount: mount.clone() })
     }
 
@@ -137,16 +139,20 @@ impl Hierarchy {
 }
 
 /// The name of a process's group in the hierarchy that freezes; `None` for the root group.
-pub fn group_name(pid: i32, version: Version) -> Option<String> {
+pub fn group_name(pid: i32, version: CgroupVersion) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let name = Path::new(parse_membership(&text, version, "freezer").ok()?).file_name()?;
     Some(name.to_string_lossy().into_owned())
 }
 
-fn parse_membership<'a>(text: &'a str, version: Version, controller: &str) -> Result<&'a str> {
+fn parse_membership<'a>(
+    text: &'a str,
+    version: CgroupVersion,
+    controller: &str,
+) -> Result<&'a str> {
     let wanted = |controllers: &str| match version {
-        Version::V1 => controllers.split(',').any(|one| one == controller),
-        Version::V2 => controllers.is_empty(),
+        CgroupVersion::V1 => controllers.split(',').any(|one| one == controller),
+        CgroupVersion::V2 => controllers.is_empty(),
     };
     text.lines()
         .find_map(|line| {
@@ -172,8 +178,8 @@ fn recorded(runtime: &Runtime, id: &str, hierarchy: &Hierarchy) -> Option<PathBu
         serde_json::from_slice::<Record>(&text).ok()
     })?;
     let controller = match hierarchy.version {
-        Version::V1 => "freezer",
-        Version::V2 => "",
+        CgroupVersion::V1 => "freezer",
+        CgroupVersion::V2 => "",
     };
     let of_crun = || {
         let path = record.cgroup_path.as_deref().filter(|path| !path.as_os_str().is_empty())?;
@@ -194,8 +200,8 @@ mod tests {
     fn version_1_comes_first_where_both_are_mounted() {
         let mounts = parse_mountinfo(HYBRID).unwrap();
         let hierarchy = Hierarchy::among(&mounts, "freezer").unwrap();
-        assert_eq!(hierarchy.version, Version::V1);
-        assert_eq!(Hierarchy::among(&mounts[1..], "freezer").unwrap().version, Version::V2);
+        assert_eq!(hierarchy.version, CgroupVersion::V1);
+        assert_eq!(Hierarchy::among(&mounts[1..], "freezer").unwrap().version, CgroupVersion::V2);
     }
 
     #[test]
@@ -211,23 +217,23 @@ mod tests {
     fn the_least_that_is_left_counts() {
         let group = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(group.path().join(name), text).unwrap();
-        assert_eq!(left_of(group.path(), Version::V2), None, "the root group has no limit");
+        assert_eq!(left_of(group.path(), CgroupVersion::V2), None, "the root group has no limit");
         write("memory.max", "max\n");
         write("memory.current", "300\n");
-        assert_eq!(left_of(group.path(), Version::V2), None);
+        assert_eq!(left_of(group.path(), CgroupVersion::V2), None);
         write("memory.max", "1000\n");
-        assert_eq!(left_of(group.path(), Version::V2), Some(700));
+        assert_eq!(left_of(group.path(), CgroupVersion::V2), Some(700));
         write("memory.limit_in_bytes", "200\n");
         write("memory.usage_in_bytes", "300\n");
-        assert_eq!(left_of(group.path(), Version::V1), Some(0));
+        assert_eq!(left_of(group.path(), CgroupVersion::V1), Some(0));
     }
 
     #[test]
     fn membership_of_each_version() {
         let text = "4:cpu,cpuacct:/c\n3:freezer:/f:x\n0::/unified\n";
-        assert_eq!(parse_membership(text, Version::V1, "freezer").unwrap(), "/f:x");
-        assert_eq!(parse_membership(text, Version::V1, "cpu").unwrap(), "/c");
-        assert_eq!(parse_membership(text, Version::V2, "freezer").unwrap(), "/unified");
-        assert!(parse_membership("4:cpu:/c\n", Version::V2, "freezer").is_err());
+        assert_eq!(parse_membership(text, CgroupVersion::V1, "freezer").unwrap(), "/f:x");
+        assert_eq!(parse_membership(text, CgroupVersion::V1, "cpu").unwrap(), "/c");
+        assert_eq!(parse_membership(text, CgroupVersion::V2, "freezer").unwrap(), "/unified");
+        assert!(parse_membership("4:cpu:/c\n", CgroupVersion::V2, "freezer").is_err());
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Bundle;
-use super::records::{self, DockerContainer, Stored};
+use super::records::{self, DockerContainer, StoredContainer};
 use crate::glob;
 
 /// What a container is called.
@@ -83,8 +83,8 @@ fn storage(id: &str, bundle: &Bundle) -> Option<Called> {
     })
 }
 
-impl From<Stored> for Called {
-    fn from(stored: Stored) -> Self {
+impl From<StoredContainer> for Called {
+    fn from(stored: StoredContainer) -> Self {
         let image_name = stored.metadata().image_name.unwrap_or_default();
         Self { names: stored.names, images: said([image_name, stored.image]) }
     }

@@ -30,7 +30,7 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
 
 /// A container of containers/storage, which podman, CRI-O and buildah share.
 #[derive(Debug, Deserialize)]
-pub struct Stored {
+pub struct StoredContainer {
     /// Its identifier.
     pub id: String,
     /// Its names there.
@@ -58,7 +58,7 @@ pub struct Metadata {
     pub container_name: Option<String>,
 }
 
-impl Stored {
+impl StoredContainer {
     /// What its engine added.
     pub fn metadata(&self) -> Metadata {
         serde_json::from_str(&self.metadata).unwrap_or_default()
@@ -66,10 +66,10 @@ impl Stored {
 }
 
 /// The containers whose directories are in this one, `overlay-containers` or the like.
-pub fn stored(directory: &Path) -> Vec<Stored> {
+pub fn stored(directory: &Path) -> Vec<StoredContainer> {
     ["containers.json", "volatile-containers.json"]
         .iter()
-        .filter_map(|list| read_json::<Vec<Stored>>(&directory.join(list)))
+        .filter_map(|list| read_json::<Vec<StoredContainer>>(&directory.join(list)))
         .flatten()
         .collect()
 }

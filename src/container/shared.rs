@@ -33,7 +33,7 @@ pub const ADVICE: &str =
 
 /// A process in another mount namespace that can write a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub struct VolumeUser {
     /// The first process found there, by its number on the host.
     pub pid: i32,
     /// Its name.
@@ -44,19 +44,19 @@ pub struct User {
 
 /// The processes, one for each mount namespace but ours and those of `beside`, that have mounted just
 /// this directory, and can write it.
-pub fn users_of(directory: &Path, beside: &[i32]) -> Result<Vec<User>> {
+pub fn users_of(directory: &Path, beside: &[i32]) -> Result<Vec<VolumeUser>> {
     let (device, root) = place_of(directory)?;
     users(beside, |_, mount| mount.device == device && mount.root.as_path() == root)
 }
 
 /// A process that has this directory for its root, wherever it is mounted, and is in no mount
 /// namespace of `beside`.
-pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<User>> {
+pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<VolumeUser>> {
     let ours = inode_of(root).with_context(|| format!("looking at {}", root.display()))?;
     let lives_there = |(_, processes): &(u64, Vec<i32>)| {
         processes.iter().any(|pid| inode_of(format!("/proc/{pid}/root/.").as_ref()) == Ok(ours))
     };
-    Ok(namespaces_but(beside)?.into_iter().find(lives_there).map(User::of))
+    Ok(namespaces_but(beside)?.into_iter().find(lives_there).map(VolumeUser::of))
 }
 
 /// The device and the inode of a directory, without asking a server that may not answer.
@@ -68,7 +68,7 @@ fn inode_of(path: &Path) -> rustix::io::Result<(u32, u32, u64)> {
 
 /// As [`users_of`], but for those beside `except`; and containers count that have mounted a directory
 /// above or below it.
-pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<User>> {
+pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<VolumeUser>> {
     let (device, root) = place_of(directory)?;
     users(&[except], |pid, mount| {
         let other = mount.root.as_path();
@@ -78,7 +78,7 @@ pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<User>> {
     })
 }
 
-fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<User>> {
+fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<VolumeUser>> {
     let own = std::process::id().cast_signed();
     let namespaces = namespaces_but(&[except, &[own]].concat())?;
     let has_it = |(_, processes): &(u64, Vec<i32>)| {
@@ -86,7 +86,7 @@ fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<Us
         let mounts = mounts_of(&pid.to_string()).unwrap_or_default();
         mounts.iter().any(|mount| !mount.is_read_only() && reaches(pid, mount))
     };
-    Ok(namespaces.into_iter().filter(has_it).map(User::of).collect())
+    Ok(namespaces.into_iter().filter(has_it).map(VolumeUser::of).collect())
 }
 
 /// Whether a process has another root directory than we have. A service of the host with a mount
@@ -133,7 +133,7 @@ fn namespace_of(pid: i32) -> Option<u64> {
     fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|namespace| namespace.ino())
 }
 
-impl User {
+impl VolumeUser {
     fn of((namespace, processes): (u64, Vec<i32>)) -> Self {
         let pid = processes[0];
         let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -152,7 +152,7 @@ impl User {
     }
 }
 
-impl std::fmt::Display for User {
+impl std::fmt::Display for VolumeUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "pid {} ({})", self.pid, self.name)
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// What CRIU asks of tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum TarCall {
     /// Pack this directory, to standard output.
     Pack(PathBuf),
     /// Unpack standard input into this directory.
@@ -30,7 +30,7 @@ const OPTIONS: [&str; 8] = [
     "--numeric-owner",
 ];
 
-impl Call {
+impl TarCall {
     /// What these arguments ask for, if CRIU could have given them. Anything else is for tar.
     pub fn of(arguments: &[OsString]) -> Option<Self> {
         let (action, rest) = arguments.split_first()?;
@@ -58,17 +58,17 @@ impl Call {
 mod tests {
     use super::*;
 
-    fn of(arguments: &str) -> Option<Call> {
-        Call::of(&arguments.split(' ').map(OsString::from).collect::<Vec<_>>())
+    fn of(arguments: &str) -> Option<TarCall> {
+        TarCall::of(&arguments.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
     fn what_criu_calls() {
         let pack = "--create --gzip --no-unquote --no-wildcards --one-file-system --check-links \
                     --preserve-permissions --sparse --numeric-owner --directory /proc/self/fd/0 .";
-        assert_eq!(of(pack), Some(Call::Pack("/proc/self/fd/0".into())));
+        assert_eq!(of(pack), Some(TarCall::Pack("/proc/self/fd/0".into())));
         let unpack = "--extract --gzip --no-unquote --no-wildcards --directory /tmp/x";
-        assert_eq!(of(unpack), Some(Call::Unpack("/tmp/x".into())));
+        assert_eq!(of(unpack), Some(TarCall::Unpack("/tmp/x".into())));
     }
 
     #[test]

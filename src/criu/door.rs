@@ -48,14 +48,14 @@ pub struct Door {
 #[derive(Debug)]
 pub enum Visitor<'a> {
     /// CRIU waits to be let in.
-    Criu(Criu<'a>),
+    Criu(WaitingCriu<'a>),
     /// CRIU's action script waits for an answer.
-    Action(Action),
+    Action(WaitingScript),
 }
 
 /// CRIU, at the door.
 #[derive(Debug)]
-pub struct Criu<'a> {
+pub struct WaitingCriu<'a> {
     door: &'a Door,
     channel: Channel,
     /// What it was asked for.
@@ -64,7 +64,7 @@ pub struct Criu<'a> {
 
 /// CRIU's action script, at the door.
 #[derive(Debug)]
-pub struct Action {
+pub struct WaitingScript {
     channel: Channel,
     /// CRIU's name of the point it is at (`post-dump`, …).
     pub point: String,
@@ -129,8 +129,12 @@ impl Door {
     pub fn accept(&self) -> Result<Visitor<'_>> {
         let channel = self.listener.accept()?;
         match channel.receive()? {
-            Some((Knock::Criu(work), _)) => Ok(Visitor::Criu(Criu { door: self, channel, work })),
-            Some((Knock::Action(point), _)) => Ok(Visitor::Action(Action { channel, point })),
+            Some((Knock::Criu(work), _)) => {
+                Ok(Visitor::Criu(WaitingCriu { door: self, channel, work }))
+            }
+            Some((Knock::Action(point), _)) => {
+                Ok(Visitor::Action(WaitingScript { channel, point }))
+            }
             None => bail!("somebody came to the door and left"),
         }
     }
@@ -153,7 +157,7 @@ impl AsFd for Door {
     }
 }
 
-impl Criu<'_> {
+impl WaitingCriu<'_> {
     /// The process, from here to CRIU's end: the interposer becomes CRIU. `None` when it is gone.
     pub fn process(&self) -> Result<Option<OwnedFd>> {
         self.channel.peer()
@@ -190,7 +194,7 @@ impl Criu<'_> {
     }
 }
 
-impl Action {
+impl WaitingScript {
     /// Lets CRIU go on, or makes it fail and leave the container running.
     pub fn answer(self, outcome: &Result<()>) -> Result<()> {
         let answer = match outcome {

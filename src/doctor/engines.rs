@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::Finding;
+use super::Diagnosis;
 use crate::bytes::ByteString;
 use crate::sys::process::find_program;
 
@@ -48,19 +48,19 @@ const ENGINES: [Engine; 4] = [
 ];
 
 /// A finding for each engine that is there.
-pub(super) fn all() -> Vec<Finding> {
-    let mut findings: Vec<Finding> = vec![shim()];
+pub(super) fn all() -> Vec<Diagnosis> {
+    let mut findings: Vec<Diagnosis> = vec![shim()];
     findings.extend(ENGINES.iter().filter_map(Engine::examine));
     if findings.len() == 1 {
-        findings.push(Finding::good("engines", "none: runc and crun can be used by themselves"));
+        findings.push(Diagnosis::good("engines", "none: runc and crun can be used by themselves"));
     }
     findings
 }
 
-fn shim() -> Finding {
+fn shim() -> Diagnosis {
     match find_program(SHIM, |_| false) {
-        Some(path) => Finding::good("shim", path.display().to_string()),
-        None => Finding::advice(
+        Some(path) => Diagnosis::good("shim", path.display().to_string()),
+        None => Diagnosis::advice(
             "shim",
             format!("{SHIM} is not on PATH"),
             "install it: `make install`, or the Debian package",
@@ -69,7 +69,7 @@ fn shim() -> Finding {
 }
 
 impl Engine {
-    fn examine(&self) -> Option<Finding> {
+    fn examine(&self) -> Option<Diagnosis> {
         let program = find_program(self.program, |_| false)?;
         let version = version_of(&program);
         let naming = self.settings().into_iter().find_map(|path| {
@@ -80,9 +80,9 @@ impl Engine {
             Some((path, default)) => {
                 let how = if default { "its default runtime" } else { "can be chosen" };
                 let found = format!("{version}; {SHIM} {how}, by {}", path.display());
-                Finding::good(self.program, found)
+                Diagnosis::good(self.program, found)
             }
-            None => Finding::advice(
+            None => Diagnosis::advice(
                 self.program,
                 format!("{version}; it does not know {SHIM}"),
                 self.advice,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::container::cgroup_version;
 use crate::criu::door::real_criu;
-use crate::freezer::Version;
+use crate::freezer::CgroupVersion;
 use crate::hint::hint_of;
 use crate::locations;
 use crate::machine::{self, CriuVersion};
@@ -19,11 +19,11 @@ use crate::sys::process::find_program;
 
 /// What was found of one thing.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub struct Diagnosis {
     /// What was looked at.
     pub what: String,
     /// How it is.
-    pub verdict: Verdict,
+    pub verdict: Health,
     /// What was found.
     pub found: String,
     /// What to do about it.
@@ -34,7 +34,7 @@ pub struct Finding {
 /// How something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum Health {
     /// As it should be.
     Good,
     /// It works without; something could be better.
@@ -49,7 +49,7 @@ const KERNEL: (u32, u32) = (5, 8);
 const SPACE: u64 = 1 << 30;
 
 /// Looks at everything.
-pub fn examine(config: &anyhow::Result<Config>, store: &Path) -> Vec<Finding> {
+pub fn examine(config: &anyhow::Result<Config>, store: &Path) -> Vec<Diagnosis> {
     let settings = config.as_ref().ok().cloned().unwrap_or_default();
     let mut findings = vec![configuration(config), capabilities()];
     findings.extend(kernel());
@@ -60,10 +60,10 @@ pub fn examine(config: &anyhow::Result<Config>, store: &Path) -> Vec<Finding> {
     findings
 }
 
-impl Finding {
+impl Diagnosis {
     fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
         let (what, found) = (what.into(), found.into());
-        Self { what, verdict: Verdict::Good, found, advice: None }
+        Self { what, verdict: Health::Good, found, advice: None }
     }
 
     fn advice(
@@ -71,7 +71,7 @@ impl Finding {
         found: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
-        Self { verdict: Verdict::Advice, advice: Some(advice.into()), ..Self::good(what, found) }
+        Self { verdict: Health::Advice, advice: Some(advice.into()), ..Self::good(what, found) }
     }
 
     fn missing(
@@ -79,13 +79,13 @@ impl Finding {
         found: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
-        Self { verdict: Verdict::Missing, advice: Some(advice.into()), ..Self::good(what, found) }
+        Self { verdict: Health::Missing, advice: Some(advice.into()), ..Self::good(what, found) }
     }
 
     /// An error is something missing, with its own advice.
     fn wrong(what: &str, error: &anyhow::Error) -> Self {
         let advice = hint_of(error).map(str::to_owned);
-        Self { verdict: Verdict::Missing, advice, ..Self::good(what, format!("{error:#}")) }
+        Self { verdict: Health::Missing, advice, ..Self::good(what, format!("{error:#}")) }
     }
 
     fn of<T>(what: &str, outcome: anyhow::Result<T>, found: impl FnOnce(T) -> String) -> Self {
@@ -96,33 +96,33 @@ impl Finding {
     }
 }
 
-fn configuration(config: &anyhow::Result<Config>) -> Finding {
+fn configuration(config: &anyhow::Result<Config>) -> Diagnosis {
     let path = locations::configuration();
     match config {
-        Err(error) => Finding::wrong("configuration", error),
-        Ok(_) if path.exists() => Finding::good("configuration", path.display().to_string()),
-        Ok(_) => Finding::good("configuration", "none: every setting has its default"),
+        Err(error) => Diagnosis::wrong("configuration", error),
+        Ok(_) if path.exists() => Diagnosis::good("configuration", path.display().to_string()),
+        Ok(_) => Diagnosis::good("configuration", "none: every setting has its default"),
     }
 }
 
-fn capabilities() -> Finding {
-    Finding::of("capabilities", machine::ensure_capable(), |()| "all that are needed".into())
+fn capabilities() -> Diagnosis {
+    Diagnosis::of("capabilities", machine::ensure_capable(), |()| "all that are needed".into())
 }
 
-fn kernel() -> Vec<Finding> {
+fn kernel() -> Vec<Diagnosis> {
     let release = nix::sys::utsname::uname()
         .map(|names| names.release().to_string_lossy().into_owned())
         .unwrap_or_default();
     let new_enough = version_of(&release).is_some_and(|version| version >= KERNEL);
     let (major, minor) = KERNEL;
     let kernel = if new_enough {
-        Finding::good("kernel", release)
+        Diagnosis::good("kernel", release)
     } else {
-        Finding::missing("kernel", release, format!("Linux {major}.{minor} or newer is needed"))
+        Diagnosis::missing("kernel", release, format!("Linux {major}.{minor} or newer is needed"))
     };
-    let cgroup = Finding::of("cgroups", cgroup_version(), |version| match version {
-        Version::V1 => "version 1, with the freezer".into(),
-        Version::V2 => "version 2".into(),
+    let cgroup = Diagnosis::of("cgroups", cgroup_version(), |version| match version {
+        CgroupVersion::V1 => "version 1, with the freezer".into(),
+        CgroupVersion::V2 => "version 2".into(),
     });
     vec![kernel, cgroup, overlay(), kcmp()]
 }
@@ -133,11 +133,11 @@ fn version_of(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-fn overlay() -> Finding {
+fn overlay() -> Diagnosis {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     match known.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay") {
-        true => Finding::good("overlay", "the kernel has it"),
-        false => Finding::advice(
+        true => Diagnosis::good("overlay", "the kernel has it"),
+        false => Diagnosis::advice(
             "overlay",
             "the kernel does not have it now",
             "a root file system in a plain directory is snapshotted whole: load the module overlay",
@@ -146,11 +146,11 @@ fn overlay() -> Finding {
 }
 
 /// kcmp(2) tells shared open files apart; it comes with CONFIG_CHECKPOINT_RESTORE or CONFIG_KCMP.
-fn kcmp() -> Finding {
+fn kcmp() -> Diagnosis {
     let pid = std::process::id().cast_signed();
     match crate::sys::kcmp::compare_files((pid, 0), (pid, 0)) {
-        Ok(_) => Finding::good("kcmp", "the kernel has it"),
-        Err(error) => Finding::missing(
+        Ok(_) => Diagnosis::good("kcmp", "the kernel has it"),
+        Err(error) => Diagnosis::missing(
             "kcmp",
             error.to_string(),
             "a kernel with CONFIG_CHECKPOINT_RESTORE is needed",
@@ -158,24 +158,24 @@ fn kcmp() -> Finding {
     }
 }
 
-fn criu() -> Vec<Finding> {
+fn criu() -> Vec<Diagnosis> {
     let program = match real_criu() {
         Ok(program) => program,
-        Err(error) => return vec![Finding::wrong("criu", &error)],
+        Err(error) => return vec![Diagnosis::wrong("criu", &error)],
     };
-    let version = Finding::of("criu", machine::criu_version(), |version: CriuVersion| {
+    let version = Diagnosis::of("criu", machine::criu_version(), |version: CriuVersion| {
         format!("{version}, {}", program.display())
     });
-    let check = Finding::of("criu check", machine::ensure_criu(), |()| "looks good".into());
+    let check = Diagnosis::of("criu check", machine::ensure_criu(), |()| "looks good".into());
     vec![version, check, soft_dirty(&program)]
 }
 
 /// Memory that was written since is found by soft-dirty bits, CONFIG_MEM_SOFT_DIRTY.
-fn soft_dirty(criu: &Path) -> Finding {
+fn soft_dirty(criu: &Path) -> Diagnosis {
     if succeeds(Command::new(criu).args(["check", "--feature", "mem_dirty_track"])) {
-        return Finding::good("soft-dirty", "memory can be dumped before the freeze");
+        return Diagnosis::good("soft-dirty", "memory can be dumped before the freeze");
     }
-    Finding::advice(
+    Diagnosis::advice(
         "soft-dirty",
         "the kernel does not track written memory",
         "pre-dumps need a kernel with CONFIG_MEM_SOFT_DIRTY; everything else works without",
@@ -188,33 +188,34 @@ fn succeeds(command: &mut Command) -> bool {
 }
 
 /// The runtimes that are there, and the one that ocicle would call.
-fn runtimes(config: &Config) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = ["runc", "crun"]
+fn runtimes(config: &Config) -> Vec<Diagnosis> {
+    let mut findings: Vec<Diagnosis> = ["runc", "crun"]
         .into_iter()
         .filter_map(|name| Some((name, find_program(name, |_| false)?)))
         .map(|(name, program)| {
             let version = Runtime::at(program.clone()).version();
             let number = |line: String| engines::number_in(&line);
-            Finding::of(name, version, |line| format!("{}, {}", number(line), program.display()))
+            Diagnosis::of(name, version, |line| format!("{}, {}", number(line), program.display()))
         })
         .collect();
     let real = Runtime::find(config.runtime.as_deref());
     findings.extend(libcriu(real.as_ref().is_ok_and(Runtime::is_crun)));
-    findings
-        .push(Finding::of("real runtime", real, |runtime| runtime.program().display().to_string()));
+    findings.push(Diagnosis::of("real runtime", real, |runtime| {
+        runtime.program().display().to_string()
+    }));
     findings
 }
 
 /// crun loads CRIU's library when it needs it (`load_wrapper` in src/libcrun/criu.c); where the
 /// dynamic linker keeps no cache, nobody knows.
-fn libcriu(is_needed: bool) -> Option<Finding> {
+fn libcriu(is_needed: bool) -> Option<Diagnosis> {
     const NAME: &[u8] = b"libcriu.so.2";
     find_program("crun", |_| false)?;
     let cache = std::fs::read("/etc/ld.so.cache").ok()?;
     if cache.windows(NAME.len()).any(|name| name == NAME) {
-        return Some(Finding::good("libcriu", "crun can load it"));
+        return Some(Diagnosis::good("libcriu", "crun can load it"));
     }
-    let make = if is_needed { Finding::missing } else { Finding::advice };
+    let make = if is_needed { Diagnosis::missing } else { Diagnosis::advice };
     Some(make(
         "libcriu",
         "not there, so crun makes no checkpoints",
@@ -222,7 +223,7 @@ fn libcriu(is_needed: bool) -> Option<Finding> {
     ))
 }
 
-fn space(store: &Path) -> Finding {
+fn space(store: &Path) -> Diagnosis {
     // It is made with the first checkpoint: until then, where it will be.
     let existing = store.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(existing) {
@@ -230,12 +231,12 @@ fn space(store: &Path) -> Finding {
             let free = space.f_bavail.saturating_mul(space.f_frsize);
             let found = format!("{}, {} free", store.display(), crate::output::bytes(free));
             if free < SPACE {
-                Finding::advice("store", found, crate::hint::FULL)
+                Diagnosis::advice("store", found, crate::hint::FULL)
             } else {
-                Finding::good("store", found)
+                Diagnosis::good("store", found)
             }
         }
-        Err(error) => Finding::missing(
+        Err(error) => Diagnosis::missing(
             "store",
             format!("{}: {error}", existing.display()),
             "name another directory: `store` in the configuration, or --store",

@@ -7,12 +7,12 @@ use serde::Deserialize;
 use super::states::in_place;
 use super::{Checkpoint, Listed, directories_in};
 use crate::bytes::ByteString;
-use crate::container::records::{self, Stored, read_json, read_small};
+use crate::container::records::{self, StoredContainer, read_json, read_small};
 use crate::container::{Engine, ensure_name};
 
 /// A container, as its engine knows it.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct CatalogEntry {
     pub id: String,
     pub user: Option<u32>,
     engine: Engine,
@@ -23,7 +23,7 @@ pub(super) struct Entry {
     checkpoints: Vec<Checkpoint>,
 }
 
-impl Entry {
+impl CatalogEntry {
     /// Adds what the engine knows.
     pub(super) fn complete(self, listed: &mut Listed) {
         listed.engine = self.engine;
@@ -40,7 +40,7 @@ impl Entry {
 }
 
 /// Every container in an engine's list.
-pub(super) fn read() -> Vec<Entry> {
+pub(super) fn read() -> Vec<CatalogEntry> {
     let mut found = storage(&graph_root(), None);
     for home in directories_in(Path::new("/run/user")) {
         let Some(user) = home.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
@@ -65,7 +65,7 @@ pub(super) fn graph_root() -> PathBuf {
     root.unwrap_or_else(|| "/var/lib/containers/storage".into())
 }
 
-fn storage(root: &Path, user: Option<u32>) -> Vec<Entry> {
+fn storage(root: &Path, user: Option<u32>) -> Vec<CatalogEntry> {
     let mut found = Vec::new();
     for driver in directories_in(root) {
         if !driver.as_os_str().as_encoded_bytes().ends_with(b"-containers") {
@@ -77,7 +77,7 @@ fn storage(root: &Path, user: Option<u32>) -> Vec<Entry> {
     found
 }
 
-fn stored_entry(stored: Stored, driver: &Path, user: Option<u32>) -> Option<Entry> {
+fn stored_entry(stored: StoredContainer, driver: &Path, user: Option<u32>) -> Option<CatalogEntry> {
     ensure_name(&stored.id).ok()?;
     // buildah's working containers have no process of their own, and no name of an image.
     let metadata = stored.metadata();
@@ -85,7 +85,7 @@ fn stored_entry(stored: Stored, driver: &Path, user: Option<u32>) -> Option<Entr
     let bundle = driver.join(&stored.id).join("userdata");
     let engine = if metadata.pod_name.is_some() { Engine::CriO } else { Engine::Podman };
     let name = metadata.container_name.or(metadata.name).or(stored.names.into_iter().next());
-    Some(Entry {
+    Some(CatalogEntry {
         id: stored.id,
         user,
         engine,
@@ -97,7 +97,7 @@ fn stored_entry(stored: Stored, driver: &Path, user: Option<u32>) -> Option<Entr
     })
 }
 
-fn docker() -> Vec<Entry> {
+fn docker() -> Vec<CatalogEntry> {
     let configured: Option<DaemonConfig> = read_json(Path::new("/etc/docker/daemon.json"));
     let root = configured.and_then(|config| config.data_root);
     let containers = root.unwrap_or_else(|| "/var/lib/docker".into()).join("containers");
@@ -111,11 +111,11 @@ struct DaemonConfig {
     data_root: Option<PathBuf>,
 }
 
-fn docker_entry(directory: &Path) -> Option<Entry> {
+fn docker_entry(directory: &Path) -> Option<CatalogEntry> {
     let container = records::docker(directory)?;
     ensure_name(&container.id).ok()?;
     let checkpoints = directories_in(&directory.join("checkpoints")).into_iter();
-    Some(Entry {
+    Some(CatalogEntry {
         name: container.name().map(ByteString::from),
         image: Some(container.config.image.as_str())
             .filter(|name| !name.is_empty())

@@ -18,7 +18,7 @@ use crate::container::Engine;
 use crate::store::versions::Store;
 
 pub use images::{StoredImage, stored_image};
-pub use states::Status;
+pub use states::ContainerStatus;
 
 /// A container, as `ocicle ps` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -44,7 +44,7 @@ pub struct Listed {
     /// Its bundle.
     pub bundle: Option<PathBuf>,
     /// Whether it runs.
-    pub status: Status,
+    pub status: ContainerStatus,
     /// Whether its control group is frozen, by whomever.
     pub frozen: bool,
     /// Its first process.
@@ -112,7 +112,7 @@ impl Listed {
             runtime: None,
             root: None,
             bundle,
-            status: Status::Stopped,
+            status: ContainerStatus::Stopped,
             frozen: false,
             pid: None,
             checkpoints: Vec::new(),

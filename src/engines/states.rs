@@ -9,13 +9,13 @@ use super::{Checkpoint, Listed, directories_in};
 use crate::bytes::ByteString;
 use crate::container::records::read_json;
 use crate::container::{Engine, ensure_name, freezer_of_process};
-use crate::freezer::State as FreezerState;
+use crate::freezer::FreezerState;
 use crate::sys::process::start_time;
 
 /// Whether a container runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum ContainerStatus {
     /// Its first process waits for `start`.
     Created,
     /// It runs.
@@ -97,11 +97,11 @@ fn container(directory: &Path, root: &Path, user: Option<u32>) -> Option<Listed>
     let alive = state.is_alive().then_some(state.init_process_pid);
     let frozen = alive.is_some_and(is_frozen);
     let status = match alive {
-        None => Status::Stopped,
+        None => ContainerStatus::Stopped,
         // Where `start` lets the first process go on.
-        Some(_) if directory.join("exec.fifo").exists() => Status::Created,
-        Some(_) if frozen => Status::Paused,
-        Some(_) => Status::Running,
+        Some(_) if directory.join("exec.fifo").exists() => ContainerStatus::Created,
+        Some(_) if frozen => ContainerStatus::Paused,
+        Some(_) => ContainerStatus::Running,
     };
     let bundle = state.bundle();
     let says: Bundle =

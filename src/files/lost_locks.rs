@@ -17,7 +17,7 @@ use super::{Holder, Lock, LockKind};
 use crate::bytes::ByteString;
 use crate::container::Process;
 use crate::criu::images::entries::{FileBody, FileEntry, FileLock};
-use crate::criu::images::{Images, Task};
+use crate::criu::images::{Images, TaskImages};
 
 /// Those of a checkpoint: the file descriptors that they are held through, and the files.
 pub fn lost_locks(images: &Images) -> BTreeSet<(Holder, ByteString)> {
@@ -49,7 +49,7 @@ fn place(file: &FileEntry) -> Option<(u32, Place<'_>)> {
 }
 
 /// What a process has mapped, and its program, each with its table of file descriptors.
-fn mapped(task: &Task) -> impl Iterator<Item = (u32, u32)> + '_ {
+fn mapped(task: &TaskImages) -> impl Iterator<Item = (u32, u32)> + '_ {
     let files = task.mm.iter().flat_map(|mm| mm.mapped.iter().copied().chain([mm.exe]));
     files.filter_map(|file| Some((task.table()?, file)))
 }

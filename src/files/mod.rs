@@ -19,11 +19,11 @@ mod user_info;
 pub mod held;
 
 pub use lost_locks::{lost_locks, lost_locks_of};
-pub use preflight::{Found, Problem, Role, User, Wrong, preflight};
+pub use preflight::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};
-pub use unreachable::{Owned, Seen, Unreachable, by_path};
+pub use unreachable::{Owned, SeenByPath, Unreachable, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 
 impl Table {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::bytes::ByteString;
-use crate::criu::images::entries::{InetSocket, UnixSocket};
+use crate::criu::images::entries::{InetSocket, UnixSocketEntry};
 
 /// A word before bytes.
 pub(super) fn join(word: &str, bytes: &ByteString) -> ByteString {
@@ -86,7 +86,7 @@ pub(super) fn tcp_state(number: u32) -> &'static str {
 }
 
 /// A unix socket: type, state if it listens, and its name or else its inode number.
-pub(super) fn unix(socket: &UnixSocket) -> ByteString {
+pub(super) fn unix(socket: &UnixSocketEntry) -> ByteString {
     const LISTEN: u32 = 10;
     unix_name(socket.kind, socket.state == LISTEN, socket.name.as_bytes(), socket.inode.into())
 }

@@ -12,7 +12,7 @@ use crate::criu::images::entries::{FileBody, RegFile, Remap, RemapKind};
 
 /// What will be at a path at restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundFile {
     /// Nothing.
     Missing,
     /// Nothing, since this prefix of the path is no directory.
@@ -45,14 +45,14 @@ pub enum Role {
 
 /// A process that uses a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct User {
+pub struct FileUser {
     /// The process, as the container sees it.
     pub pid: i32,
     /// What for.
     pub role: Role,
 }
 
-impl fmt::Display for User {
+impl fmt::Display for FileUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pid = self.pid;
         match self.role {
@@ -119,7 +119,7 @@ pub struct Problem {
     /// Its path in the container.
     pub path: ByteString,
     /// Who uses it: file descriptors first.
-    pub users: Vec<User>,
+    pub users: Vec<FileUser>,
     /// What is wrong.
     pub wrong: Wrong,
 }
@@ -128,7 +128,7 @@ impl Problem {
     /// What to do: replace it, if it is held by file descriptors and by nothing else.
     pub fn hint(&self) -> String {
         match self.users.first() {
-            Some(User { pid, role: Role::Fd(fd) })
+            Some(FileUser { pid, role: Role::Fd(fd) })
                 if self.users.iter().all(|user| matches!(user.role, Role::Fd(_))) =>
             {
                 let replaced = format!("let something take its place: -s {pid}:{fd}=SOURCE");
@@ -180,7 +180,7 @@ impl fmt::Display for Problem {
 pub fn preflight(
     images: &Images,
     substituted: &[FileId],
-    lookup: &dyn Fn(&Path) -> Found,
+    lookup: &dyn Fn(&Path) -> FoundFile,
 ) -> Vec<Problem> {
     let users = users(images, substituted);
     let remaps: HashMap<u32, &Remap> = images.remaps.iter().map(|r| (r.file, r)).collect();
@@ -216,17 +216,17 @@ fn as_reg(entry: &crate::criu::images::entries::FileEntry) -> Option<(u32, &RegF
 }
 
 /// Who uses each entry of type REG. The path of a named pipe or terminal is an entry of its own.
-fn users(images: &Images, substituted: &[FileId]) -> HashMap<u32, Vec<User>> {
+fn users(images: &Images, substituted: &[FileId]) -> HashMap<u32, Vec<FileUser>> {
     let substituted: HashSet<u32> = substituted.iter().map(|id| id.0).collect();
     let paths: HashMap<u32, u32> = images.files.iter().filter_map(path_entry).collect();
-    let mut users: HashMap<u32, Vec<User>> = HashMap::new();
+    let mut users: HashMap<u32, Vec<FileUser>> = HashMap::new();
     for (pid, fd) in images.fds().filter(|(_, fd)| !substituted.contains(&fd.file)) {
         let file = paths.get(&fd.file).copied().unwrap_or(fd.file);
-        users.entry(file).or_default().push(User { pid, role: Role::Fd(fd.fd) });
+        users.entry(file).or_default().push(FileUser { pid, role: Role::Fd(fd.fd) });
     }
     for task in &images.tasks {
         let pid = task.tree.pid;
-        let mut add = |file, role| users.entry(file).or_default().push(User { pid, role });
+        let mut add = |file, role| users.entry(file).or_default().push(FileUser { pid, role });
         if let Some(mm) = &task.mm {
             mm.mapped.iter().for_each(|file| add(*file, Role::Mapping));
             add(mm.exe, Role::Exe);
@@ -240,7 +240,7 @@ fn users(images: &Images, substituted: &[FileId]) -> HashMap<u32, Vec<User>> {
     users
 }
 
-impl User {
+impl FileUser {
     fn role_order(self) -> bool {
         !matches!(self.role, Role::Fd(_))
     }
@@ -263,16 +263,16 @@ fn path_entry(entry: &crate::criu::images::entries::FileEntry) -> Option<(u32, u
     }
 }
 
-fn missing(found: Found) -> Option<Wrong> {
+fn missing(found: FoundFile) -> Option<Wrong> {
     match found {
-        Found::Missing => Some(Wrong::Missing),
-        Found::NotADirectory(prefix) => Some(Wrong::NotADirectory(prefix)),
-        Found::Present { .. } | Found::Unknown => None,
+        FoundFile::Missing => Some(Wrong::Missing),
+        FoundFile::NotADirectory(prefix) => Some(Wrong::NotADirectory(prefix)),
+        FoundFile::Present { .. } | FoundFile::Unknown => None,
     }
 }
 
-fn wrong(reg: &RegFile, found: Found) -> Option<Wrong> {
-    let Found::Present { mode, size } = found else { return missing(found) };
+fn wrong(reg: &RegFile, found: FoundFile) -> Option<Wrong> {
+    let FoundFile::Present { mode, size } = found else { return missing(found) };
     let saved = reg.mode.unwrap_or(mode);
     let (is, was) = (kind_of_mode(mode), kind_of_mode(saved));
     if mode & libc::S_IFMT != saved & libc::S_IFMT {
@@ -302,16 +302,16 @@ mod tests {
     #[test]
     fn what_criu_would_say() {
         let file = reg(Some(5), 0o100644);
-        let there = |mode, size| wrong(&file, Found::Present { mode, size });
+        let there = |mode, size| wrong(&file, FoundFile::Present { mode, size });
         assert_eq!(there(0o100644, 5), None);
         assert_eq!(there(0o100644, 6), Some(Wrong::Size { found: 6, expected: 5 }));
         assert_eq!(there(0o100600, 5), Some(Wrong::Mode { found: 0o600, expected: 0o644 }));
         let expected = Wrong::Type { found: FileKind::Dir, expected: FileKind::Reg };
         assert_eq!(there(0o040644, 5), Some(expected));
         let log = reg(None, 0o100644);
-        assert_eq!(wrong(&log, Found::Present { mode: 0o100644, size: 99 }), None);
-        assert_eq!(wrong(&log, Found::Missing), Some(Wrong::Missing));
-        assert_eq!(wrong(&log, Found::Unknown), None);
+        assert_eq!(wrong(&log, FoundFile::Present { mode: 0o100644, size: 99 }), None);
+        assert_eq!(wrong(&log, FoundFile::Missing), Some(Wrong::Missing));
+        assert_eq!(wrong(&log, FoundFile::Unknown), None);
     }
 
     #[test]
@@ -319,7 +319,10 @@ mod tests {
         let mut problem = Problem {
             file: FileId(3),
             path: "/var/log/x".into(),
-            users: vec![User { pid: 7, role: Role::Fd(3) }, User { pid: 8, role: Role::Fd(3) }],
+            users: vec![
+                FileUser { pid: 7, role: Role::Fd(3) },
+                FileUser { pid: 8, role: Role::Fd(3) },
+            ],
             wrong: Wrong::Size { found: 30, expected: 27 },
         };
         assert_eq!(
@@ -329,7 +332,7 @@ mod tests {
         let hint = "put it back, allow it with --policy grown=truncate:/var/log/x, or let something \
                     take its place: -s 7:3=SOURCE";
         assert_eq!(problem.hint(), hint);
-        problem.users.push(User { pid: 8, role: Role::Mapping });
+        problem.users.push(FileUser { pid: 8, role: Role::Mapping });
         assert!(problem.hint().contains("cannot be replaced"));
     }
 }

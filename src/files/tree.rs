@@ -36,7 +36,7 @@ pub fn tasks_of(processes: &[Process]) -> Vec<Task> {
 /// The processes of a checkpoint.
 pub fn tasks_of_images(images: &Path) -> Result<Vec<Task>> {
     let tasks = Images::load(images)?.tasks.into_iter();
-    let task = |task: crate::criu::images::Task| Task {
+    let task = |task: crate::criu::images::TaskImages| Task {
         pid: task.tree.pid,
         parent: task.tree.ppid,
         name: task.name,
@@ -50,14 +50,14 @@ pub struct Branch {
     /// The process.
     pub task: Task,
     /// Its open files, by the first of its file descriptors for each.
-    pub files: Vec<Held>,
+    pub files: Vec<HeldHere>,
     /// Its children.
     pub children: Vec<Branch>,
 }
 
 /// An open file as one process has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldHere {
     /// The file descriptors of this process.
     pub fds: Vec<i32>,
     /// The open file.
@@ -68,7 +68,7 @@ pub struct Held {
     pub others: Vec<Holder>,
 }
 
-impl Held {
+impl HeldHere {
     fn of(pid: i32, file: &OpenFile) -> Self {
         let (own, others): (Vec<_>, Vec<_>) =
             file.holders.iter().copied().partition(|holder| holder.pid == pid);
@@ -119,7 +119,7 @@ fn branch<'a>(task: &Task, left: &mut Children<'a>, table: &Table, depth: usize)
         .files
         .iter()
         .filter(|file| file.holders.iter().any(|holder| holder.pid == task.pid))
-        .map(|file| Held::of(task.pid, file))
+        .map(|file| HeldHere::of(task.pid, file))
         .collect();
     files.sort_by_key(|held| held.fds.first().copied());
     let children = depth.checked_sub(1).and_then(|depth| Some((depth, left.remove(&task.pid)?)));
@@ -153,7 +153,7 @@ mod tests {
         let fds: Vec<_> = first.files.iter().map(|held| (held.fds.clone(), held.file.0)).collect();
         assert_eq!(fds, [(vec![0, 1], 2), (vec![3], 1)]);
         assert_eq!(first.files[1].others, [Holder { pid: 6, fd: 3 }]);
-        assert!(first.files.iter().all(Held::is_shared));
+        assert!(first.files.iter().all(HeldHere::is_shared));
         let inner = &first.children[0].children[0];
         assert_eq!(inner.task.pid, 7);
         assert_eq!(inner.files[0].text, "eventfd eventfd O_RDWR");

@@ -52,7 +52,7 @@ pub struct Owned {
 
 /// What is to be known of file descriptors before a dump.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct SeenByPath {
     /// Those whose files CRIU could not find.
     pub unreachable: Vec<Unreachable>,
     /// The owners of the others' files.
@@ -66,7 +66,7 @@ pub struct Seen {
 /// Those that CRIU saves by their path (`dump_one_file` in criu/files.c): regular files,
 /// directories, links, named pipes and memory devices. Terminals, sockets and anonymous files
 /// have ways of their own. With `frozen`, whatever vanishes while this reads is an error.
-pub fn by_path(processes: &[Process], frozen: bool) -> Result<Seen> {
+pub fn by_path(processes: &[Process], frozen: bool) -> Result<SeenByPath> {
     let reach = Reach::of(processes, frozen)?;
     let fds = descriptors::observe(processes, frozen)?;
     let unreachable = fds.iter().filter_map(|fd| {
@@ -74,7 +74,7 @@ pub fn by_path(processes: &[Process], frozen: bool) -> Result<Seen> {
         let path = fd.link.as_slice().into();
         Some(Unreachable { pid: fd.process.inner, fd: fd.fd, kind: fd.kind(), file, path })
     });
-    Ok(Seen {
+    Ok(SeenByPath {
         unreachable: unreachable.collect(),
         owned: fds.iter().filter_map(|fd| reach.owned(fd)).collect(),
         locks: fds.iter().flat_map(locks).collect(),

@@ -23,7 +23,7 @@ use std::os::fd::AsFd;
 /// The version of the hierarchy that a control group belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Version {
+pub enum CgroupVersion {
     /// The `freezer` controller: `freezer.state`.
     V1,
     /// The unified hierarchy: `cgroup.freeze` and `cgroup.events` (Linux 5.2).
@@ -32,7 +32,7 @@ pub enum Version {
 
 /// What the kernel says of a control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum FreezerState {
     /// Its processes run.
     Thawed,
     /// Freezing was asked for, and some process has not stopped yet.
@@ -46,7 +46,7 @@ pub enum State {
 /// The control group of a container, as its freezer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freezer {
-    version: Version,
+    version: CgroupVersion,
     directory: PathBuf,
 }
 
@@ -74,12 +74,12 @@ pub struct Frozen<'a> {
 
 impl Freezer {
     /// The freezer of the control group at `directory`, an absolute path in a mounted hierarchy.
-    pub fn new(version: Version, directory: PathBuf) -> Self {
+    pub fn new(version: CgroupVersion, directory: PathBuf) -> Self {
         Self { version, directory }
     }
 
     /// The version of its hierarchy.
-    pub fn version(&self) -> Version {
+    pub fn version(&self) -> CgroupVersion {
         self.version
     }
 
@@ -89,10 +89,10 @@ impl Freezer {
     }
 
     /// What the kernel says of it now. `None` when the group is gone.
-    pub fn state(&self) -> Result<Option<State>> {
+    pub fn state(&self) -> Result<Option<FreezerState>> {
         match self.version {
-            Version::V1 => self.state_v1(),
-            Version::V2 => self.state_v2(),
+            CgroupVersion::V1 => self.state_v1(),
+            CgroupVersion::V2 => self.state_v2(),
         }
     }
 
@@ -123,11 +123,11 @@ impl Freezer {
         let requested = Instant::now();
         let by = match self.state()? {
             None => bail!("its control group {} is gone", self.directory.display()),
-            Some(State::FrozenFromAbove) => {
+            Some(FreezerState::FrozenFromAbove) => {
                 bail!("a control group above {} is frozen: thaw that one", self.directory.display())
             }
-            Some(State::Frozen | State::Freezing) => FrozenBy::Caller,
-            Some(State::Thawed) => FrozenBy::Ocicle,
+            Some(FreezerState::Frozen | FreezerState::Freezing) => FrozenBy::Caller,
+            Some(FreezerState::Thawed) => FrozenBy::Ocicle,
         };
         // Made before the request, so that a failure half-way thaws.
         let mut frozen = Frozen { freezer: self, by, requested, reached: requested, ended: false };
@@ -162,10 +162,10 @@ impl Freezer {
 
     fn request(&self, freeze: bool) -> Result<()> {
         let (file, value) = match (self.version, freeze) {
-            (Version::V1, true) => ("freezer.state", "FROZEN"),
-            (Version::V1, false) => ("freezer.state", "THAWED"),
-            (Version::V2, true) => ("cgroup.freeze", "1"),
-            (Version::V2, false) => ("cgroup.freeze", "0"),
+            (CgroupVersion::V1, true) => ("freezer.state", "FROZEN"),
+            (CgroupVersion::V1, false) => ("freezer.state", "THAWED"),
+            (CgroupVersion::V2, true) => ("cgroup.freeze", "1"),
+            (CgroupVersion::V2, false) => ("cgroup.freeze", "0"),
         };
         let path = self.directory.join(file);
         match fs::OpenOptions::new()
@@ -180,8 +180,8 @@ impl Freezer {
 
     fn wait_frozen(&self, deadline: Instant) -> Result<bool> {
         match self.version {
-            Version::V1 => self.wait_frozen_v1(deadline),
-            Version::V2 => self.wait_frozen_v2(deadline),
+            CgroupVersion::V1 => self.wait_frozen_v1(deadline),
+            CgroupVersion::V2 => self.wait_frozen_v2(deadline),
         }
     }
 
@@ -194,26 +194,26 @@ impl Freezer {
         }
     }
 
-    fn state_v1(&self) -> Result<Option<State>> {
+    fn state_v1(&self) -> Result<Option<FreezerState>> {
         let Some(state) = self.read("freezer.state")? else { return Ok(None) };
         let above = self.read("freezer.self_freezing")?.is_some_and(|text| text.trim() == "0");
         Ok(Some(match (state.trim(), above) {
-            ("THAWED", _) => State::Thawed,
-            ("FREEZING", _) => State::Freezing,
-            ("FROZEN", false) => State::Frozen,
-            ("FROZEN", true) => State::FrozenFromAbove,
+            ("THAWED", _) => FreezerState::Thawed,
+            ("FREEZING", _) => FreezerState::Freezing,
+            ("FROZEN", false) => FreezerState::Frozen,
+            ("FROZEN", true) => FreezerState::FrozenFromAbove,
             (other, _) => bail!("freezer.state says {other:?}"),
         }))
     }
 
-    fn state_v2(&self) -> Result<Option<State>> {
+    fn state_v2(&self) -> Result<Option<FreezerState>> {
         let Some(asked) = self.read("cgroup.freeze")? else { return Ok(None) };
         let Some(events) = self.read("cgroup.events")? else { return Ok(None) };
         Ok(Some(match (asked.trim() == "1", says_frozen(&events)) {
-            (true, true) => State::Frozen,
-            (true, false) => State::Freezing,
-            (false, true) => State::FrozenFromAbove,
-            (false, false) => State::Thawed,
+            (true, true) => FreezerState::Frozen,
+            (true, false) => FreezerState::Freezing,
+            (false, true) => FreezerState::FrozenFromAbove,
+            (false, false) => FreezerState::Thawed,
         }))
     }
 
@@ -224,8 +224,8 @@ impl Freezer {
         let mut pause = Duration::from_micros(50);
         loop {
             match self.state_v1()? {
-                Some(State::Frozen) => return Ok(true),
-                Some(State::Thawed) => bail!("somebody thawed it while it froze"),
+                Some(FreezerState::Frozen) => return Ok(true),
+                Some(FreezerState::Thawed) => bail!("somebody thawed it while it froze"),
                 Some(_) => {}
                 None => bail!("the control group vanished"),
             }

@@ -53,13 +53,13 @@ fn runs(task: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::freezer::Version;
+    use crate::freezer::CgroupVersion;
     use std::process::{Command, Stdio};
 
     /// A group of one process, as a directory that looks like one.
     fn group_of(directory: &std::path::Path, pid: u32) -> Freezer {
         fs::write(directory.join("cgroup.procs"), format!("{pid}\n")).unwrap();
-        Freezer::new(Version::V2, directory.to_owned())
+        Freezer::new(CgroupVersion::V2, directory.to_owned())
     }
 
     #[test]

@@ -45,8 +45,8 @@ use crate::bytes::ByteString;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
 use crate::runtime::exit::Ended;
-use crate::snapshot::Held;
-use crate::store::lock::{Ledger, Lock};
+use crate::snapshot::DriverSnapshot;
+use crate::store::lock::{ContainerLock, Ledger};
 use crate::sys::process::wait_readable;
 use crate::sys::socket::Channel;
 
@@ -80,7 +80,7 @@ enum Order {
     /// Remove this if we die.
     Remove(Removal),
     /// Remove a snapshot if we die, unless the file exists by then.
-    Discard { held: Box<Held>, unless: PathBuf },
+    Discard { held: Box<DriverSnapshot>, unless: PathBuf },
     /// Run a program; its standard error goes to the descriptor that comes along.
     Run { command: Vec<ByteString>, environment: Vec<(ByteString, ByteString)> },
     /// All is well.
@@ -141,7 +141,7 @@ struct Channels {
 impl Guardian {
     /// Starts a guardian and its deputy. The container is locked until both have ended, too, and may
     /// stay frozen for so long beyond the dump's own progress.
-    pub fn start(held: &Lock, limit: Duration) -> Result<Self> {
+    pub fn start(held: &ContainerLock, limit: Duration) -> Result<Self> {
         let ledger = held.ledger()?;
         let (guardian, first) = spawn(NAME).context("starting the guardian")?;
         let (deputy, second) = spawn(DEPUTY).context("starting the guardian's deputy")?;
@@ -151,7 +151,7 @@ impl Guardian {
         Ok(started)
     }
 
-    fn instruct(&self, held: &Lock, limit: Duration) -> Result<()> {
+    fn instruct(&self, held: &ContainerLock, limit: Duration) -> Result<()> {
         let Channels { guardian, deputy } = self.channels();
         for channel in [guardian, deputy] {
             let Some((Report::Ready, _)) = channel.receive()? else { bail!("it did not begin") };
@@ -192,7 +192,7 @@ impl Guardian {
     }
 
     /// Has a snapshot removed that a driver holds, unless `exists` is there by then.
-    pub fn discard_if_we_die(&self, held: &Held, exists: &Path) -> Result<()> {
+    pub fn discard_if_we_die(&self, held: &DriverSnapshot, exists: &Path) -> Result<()> {
         self.order(&Order::Discard { held: Box::new(held.clone()), unless: exists.to_owned() })
     }
 

@@ -16,7 +16,7 @@ use crate::bytes::ByteString;
 use crate::criu::protocol::ACTION;
 use crate::freezer::Freezer;
 use crate::runtime::exit::Ended;
-use crate::snapshot::Held;
+use crate::snapshot::DriverSnapshot;
 use crate::store::lock::Ledger;
 use crate::sys::oom;
 use crate::sys::process::{Status, kill, number_of, pidfd, wait_readable};
@@ -61,7 +61,7 @@ struct Watch {
     deputy: Option<Channel>,
     thaw: Vec<Freezer>,
     remove: Vec<Removal>,
-    discard: Vec<(Box<Held>, PathBuf)>,
+    discard: Vec<(Box<DriverSnapshot>, PathBuf)>,
     /// The lock of the container, and what is noted in it.
     held: Vec<Ledger>,
     running: Option<Running>,

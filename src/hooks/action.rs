@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::caller::Caller;
-use crate::checkpoint::{self, Stage};
+use crate::checkpoint::{self, ImagesIn};
 use crate::config::Config;
 use crate::container::ensure_name;
 use crate::criu::{action, protocol};
 use crate::hint::hint_of;
 use crate::restore;
 use crate::runtime::arguments::without;
-use crate::store::lock::Lock;
+use crate::store::lock::ContainerLock;
 
 /// CRIU's name of the point at which nothing of the container has been made yet (cr_restore_tasks
 /// in criu/cr-restore.c).
@@ -55,12 +55,12 @@ fn commit() -> Result<()> {
     let caller = Caller::find("checkpoint")?;
     ensure_name(&caller.call.id)?;
     let config = Config::load()?;
-    let held = Lock::take(&caller.call.id)?;
+    let held = ContainerLock::take(&caller.call.id)?;
     let flags = ["--image-path", "--work-path"];
-    let request = checkpoint::Request {
+    let request = checkpoint::CheckpointRequest {
         flags: flags.iter().fold(caller.call.flags.clone(), |flags, flag| without(&flags, flag)),
         leave_running: caller.call.has("--leave-running"),
-        stage: Stage::Disk,
+        stage: ImagesIn::Disk,
         // CRIU has decided over every open file.
         configured: Vec::new(),
         ..config.checkpoint(caller.runtime, &caller.call.id, images)
@@ -75,7 +75,7 @@ fn put_back() -> Result<()> {
     }
     let caller = Caller::find("restore")?;
     ensure_name(&caller.call.id)?;
-    let held = Lock::take(&caller.call.id)?;
+    let held = ContainerLock::take(&caller.call.id)?;
     let config = Config::load()?;
     let bundle = caller.bundle().to_owned();
     let request = config.restore(caller.runtime, &caller.call.id, images, bundle);

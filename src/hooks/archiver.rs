@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 
-use crate::criu::archiver::Call;
+use crate::criu::archiver::TarCall;
 use crate::criu::door;
 use crate::criu::protocol::ARCHIVER;
 use crate::runtime::is_ourselves;
@@ -25,7 +25,7 @@ use crate::sys::process::find_program;
 /// The archiver's program.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match Call::of(&arguments).map(|call| carry_out(&call)) {
+    match TarCall::of(&arguments).map(|call| carry_out(&call)) {
         Some(Ok(())) => return ExitCode::SUCCESS,
         Some(Err(error)) => {
             eprintln!("{ARCHIVER} (ocicle): {error:#}");
@@ -48,10 +48,10 @@ pub fn main() -> ExitCode {
 #[error("and it cannot begin again")]
 struct NoWayBack;
 
-fn carry_out(call: &Call) -> Result<()> {
+fn carry_out(call: &TarCall) -> Result<()> {
     let (stream, begin) = match call {
-        Call::Pack(_) => opened(&std::io::stdout())?,
-        Call::Unpack(_) => opened(&std::io::stdin())?,
+        TarCall::Pack(_) => opened(&std::io::stdout())?,
+        TarCall::Unpack(_) => opened(&std::io::stdin())?,
     };
     work(call, &stream).map_err(|error| {
         let is_back = begin.is_some_and(|begin| take_back(call, &stream, begin).is_ok());
@@ -59,10 +59,10 @@ fn carry_out(call: &Call) -> Result<()> {
     })
 }
 
-fn work(call: &Call, stream: &File) -> Result<()> {
+fn work(call: &TarCall, stream: &File) -> Result<()> {
     match call {
-        Call::Pack(directory) => pack_tree(&open_host_dir(directory)?, stream),
-        Call::Unpack(directory) => {
+        TarCall::Pack(directory) => pack_tree(&open_host_dir(directory)?, stream),
+        TarCall::Unpack(directory) => {
             for left_out in unpack_tree(stream, &open_host_dir(directory)?)? {
                 eprintln!("{ARCHIVER} (ocicle): attributes are left out: {left_out}");
             }
@@ -79,8 +79,8 @@ fn opened(stream: &impl AsFd) -> Result<(File, Option<u64>)> {
 }
 
 /// Makes a stream what it was before.
-fn take_back(call: &Call, stream: &File, begin: u64) -> Result<()> {
-    if let Call::Pack(_) = call {
+fn take_back(call: &TarCall, stream: &File, begin: u64) -> Result<()> {
+    if let TarCall::Pack(_) = call {
         stream.set_len(begin)?;
     }
     rustix::fs::seek(stream, SeekFrom::Start(begin))?;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::config::Config;
 use crate::container::ensure_name;
 use crate::criu::door;
-use crate::store::lock::Lock;
+use crate::store::lock::ContainerLock;
 use crate::store::versions::Store;
 
 /// The name by which the program knows that it is to be the hook.
@@ -43,6 +43,6 @@ fn clear() -> Result<()> {
     let state: State = serde_json::from_slice(&text).context("reading the state")?;
     ensure_name(&state.id)?;
     let doors = door::remove_dead();
-    let Some(held) = Lock::take_if_free(&state.id)? else { return doors };
+    let Some(held) = ContainerLock::take_if_free(&state.id)? else { return doors };
     doors.and(Store::at(&Config::load()?.store).sweep(&state.id, &held))
 }

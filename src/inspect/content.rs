@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 const HEAD: usize = 512;
 
 /// Bytes to read, or to pass over where that is cheaper.
-pub(super) trait Content: Read {
+pub(super) trait Bytes: Read {
     /// Goes on behind so many bytes.
     fn pass(&mut self, bytes: u64) -> io::Result<()>;
 }
@@ -23,7 +23,7 @@ impl Read for Seekable {
     }
 }
 
-impl Content for Seekable {
+impl Bytes for Seekable {
     fn pass(&mut self, bytes: u64) -> io::Result<()> {
         let bytes = i64::try_from(bytes).map_err(|_| io::ErrorKind::UnexpectedEof)?;
         self.0.seek(SeekFrom::Current(bytes)).map(drop)
@@ -31,15 +31,15 @@ impl Content for Seekable {
 }
 
 /// Anything that can only be read.
-pub(super) struct Stream<R>(pub R);
+pub(super) struct ReadOnly<R>(pub R);
 
-impl<R: Read> Read for Stream<R> {
+impl<R: Read> Read for ReadOnly<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer)
     }
 }
 
-impl<R: Read> Content for Stream<R> {
+impl<R: Read> Bytes for ReadOnly<R> {
     fn pass(&mut self, bytes: u64) -> io::Result<()> {
         let passed = io::copy(&mut self.0.by_ref().take(bytes), &mut io::sink())?;
         if passed == bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
@@ -47,13 +47,13 @@ impl<R: Read> Content for Stream<R> {
 }
 
 /// The first bytes of something, for who comes next to read.
-pub(super) struct Part<'a> {
-    inner: &'a mut dyn Content,
+pub(super) struct Head<'a> {
+    inner: &'a mut dyn Bytes,
     left: u64,
 }
 
-impl<'a> Part<'a> {
-    pub(super) fn new(inner: &'a mut dyn Content, length: u64) -> Self {
+impl<'a> Head<'a> {
+    pub(super) fn new(inner: &'a mut dyn Bytes, length: u64) -> Self {
         Self { inner, left: length }
     }
 
@@ -63,7 +63,7 @@ impl<'a> Part<'a> {
     }
 }
 
-impl Read for Part<'_> {
+impl Read for Head<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let read = self.inner.read(&mut buffer[..wanted])?;
@@ -75,7 +75,7 @@ impl Read for Part<'_> {
     }
 }
 
-impl Content for Part<'_> {
+impl Bytes for Head<'_> {
     fn pass(&mut self, bytes: u64) -> io::Result<()> {
         if bytes > self.left {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -89,7 +89,7 @@ impl Content for Part<'_> {
 /// How something was compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Compression {
+pub enum CompressedAs {
     /// gzip.
     Gzip,
     /// Zstandard.
@@ -99,28 +99,28 @@ pub enum Compression {
 /// Something of which the first bytes have been looked at.
 pub(super) struct Peeked<'a> {
     head: Cursor<Vec<u8>>,
-    rest: Box<dyn Content + 'a>,
+    rest: Box<dyn Bytes + 'a>,
 }
 
 impl<'a> Peeked<'a> {
-    fn new(mut content: Box<dyn Content + 'a>) -> io::Result<Self> {
+    fn new(mut content: Box<dyn Bytes + 'a>) -> io::Result<Self> {
         let mut head = Vec::with_capacity(HEAD);
         content.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
         Ok(Self { head: Cursor::new(head), rest: content })
     }
 
     /// Looks at something, and looks through its compression.
-    pub(super) fn through(content: Box<dyn Content + 'a>) -> Result<(Self, Option<Compression>)> {
+    pub(super) fn through(content: Box<dyn Bytes + 'a>) -> Result<(Self, Option<CompressedAs>)> {
         let peeked = Self::new(content)?;
-        let (stream, compression): (Box<dyn Content + 'a>, _) = match peeked.head.get_ref()[..] {
+        let (stream, compression): (Box<dyn Bytes + 'a>, _) = match peeked.head.get_ref()[..] {
             [0x1f, 0x8b, ..] => {
                 let gzip = flate2::read::MultiGzDecoder::new(peeked);
-                (Box::new(Stream(gzip)), Compression::Gzip)
+                (Box::new(ReadOnly(gzip)), CompressedAs::Gzip)
             }
             [0x28, 0xb5, 0x2f, 0xfd, ..] => {
                 // It refuses a window above 128 MiB by itself.
                 let zstd = zstd::Decoder::new(peeked).context("decompressing it")?;
-                (Box::new(Stream(zstd)), Compression::Zstd)
+                (Box::new(ReadOnly(zstd)), CompressedAs::Zstd)
             }
             _ => return Ok((peeked, None)),
         };
@@ -145,7 +145,7 @@ impl Read for Peeked<'_> {
     }
 }
 
-impl Content for Peeked<'_> {
+impl Bytes for Peeked<'_> {
     fn pass(&mut self, bytes: u64) -> io::Result<()> {
         let ahead = self.head.get_ref().len() as u64 - self.head.position();
         let first = bytes.min(ahead);
@@ -154,7 +154,7 @@ impl Content for Peeked<'_> {
     }
 }
 
-impl<T: Content + ?Sized> Content for &mut T {
+impl<T: Bytes + ?Sized> Bytes for &mut T {
     fn pass(&mut self, bytes: u64) -> io::Result<()> {
         (**self).pass(bytes)
     }

@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::content::{Compression, Content, Peeked, Seekable};
-use super::memory::{Memory, pages_in};
+use super::content::{Bytes, CompressedAs, Peeked, Seekable};
+use super::memory::{MemoryUse, pages_in};
 use super::tar;
 use crate::criu::images::ImageDir;
 use crate::hint::WithHint;
@@ -39,13 +39,13 @@ pub(super) struct Gathered {
     /// The sizes of all files, by path; what lies deeper together, by its first directory.
     pub sizes: BTreeMap<String, u64>,
     /// What is known of memory, by the directory of the images.
-    memory: BTreeMap<String, Memory>,
+    memory: BTreeMap<String, MemoryUse>,
     /// The archive inside, of an image or an archive of one, that holds a checkpoint.
     pub layer: Option<Layer>,
     /// Files that could not be read as they are.
     pub sparse: BTreeSet<String>,
     /// How it was compressed.
-    pub compression: Option<Compression>,
+    pub compression: Option<CompressedAs>,
 }
 
 /// A layer of an image.
@@ -70,7 +70,7 @@ impl Gathered {
     }
 
     fn lacks_arguments(&self) -> bool {
-        self.memory.values().any(Memory::has_passed)
+        self.memory.values().any(MemoryUse::has_passed)
             || self.layer.as_ref().is_some_and(|layer| layer.gathered.lacks_arguments())
     }
 
@@ -101,7 +101,7 @@ impl Gathered {
         Ok(())
     }
 
-    fn walk_archive(&mut self, content: Box<dyn Content + '_>, outer: bool) -> Result<()> {
+    fn walk_archive(&mut self, content: Box<dyn Bytes + '_>, outer: bool) -> Result<()> {
         let (mut archive, compression) = Peeked::through(content)?;
         if !archive.is_tar() {
             return Err(anyhow!("it is no tar archive").hint(WANTED));
@@ -122,7 +122,7 @@ impl Gathered {
         &mut self,
         path: String,
         size: u64,
-        content: &mut dyn Content,
+        content: &mut dyn Bytes,
         outer: bool,
     ) -> Result<()> {
         self.note(&path, size)?;
@@ -141,7 +141,7 @@ impl Gathered {
     }
 
     /// A layer of an image, or one of the documents that describe it.
-    fn visit_blob(&mut self, path: String, size: u64, content: &mut dyn Content) -> Result<()> {
+    fn visit_blob(&mut self, path: String, size: u64, content: &mut dyn Bytes) -> Result<()> {
         let (mut peeked, _) = Peeked::through(Box::new(content))?;
         if peeked.is_json_object() {
             return self.keep(path, size.min(FILE), &mut peeked);
@@ -169,7 +169,7 @@ impl Gathered {
         Ok(())
     }
 
-    fn keep(&mut self, path: String, size: u64, content: &mut dyn Content) -> Result<()> {
+    fn keep(&mut self, path: String, size: u64, content: &mut dyn Bytes) -> Result<()> {
         if self.kept.contains_key(&path) {
             return Ok(());
         }
@@ -211,7 +211,7 @@ impl Gathered {
     }
 
     /// What is known of the processes' memory.
-    pub(super) fn memory(&self) -> Option<&Memory> {
+    pub(super) fn memory(&self) -> Option<&MemoryUse> {
         self.memory.get(self.images_path()?)
     }
 
@@ -239,7 +239,7 @@ impl Gathered {
     }
 }
 
-fn read_arguments(memory: &mut Memory, pages: u32, content: &mut dyn Content) -> Result<()> {
+fn read_arguments(memory: &mut MemoryUse, pages: u32, content: &mut dyn Bytes) -> Result<()> {
     let mut at = 0;
     for want in memory.wanted(pages) {
         content.pass(want.offset - at)?;

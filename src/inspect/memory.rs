@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bytes::ByteString;
 use crate::criu::images::entries::{Mm, Pagemap, Stretch};
-use crate::criu::images::image::{Image, Kind};
+use crate::criu::images::image::{Image, ImageKind};
 
 /// The size of a page, of CRIU's images and of this architecture's memory.
 const PAGE: u64 = 4096;
@@ -26,7 +26,7 @@ pub(super) struct Want {
 
 /// What is known of the memory of the processes of one directory of images.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct MemoryUse {
     /// Where the arguments of each process are, by pid.
     ranges: BTreeMap<i32, (u64, u64)>,
     /// The map of each process, by pid.
@@ -40,18 +40,18 @@ pub(super) struct Memory {
     bytes: u64,
 }
 
-impl Memory {
+impl MemoryUse {
     /// Learns from an image, if it describes memory.
     ///
     /// What is wrong with it is found, and told, when all images are read.
     pub(super) fn learn(&mut self, name: &str, bytes: &[u8]) {
         if let Some(pid) = number_in("mm-", name)
-            && let Ok(image) = Image::parse(Kind::Mm, bytes.to_vec())
+            && let Ok(image) = Image::parse(ImageKind::Mm, bytes.to_vec())
             && let Ok(mm) = image.read_one(Mm::read)
         {
             self.ranges.insert(pid, mm.arguments);
         } else if let Some(pid) = number_in("pagemap-", name)
-            && let Ok(image) = Image::parse(Kind::Pagemap, bytes.to_vec())
+            && let Ok(image) = Image::parse(ImageKind::Pagemap, bytes.to_vec())
             && let Ok(map) = Pagemap::read(&image)
         {
             self.owners.insert(map.pages, pid);
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_command_line_is_split_at_its_zeros() {
-        let mut memory = Memory::default();
+        let mut memory = MemoryUse::default();
         let want = |at| Want { pid: 3, offset: 0, length: 0, at };
         memory.add(&want(4), b"-c\0x\0".to_vec());
         memory.add(&want(0), b"a\0b\0".to_vec());

@@ -16,13 +16,13 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
-pub use content::Compression;
+pub use content::CompressedAs;
 use gather::Gathered;
-pub use origin::Origin;
+pub use origin::Provenance;
 
 use crate::bytes::ByteString;
-use crate::criu::images::image::{Image, Kind};
-use crate::criu::images::{DumpStats, Images, Task};
+use crate::criu::images::image::{Image, ImageKind};
+use crate::criu::images::{DumpStats, Images, TaskImages};
 use crate::files::{self, Holder, OpenFile, Table};
 use crate::hint::WithHint;
 use crate::store::STAGING;
@@ -34,7 +34,7 @@ const SCHEMA: u32 = 1;
 /// What a checkpoint lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Form {
+pub enum ArchiveForm {
     /// A directory with CRIU's images.
     Directory,
     /// A tar archive, as podman and Kubernetes export it.
@@ -45,24 +45,24 @@ pub enum Form {
 
 /// Everything that is told of a checkpoint.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct InspectReport {
     /// The version of this form.
     pub schema: u32,
     /// What it lies in.
-    pub form: Form,
+    pub form: ArchiveForm,
     /// How it was compressed; of an image, its layer.
-    pub compression: Option<Compression>,
+    pub compression: Option<CompressedAs>,
     /// The container and who made it.
     #[serde(flatten)]
-    pub origin: Origin,
+    pub origin: Provenance,
     /// What ocicle recorded; nothing if it took no part.
     pub ocicle: Option<Record>,
     /// The processes, in the order of CRIU's images.
-    pub processes: Vec<Process>,
+    pub processes: Vec<DumpedProcess>,
     /// The open files and sockets.
     pub files: Vec<OpenFile>,
     /// The file systems that belong to it.
-    pub parts: Vec<Part>,
+    pub parts: Vec<PartSummary>,
     /// Bytes, by what they are for.
     pub sizes: BTreeMap<&'static str, u64>,
     /// What CRIU says of the dump.
@@ -86,7 +86,7 @@ pub struct Record {
 
 /// A process of a checkpoint, with numbers as the container sees them.
 #[derive(Clone, Debug, Serialize)]
-pub struct Process {
+pub struct DumpedProcess {
     /// The process.
     pub pid: i32,
     /// Its parent.
@@ -105,7 +105,7 @@ pub struct Process {
 
 /// A file system that belongs to a checkpoint.
 #[derive(Clone, Debug, Serialize)]
-pub struct Part {
+pub struct PartSummary {
     /// Its name.
     pub name: String,
     /// Where the container sees it.
@@ -117,26 +117,28 @@ pub struct Part {
 }
 
 /// Looks into a checkpoint.
-pub fn inspect(path: &Path) -> Result<Report> {
+pub fn inspect(path: &Path) -> Result<InspectReport> {
     let gathered = Gathered::of(path).with_context(|| format!("reading {}", path.display()))?;
     let is_directory = path.is_dir();
     match &gathered.layer {
-        Some(layer) => report(&layer.gathered, Form::Image, Origin::of_image(&gathered, layer)),
-        None if is_directory => report(&gathered, Form::Directory, Origin::default()),
-        None => report(&gathered, Form::Archive, Origin::default()),
+        Some(layer) => {
+            report(&layer.gathered, ArchiveForm::Image, Provenance::of_image(&gathered, layer))
+        }
+        None if is_directory => report(&gathered, ArchiveForm::Directory, Provenance::default()),
+        None => report(&gathered, ArchiveForm::Archive, Provenance::default()),
     }
     .with_context(|| format!("reading {}", path.display()))
 }
 
 /// Looks into an image whose layer somebody has unpacked.
-pub fn inspect_unpacked(layer: &Path, reference: &str, manifest: &[u8]) -> Result<Report> {
+pub fn inspect_unpacked(layer: &Path, reference: &str, manifest: &[u8]) -> Result<InspectReport> {
     let reading = || format!("reading {}", layer.display());
     let gathered = Gathered::of(layer).with_context(reading)?;
-    let origin = Origin::of_manifest(reference, manifest);
-    report(&gathered, Form::Image, origin).with_context(reading)
+    let origin = Provenance::of_manifest(reference, manifest);
+    report(&gathered, ArchiveForm::Image, origin).with_context(reading)
 }
 
-fn report(gathered: &Gathered, form: Form, origin: Origin) -> Result<Report> {
+fn report(gathered: &Gathered, form: ArchiveForm, origin: Provenance) -> Result<InspectReport> {
     let images = gathered.images().ok_or_else(|| {
         anyhow!("it holds no checkpoint: no inventory.img of CRIU's is in it").hint(gather::WANTED)
     })?;
@@ -146,7 +148,7 @@ fn report(gathered: &Gathered, form: Form, origin: Origin) -> Result<Report> {
     let table = table_in(gathered, &images);
     warn_of_files(&images, &table, &mut warnings);
     warn_of_sizes(gathered, manifest.as_ref(), &mut warnings);
-    Ok(Report {
+    Ok(InspectReport {
         schema: SCHEMA,
         form,
         compression: gathered.compression,
@@ -154,7 +156,10 @@ fn report(gathered: &Gathered, form: Form, origin: Origin) -> Result<Report> {
         ocicle: manifest.as_ref().map(Record::of),
         processes: images.tasks.iter().map(|task| process(task, gathered)).collect(),
         files: table.files,
-        parts: manifest.iter().flat_map(|manifest| manifest.parts.iter().map(Part::of)).collect(),
+        parts: manifest
+            .iter()
+            .flat_map(|manifest| manifest.parts.iter().map(PartSummary::of))
+            .collect(),
         sizes: sizes(gathered),
         dump: dump_stats(gathered).or(manifest.as_ref().and_then(|manifest| manifest.criu)),
         timeline: manifest.map(|manifest| manifest.timeline).unwrap_or_default(),
@@ -172,8 +177,8 @@ impl Record {
     }
 }
 
-impl Part {
-    fn of(part: &manifest::Part) -> Self {
+impl PartSummary {
+    fn of(part: &manifest::PartRecord) -> Self {
         let layers = part.files.as_ref().map(|files| &files.layers);
         Self {
             name: part.name.clone(),
@@ -188,9 +193,9 @@ impl Part {
     }
 }
 
-fn process(task: &Task, gathered: &Gathered) -> Process {
+fn process(task: &TaskImages, gathered: &Gathered) -> DumpedProcess {
     let memory = gathered.memory();
-    Process {
+    DumpedProcess {
         pid: task.tree.pid,
         ppid: task.tree.ppid,
         uid: task.uid,
@@ -306,5 +311,5 @@ fn sizes(gathered: &Gathered) -> BTreeMap<&'static str, u64> {
 
 fn dump_stats(gathered: &Gathered) -> Option<DumpStats> {
     let bytes = gathered.near_images("stats-dump")?.to_vec();
-    Image::parse(Kind::Stats, bytes).ok()?.read_one(DumpStats::read).ok()
+    Image::parse(ImageKind::Stats, bytes).ok()?.read_one(DumpStats::read).ok()
 }

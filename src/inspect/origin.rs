@@ -11,7 +11,7 @@ use crate::store::manifest::Manifest;
 
 /// The container of a checkpoint, and who made it.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Origin {
+pub struct Provenance {
     /// The container's name.
     pub container: Option<ByteString>,
     /// Its identifier, where that is another.
@@ -83,7 +83,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-impl Origin {
+impl Provenance {
     /// What an image says of the checkpoint in one of its layers.
     pub(super) fn of_image(image: &Gathered, layer: &Layer) -> Self {
         let digest = digest_of(&layer.path);

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::content::{Content, Part};
+use super::content::{Bytes, Head};
 use crate::snapshot::{Headers, Limits, padding};
 
 /// Members of one archive; none that holds a checkpoint has as many.
@@ -14,7 +14,7 @@ const METADATA: u32 = 64 << 10;
 const PATH: u32 = 4096;
 
 /// A regular file of an archive.
-pub(super) struct Member {
+pub(super) struct TarMember {
     /// Its path, as the archive has it.
     pub path: Vec<u8>,
     /// How many bytes of it follow.
@@ -25,8 +25,8 @@ pub(super) struct Member {
 
 /// Calls `visit` for each regular file of an archive, with its bytes, of which it may leave any.
 pub(super) fn walk(
-    archive: &mut dyn Content,
-    visit: &mut dyn FnMut(&Member, &mut dyn Content) -> Result<()>,
+    archive: &mut dyn Bytes,
+    visit: &mut dyn FnMut(&TarMember, &mut dyn Bytes) -> Result<()>,
 ) -> Result<()> {
     let limits =
         Limits { max_metadata_size: METADATA, max_path_len: Some(PATH), ..Limits::default() };
@@ -34,11 +34,11 @@ pub(super) fn walk(
     for _ in 0..MEMBERS {
         let member = headers.next(archive, |entry, stretches| {
             let sparse = stretches.is_some();
-            let member = Member { path: entry.path.to_vec(), size: entry.size, sparse };
+            let member = TarMember { path: entry.path.to_vec(), size: entry.size, sparse };
             (member, entry.is_file() || sparse)
         })?;
         let Some((member, is_regular)) = member else { return Ok(()) };
-        let mut content = Part::new(archive, member.size);
+        let mut content = Head::new(archive, member.size);
         if is_regular {
             visit(&member, &mut content).with_context(|| {
                 format!("reading {}", crate::bytes::ByteString::from(&member.path[..]))
@@ -59,7 +59,7 @@ mod tests {
 
     fn members(mut archive: &[u8]) -> Result<Vec<(String, u64, Vec<u8>)>> {
         let mut found = Vec::new();
-        walk(&mut super::super::content::Stream(&mut archive), &mut |member, content| {
+        walk(&mut super::super::content::ReadOnly(&mut archive), &mut |member, content| {
             let mut bytes = Vec::new();
             // Not all of it: the walk goes on at the right place all the same.
             content.take(3).read_to_end(&mut bytes)?;

@@ -131,9 +131,9 @@ pub fn error(error: &anyhow::Error) {
 
 /// Columns with headings.
 #[derive(Debug)]
-pub struct Table(comfy_table::Table);
+pub struct TextTable(comfy_table::Table);
 
-impl Table {
+impl TextTable {
     /// A table without rows.
     pub fn new(headings: &[&str]) -> Self {
         let mut table = comfy_table::Table::new();

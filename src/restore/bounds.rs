@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::reconcile::Part;
+use super::reconcile::Target;
 use crate::bytes::ByteString;
 use crate::container::{Bundle, Users};
 use crate::glob;
@@ -19,7 +19,7 @@ use crate::substitute::Allow;
 
 /// Refuses what the parts may not bring.
 pub(super) fn ensure_within(
-    parts: &[Part],
+    parts: &[Target],
     plans: &[Plan<'_>],
     bundle: &Bundle,
     allow: &Allow,
@@ -51,7 +51,7 @@ enum Excess {
 }
 
 impl Bounds {
-    fn of(part: &Part, bundle: &Bundle, allow: &Allow) -> Result<Self> {
+    fn of(part: &Target, bundle: &Bundle, allow: &Allow) -> Result<Self> {
         let path = ByteString::from(part.path());
         let matches = |pattern: &String| glob::matches(pattern.as_bytes(), path.as_bytes());
         let is_free = part.is_root() || allow.privileged_volumes.iter().any(matches);

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 
 use super::reconcile;
 use crate::container::Bundle;
-use crate::snapshot::{self, Difference, Part as Packed};
-use crate::store::manifest::{Manifest, Part, Trust};
+use crate::snapshot::{self, Difference, PackedPart};
+use crate::store::manifest::{Manifest, PartRecord, Trust};
 
 /// What differs on one file system.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub fn since(images: &Path, manifest: &Manifest, bundle: &Bundle) -> Result<Vec<
     manifest.parts.iter().map(|part| part_since(part, images, bundle)).collect()
 }
 
-fn part_since(part: &Part, images: &Path, bundle: &Bundle) -> Result<Compared> {
+fn part_since(part: &PartRecord, images: &Path, bundle: &Bundle) -> Result<Compared> {
     let root = snapshot::probe(&reconcile::target_of(part, bundle)?)?;
     let difference = snapshot::since(&root, &open(part, images)?)?;
     Ok(Compared { destination: part.destination.as_path().to_owned(), difference })
@@ -42,7 +42,7 @@ pub fn between(before: (&Path, &Manifest), after: (&Path, &Manifest)) -> Result<
     }
     let mut compared = Vec::new();
     for part in &before.1.parts {
-        let same = |other: &&Part| other.destination == part.destination;
+        let same = |other: &&PartRecord| other.destination == part.destination;
         let other =
             after.1.parts.iter().find(same).with_context(|| {
                 format!("{} belongs to the first of them only", part.destination)
@@ -50,14 +50,15 @@ pub fn between(before: (&Path, &Manifest), after: (&Path, &Manifest)) -> Result<
         let difference = parts_between((before.0, part), (after.0, other))?;
         compared.push(Compared { destination: part.destination.as_path().to_owned(), difference });
     }
-    let known = |part: &&Part| before.1.parts.iter().any(|one| one.destination == part.destination);
+    let known =
+        |part: &&PartRecord| before.1.parts.iter().any(|one| one.destination == part.destination);
     match after.1.parts.iter().find(|part| !known(part)) {
         Some(part) => anyhow::bail!("{} belongs to the second of them only", part.destination),
         None => Ok(compared),
     }
 }
 
-fn parts_between(before: (&Path, &Part), after: (&Path, &Part)) -> Result<Difference> {
+fn parts_between(before: (&Path, &PartRecord), after: (&Path, &PartRecord)) -> Result<Difference> {
     let (was, is) = (open(before.1, before.0)?, open(after.1, after.0)?);
     // What the image has under a path can be asked only while the same root is mounted.
     let image = snapshot::probe(&after.1.source)
@@ -71,8 +72,8 @@ fn parts_between(before: (&Path, &Part), after: (&Path, &Part)) -> Result<Differ
     Ok(difference)
 }
 
-fn open(part: &Part, images: &Path) -> Result<Packed> {
+fn open(part: &PartRecord, images: &Path) -> Result<PackedPart> {
     let files = part.files.as_ref().with_context(|| format!("{} is not packed", part.name))?;
-    Packed::open(images, files)
+    PackedPart::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", part.destination))
 }

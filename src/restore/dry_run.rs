@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use super::policies::Remedy;
-use super::reconcile::Part;
+use super::reconcile::Target;
 use crate::bytes::ByteString;
 use crate::files::{OpenFile, Table};
 use crate::snapshot::{self, Verb};
@@ -21,7 +21,7 @@ pub struct Forecast {
     /// The container.
     pub container: String,
     /// Every open file, by its identifier.
-    pub files: Vec<Fate>,
+    pub files: Vec<FileFate>,
     /// What policies do about files that are not as they were.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<Remedy>,
@@ -31,7 +31,7 @@ pub struct Forecast {
 
 /// What would become of an open file.
 #[derive(Debug, Serialize)]
-pub struct Fate {
+pub struct FileFate {
     /// The open file.
     #[serde(flatten)]
     pub file: OpenFile,
@@ -76,7 +76,7 @@ pub struct Changes {
     pub notes: Vec<String>,
 }
 
-impl Plan<'_> {
+impl RestorePlan<'_> {
     /// Says what would be done.
     pub fn forecast(&self) -> Result<Forecast> {
         Ok(Forecast {
@@ -89,10 +89,10 @@ impl Plan<'_> {
     }
 }
 
-fn fates(table: Table, resolved: &[Resolved]) -> Vec<Fate> {
+fn fates(table: Table, resolved: &[Resolved]) -> Vec<FileFate> {
     let fate = |file: OpenFile| {
         let winner = resolved.iter().find(|resolved| resolved.file.id == file.id);
-        Fate { substitute: winner.map(Substitute::of), file }
+        FileFate { substitute: winner.map(Substitute::of), file }
     };
     table.files.into_iter().map(fate).collect()
 }
@@ -114,7 +114,7 @@ impl Said {
     }
 }
 
-fn changes_of(part: &Part, plan: &snapshot::Plan<'_>) -> Changes {
+fn changes_of(part: &Target, plan: &snapshot::Plan<'_>) -> Changes {
     let name = |verb| match verb {
         Verb::Remove => "remove",
         Verb::Create => "create",

@@ -37,17 +37,17 @@ use crate::runtime::Runtime;
 use crate::runtime::exit::Ended;
 use crate::snapshot::{self, Progress};
 use crate::store::STAGING;
-use crate::store::lock::Lock;
+use crate::store::lock::ContainerLock;
 use crate::store::manifest::{self, Trust};
 use crate::substitute::{Allow, Substitution};
 use crate::sys::process::InheritedFds;
 
-pub use dry_run::{Changes, Fate, Forecast, Said, Substitute};
-pub use plan::{Examined, Plan};
+pub use dry_run::{Changes, FileFate, Forecast, Said, Substitute};
+pub use plan::{Examined, RestorePlan};
 
 /// What is asked for.
 #[derive(Debug)]
-pub struct Request {
+pub struct RestoreRequest {
     /// The real runtime, with the global flags of the call.
     pub runtime: Runtime,
     /// The container to make.
@@ -79,7 +79,7 @@ pub struct Request {
     /// How much of the checkpoint is read to know that it is whole.
     pub trust: Trust,
     /// How snapshots are put back.
-    pub drivers: snapshot::Settings,
+    pub drivers: snapshot::DriverSettings,
     /// Whether a stopped container of that name makes room.
     pub replace_stopped: bool,
 }
@@ -105,7 +105,11 @@ pub fn is_ours(images: &Path) -> Result<bool> {
 /// # Errors
 /// Whatever can be known before is checked before: until the files are put back nothing has been
 /// changed. An error behind that leaves the files as they were at the checkpoint, and no container.
-pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Result<Ended> {
+pub fn restore(
+    request: &RestoreRequest,
+    _held: &ContainerLock,
+    progress: &dyn Progress,
+) -> Result<Ended> {
     machine::ensure_capable()?;
     machine::ensure_criu()?;
     let examined = Examined::of(request, progress)?;
@@ -118,7 +122,7 @@ pub fn restore(request: &Request, _held: &Lock, progress: &dyn Progress) -> Resu
 /// # Errors
 /// What would be refused before anything is changed. No socket is connected and no program is run,
 /// so those may still refuse.
-pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
+pub fn dry_run(request: &RestoreRequest, _held: &ContainerLock) -> Result<Forecast> {
     let examined = Examined::unchanged(request)?;
     examined.plan()?.forecast()
 }
@@ -128,14 +132,14 @@ pub fn dry_run(request: &Request, _held: &Lock) -> Result<Forecast> {
 ///
 /// # Errors
 /// As of [`restore()`]: until the files are put back nothing has been changed.
-pub fn put_back(request: &Request, _held: &Lock) -> Result<()> {
+pub fn put_back(request: &RestoreRequest, _held: &ContainerLock) -> Result<()> {
     machine::ensure_capable()?;
     let examined = Examined::without_rules(request)?;
     examined.plan()?.put_back_in_place()
 }
 
 /// Refuses to touch the files of a container that lives.
-fn ensure_not_alive(request: &Request) -> Result<()> {
+fn ensure_not_alive(request: &RestoreRequest) -> Result<()> {
     if !request.runtime.may_know(&request.id) {
         return Ok(());
     }

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, anyhow};
 use super::console::Console;
 use super::policies::{self, Remedy};
 use super::preflight;
-use super::reconcile::{self, Part};
-use super::run::{self, View as ImageView};
+use super::reconcile::{self, Target};
+use super::run::{self, ImageView};
 use super::sites::FutureMounts;
-use super::{Request, bounds, ensure_not_alive, held, make_room, rules};
+use super::{RestoreRequest, bounds, ensure_not_alive, held, make_room, rules};
 use crate::container::{Bundle, Container, Identity};
 use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
@@ -35,12 +35,12 @@ const FITTING: &str = "give something that can be used as the original was: open
 
 /// What a restore begins with: the checkpoint, the bundle, and what the rules mean for them.
 pub struct Examined<'a> {
-    pub(super) request: &'a Request,
+    pub(super) request: &'a RestoreRequest,
     images: PathBuf,
     manifest: Manifest,
     bundle: Bundle,
     pub(super) rules: Rules,
-    parts: Vec<Part>,
+    parts: Vec<Target>,
     /// Processes that may use what the parts are put back on: the container's own.
     own: Vec<i32>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Rules {
 impl<'a> Examined<'a> {
     /// Examines a checkpoint for a container that does not live yet. One that was interrupted is
     /// finished first.
-    pub fn of(request: &'a Request, progress: &dyn Progress) -> Result<Self> {
+    pub fn of(request: &'a RestoreRequest, progress: &dyn Progress) -> Result<Self> {
         let images = images_of(request)?;
         let manifest = finished(&images, request, progress)
             .with_context(|| format!("reading the checkpoint {}", images.display()))?;
@@ -69,7 +69,7 @@ impl<'a> Examined<'a> {
     }
 
     /// Examines a checkpoint as it lies there. The container of that name may be running.
-    pub(super) fn unchanged(request: &'a Request) -> Result<Self> {
+    pub(super) fn unchanged(request: &'a RestoreRequest) -> Result<Self> {
         let images = images_of(request)?;
         let manifest = Manifest::read(&images)?;
         if manifest.state == State::Staged {
@@ -86,7 +86,7 @@ impl<'a> Examined<'a> {
 
     /// Examines a checkpoint for a runtime whose CRIU has begun: no rule and no policy has a place
     /// there.
-    pub(super) fn without_rules(request: &'a Request) -> Result<Self> {
+    pub(super) fn without_rules(request: &'a RestoreRequest) -> Result<Self> {
         let images = request.images.clone();
         let manifest = finished(&images, request, &())
             .with_context(|| format!("reading the checkpoint {}", images.display()))?;
@@ -95,13 +95,13 @@ impl<'a> Examined<'a> {
     }
 
     fn new(
-        request: &'a Request,
+        request: &'a RestoreRequest,
         images: PathBuf,
         manifest: Manifest,
         bundle: Bundle,
         rules: Rules,
     ) -> Result<Self> {
-        let policy = reconcile::Policy::of(&bundle, &request.volumes)?;
+        let policy = reconcile::VolumeChoice::of(&bundle, &request.volumes)?;
         let parts = reconcile::open_parts(&manifest, &images, &bundle, &policy, &request.drivers)?;
         Ok(Self { request, images, manifest, bundle, rules, parts, own: Vec::new() })
     }
@@ -111,8 +111,8 @@ impl<'a> Examined<'a> {
     /// # Errors
     /// With all that speaks against the restore, as far as it can be known without a connection and
     /// without running a program.
-    pub fn plan(&self) -> Result<Plan<'_>> {
-        let changes = self.parts.iter().map(Part::plan).collect::<Result<Vec<_>>>()?;
+    pub fn plan(&self) -> Result<RestorePlan<'_>> {
+        let changes = self.parts.iter().map(Target::plan).collect::<Result<Vec<_>>>()?;
         for (part, changes) in self.parts.iter().zip(&changes) {
             part.ensure_unused(changes, &self.own)?;
         }
@@ -124,7 +124,7 @@ impl<'a> Examined<'a> {
         held::ensure_same(manifest, &self.bundle, resolved, &remedies)?;
         let site = |path: &Path| sites.site(path);
         let prepared = substitute::prepare(resolved, &self.around(&site)).hint(FITTING)?;
-        let plan = Plan { examined: self, changes, sites, remedies, prepared };
+        let plan = RestorePlan { examined: self, changes, sites, remedies, prepared };
         substitute::check(images, &plan.treatments())?;
         Ok(plan)
     }
@@ -144,7 +144,7 @@ impl<'a> Examined<'a> {
 }
 
 /// What a restore does. Up to here nothing is changed.
-pub struct Plan<'a> {
+pub struct RestorePlan<'a> {
     pub(super) examined: &'a Examined<'a>,
     /// What is done to each part, in their order.
     changes: Vec<snapshot::Plan<'a>>,
@@ -153,9 +153,9 @@ pub struct Plan<'a> {
     prepared: Vec<Prepared>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> RestorePlan<'a> {
     /// What is done to each part.
-    pub(super) fn changes(&self) -> impl Iterator<Item = (&'a Part, &snapshot::Plan<'a>)> {
+    pub(super) fn changes(&self) -> impl Iterator<Item = (&'a Target, &snapshot::Plan<'a>)> {
         self.examined.parts.iter().zip(&self.changes)
     }
 
@@ -186,7 +186,8 @@ impl<'a> Plan<'a> {
         if request.replace_stopped {
             make_room(&request.runtime, &request.id)?;
         }
-        let put_back = |part: &Part, changes: snapshot::Plan<'_>| part.put_back(changes, progress);
+        let put_back =
+            |part: &Target, changes: snapshot::Plan<'_>| part.put_back(changes, progress);
         each_part(&self.examined.parts, self.changes, put_back)?;
         policies::carry_out(&self.remedies).context("obeying the policies")?;
         substitute::settle(&self.prepared).context("changing files of the container")?;
@@ -202,15 +203,15 @@ impl<'a> Plan<'a> {
     /// Puts the files back where the runtime has mounted them already.
     pub(super) fn put_back_in_place(self) -> Result<()> {
         let put_back =
-            |part: &Part, changes: snapshot::Plan<'_>| part.put_back_in_place(changes, &());
+            |part: &Target, changes: snapshot::Plan<'_>| part.put_back_in_place(changes, &());
         each_part(&self.examined.parts, self.changes, put_back)
     }
 }
 
 fn each_part<'a>(
-    parts: &'a [Part],
+    parts: &'a [Target],
     changes: Vec<snapshot::Plan<'a>>,
-    put_back: impl Fn(&Part, snapshot::Plan<'_>) -> Result<()>,
+    put_back: impl Fn(&Target, snapshot::Plan<'_>) -> Result<()>,
 ) -> Result<()> {
     for (changes, part) in changes.into_iter().zip(parts) {
         put_back(part, changes)
@@ -219,14 +220,14 @@ fn each_part<'a>(
     Ok(())
 }
 
-fn images_of(request: &Request) -> Result<PathBuf> {
+fn images_of(request: &RestoreRequest) -> Result<PathBuf> {
     fs::canonicalize(&request.images)
         .with_context(|| format!("opening the checkpoint {}", request.images.display()))
 }
 
 /// Reads the manifest of a checkpoint, finishes one that was interrupted, and makes sure that
 /// everything is as it was written.
-fn finished(images: &Path, request: &Request, progress: &dyn Progress) -> Result<Manifest> {
+fn finished(images: &Path, request: &RestoreRequest, progress: &dyn Progress) -> Result<Manifest> {
     let manifest = Manifest::read(images)?;
     let manifest = match manifest.state {
         State::Complete => manifest,
@@ -239,7 +240,7 @@ fn finished(images: &Path, request: &Request, progress: &dyn Progress) -> Result
 
 impl Rules {
     /// Finds the open file of every rule, and makes sure that the rule may be obeyed.
-    fn of(request: &Request, bundle: &Bundle, table: &Table) -> Result<Self> {
+    fn of(request: &RestoreRequest, bundle: &Bundle, table: &Table) -> Result<Self> {
         let identity = Identity::of(&request.id, bundle);
         let mut callers = rules::callers(request, &identity)?;
         let rules = rules::gather(request, bundle, &identity, &callers)?;
@@ -256,7 +257,7 @@ impl Rules {
 }
 
 /// The processes of the container of that name, if it runs.
-fn processes_of(request: &Request) -> Vec<i32> {
+fn processes_of(request: &RestoreRequest) -> Vec<i32> {
     if !request.runtime.may_know(&request.id) {
         return Vec::new();
     }
@@ -271,7 +272,7 @@ fn replaced(resolved: &[Resolved]) -> Vec<FileId> {
 /// Refuses to keep tun devices whose interfaces are not restored: CRIU would look for them in vain
 /// (`tunfile_open` in criu/tun.c).
 fn ensure_interfaces(
-    request: &Request,
+    request: &RestoreRequest,
     bundle: &Bundle,
     table: &Table,
     replaced: &[FileId],

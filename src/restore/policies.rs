@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
-use super::Request;
+use super::RestoreRequest;
 use super::sites::FutureMounts;
 use crate::bytes::ByteString;
 use crate::container::{Bundle, Identity};
@@ -25,7 +25,7 @@ use crate::substitute::{How, Origin, Treatment};
 use crate::sys::fs as sys;
 
 /// The policies of the configuration, of the container's annotations and of the command line.
-pub(super) fn gather(request: &Request, bundle: &Bundle) -> Result<Policies> {
+pub(super) fn gather(request: &RestoreRequest, bundle: &Bundle) -> Result<Policies> {
     let mut all = Vec::new();
     let identity = Identity::of(&request.id, bundle);
     let origin = Origin::Configuration(locations::configuration().display().to_string());
@@ -98,7 +98,7 @@ pub enum What {
 }
 
 /// What is done, and what is left to be refused.
-pub(super) struct Plan {
+pub(super) struct PolicyPlan {
     pub(super) remedies: Vec<Remedy>,
     pub(super) left: Vec<Problem>,
     /// What policies were not allowed to do.
@@ -112,9 +112,9 @@ pub(super) fn plan(
     images: &Images,
     manifest: &Manifest,
     view: &FutureMounts<'_>,
-) -> Plan {
+) -> PolicyPlan {
     let planner = Planner::new(policies, images, manifest, view);
-    let mut plan = Plan { remedies: Vec::new(), left: Vec::new(), refused: Vec::new() };
+    let mut plan = PolicyPlan { remedies: Vec::new(), left: Vec::new(), refused: Vec::new() };
     for problem in problems {
         match planner.remedy(&problem) {
             Some(Ok(remedy)) => plan.remedies.push(remedy),

@@ -8,22 +8,22 @@ use crate::choice::Choice;
 use crate::container::{Bind, Bundle, Volumes, shared};
 use crate::hint::WithHint;
 use crate::locations;
-use crate::snapshot::{self, Local, Part as Packed, Plan, Progress, Root, Settings};
+use crate::snapshot::{self, DriverSettings, HeldLocally, PackedPart, Plan, Progress, Root};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{self, Manifest};
 
 /// A part of the checkpoint, and what it is put back on.
-pub(super) struct Part {
+pub(super) struct Target {
     /// Where the container sees it.
     pub destination: PathBuf,
     /// Its snapshot.
-    pub packed: Packed,
+    pub packed: PackedPart,
     root: Root,
     /// What this machine still holds of it.
-    local: Option<Local>,
+    local: Option<HeldLocally>,
 }
 
-impl Part {
+impl Target {
     /// Whether it is the root file system.
     pub(super) fn is_root(&self) -> bool {
         self.destination == Path::new("/")
@@ -82,13 +82,13 @@ impl Part {
 
 /// Which volumes this restore puts back. That a checkpoint holds one does not make it a part: anybody
 /// may have written that.
-pub(super) struct Policy {
+pub(super) struct VolumeChoice {
     chosen: Volumes,
     /// Whether the command names them: then it leaves the others as they are.
     is_asked: bool,
 }
 
-impl Policy {
+impl VolumeChoice {
     /// By what a command names, or else by the container's annotation, or else by the configuration.
     pub(super) fn of(bundle: &Bundle, choice: &Choice<Volumes>) -> Result<Self> {
         Ok(Self { chosen: Volumes::chosen(bundle, choice)?, is_asked: choice.asked.is_some() })
@@ -98,7 +98,7 @@ impl Policy {
     ///
     /// # Errors
     /// When nothing says that it is, or that it is not.
-    fn includes(&self, record: &manifest::Part, bundle: &Bundle) -> Result<bool> {
+    fn includes(&self, record: &manifest::PartRecord, bundle: &Bundle) -> Result<bool> {
         let place = &record.destination;
         if record.is_root() {
             return Ok(true);
@@ -134,9 +134,9 @@ pub(super) fn open_parts(
     manifest: &Manifest,
     images: &Path,
     bundle: &Bundle,
-    policy: &Policy,
-    drivers: &Settings,
-) -> Result<Vec<Part>> {
+    policy: &VolumeChoice,
+    drivers: &DriverSettings,
+) -> Result<Vec<Target>> {
     if manifest.filesystem != Filesystem::Snapshot {
         return Ok(Vec::new());
     }
@@ -151,29 +151,29 @@ pub(super) fn open_parts(
 }
 
 fn open(
-    record: &manifest::Part,
+    record: &manifest::PartRecord,
     images: &Path,
     bundle: &Bundle,
-    drivers: &Settings,
+    drivers: &DriverSettings,
     of_bundle: &mut Option<Root>,
-) -> Result<Part> {
+) -> Result<Target> {
     let destination = record.destination.as_path().to_owned();
     let target = target_of(record, bundle)?;
     let files = record.files.as_ref().with_context(|| format!("{} is not packed", record.name))?;
-    let packed = Packed::open(images, files)
+    let packed = PackedPart::open(images, files)
         .with_context(|| format!("opening the snapshot of {}", record.destination))?;
     let known = if record.is_root() { of_bundle.take() } else { None };
     let root = known.map_or_else(|| snapshot::probe(&target), Ok)?;
     // Without it, everything is in the layers.
-    let local = Local::find(&root, files, drivers).unwrap_or_else(|error| {
+    let local = HeldLocally::find(&root, files, drivers).unwrap_or_else(|error| {
         tracing::debug!("{}: {error:#}", record.destination);
         None
     });
-    Ok(Part { destination, packed, root, local })
+    Ok(Target { destination, packed, root, local })
 }
 
 /// What a part is put back on.
-pub(super) fn target_of(record: &manifest::Part, bundle: &Bundle) -> Result<PathBuf> {
+pub(super) fn target_of(record: &manifest::PartRecord, bundle: &Bundle) -> Result<PathBuf> {
     if record.is_root() {
         return Ok(bundle.rootfs.clone());
     }

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result};
 
-use super::Request;
+use super::RestoreRequest;
 use crate::container::{Bundle, Identity};
 use crate::lend::Loan;
 use crate::substitute::{Callers, Origin, Rule, parse_each, standing_rules};
 
 /// Asks `ocicle with`, wherever one runs, for what it lends to this container.
-pub(super) fn callers(request: &Request, identity: &Identity) -> Result<Callers> {
+pub(super) fn callers(request: &RestoreRequest, identity: &Identity) -> Result<Callers> {
     let loan = Loan::find(identity).context("asking `ocicle with`")?;
     Ok(Callers::new(request.inherited.clone(), request.handed.clone(), loan))
 }
@@ -16,7 +16,7 @@ pub(super) fn callers(request: &Request, identity: &Identity) -> Result<Callers>
 /// The rules of the container's annotations, of the configuration, of `ocicle with` and of the
 /// command line.
 pub(super) fn gather(
-    request: &Request,
+    request: &RestoreRequest,
     bundle: &Bundle,
     identity: &Identity,
     callers: &Callers,

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::console::Console;
-use super::{Request, crun};
+use super::{RestoreRequest, crun};
 use crate::criu::config::Configuration;
 use crate::criu::door::{Door, Visitor};
 use crate::criu::failure::{self, Logs};
@@ -29,7 +29,7 @@ use crate::sys::signals::{FORWARDED, Signals};
 use crate::sys::spawn;
 
 /// What CRIU is to read, and what it is told beside that.
-pub(super) struct View {
+pub(super) struct ImageView {
     images: PathBuf,
     configuration: Configuration,
     /// What the runtime is told beside its caller's flags.
@@ -38,7 +38,7 @@ pub(super) struct View {
     _directory: Option<TempDir>,
 }
 
-impl View {
+impl ImageView {
     /// The originals, or a view of them in which the replaced files are looked up by name, and
     /// control groups can be renamed.
     ///
@@ -46,7 +46,7 @@ impl View {
     /// When CRIU could not restore the rest without one of them.
     pub(super) fn make(
         door: &Door,
-        request: &Request,
+        request: &RestoreRequest,
         manifest: &Manifest,
         images: &Path,
         treatments: &[Treatment],
@@ -74,7 +74,7 @@ impl View {
 
 /// Whether CRIU shall leave the processes in the control groups that the runtime starts it in, those
 /// of the new container: nobody has said otherwise, and they have no others.
-fn leaves_groups(request: &Request, manifest: &Manifest, images: &ImageDir) -> Result<bool> {
+fn leaves_groups(request: &RestoreRequest, manifest: &Manifest, images: &ImageDir) -> Result<bool> {
     let is_said = value_of(&request.flags, CGROUPS_MODE).is_some()
         || manifest.flags.iter().any(|flag| flag.starts_with(CGROUPS_MODE));
     Ok(request.runtime.name() == "runc" && !is_said && cgroups::are_one(images)?)
@@ -103,10 +103,10 @@ const VIEW: &str = ".ocicle-view-";
 /// When CRIU did not restore the container: its cause. The runtime's own message has gone to
 /// standard error, which may be the container's and is therefore not ours to capture.
 pub(super) fn run(
-    request: &Request,
+    request: &RestoreRequest,
     manifest: &Manifest,
     door: &Door,
-    view: &View,
+    view: &ImageView,
     replacements: &[Replacement],
     console: Option<&Console>,
 ) -> Result<Ended> {
@@ -140,9 +140,9 @@ pub(super) fn run(
 }
 
 fn arguments(
-    request: &Request,
+    request: &RestoreRequest,
     manifest: &Manifest,
-    view: &View,
+    view: &ImageView,
     console: Option<&Console>,
 ) -> Vec<OsString> {
     let flags = match console {

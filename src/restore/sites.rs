@@ -9,11 +9,11 @@ use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::reconcile::Part;
+use super::reconcile::Target;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
-use crate::files::Found;
-use crate::snapshot::{Kind, Lookup, Part as Packed, Plan, Verb};
+use crate::files::FoundFile;
+use crate::snapshot::{Kind, Lookup, PackedPart, Plan, Verb};
 use crate::substitute::Site;
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of
@@ -29,13 +29,13 @@ struct Mount<'a> {
     source: Option<PathBuf>,
     /// Whether the container may write there.
     writable: bool,
-    part: Option<&'a Packed>,
+    part: Option<&'a PackedPart>,
     /// What putting the part back will change, and how.
     changed: HashMap<ByteString, Verb>,
 }
 
 impl<'a> FutureMounts<'a> {
-    pub(super) fn of(parts: &'a [Part], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
+    pub(super) fn of(parts: &'a [Target], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
         let root = Some(bundle.rootfs.clone());
         let mut mounts = vec![Mount::new("/".into(), root, !bundle.is_read_only())];
         for mount in bundle.spec.mounts().iter().flatten() {
@@ -59,15 +59,15 @@ impl<'a> FutureMounts<'a> {
         Ok(Self { mounts })
     }
 
-    pub(super) fn look(&self, path: &Path) -> Found {
-        self.mount(path).map_or(Found::Unknown, |(mount, below)| mount.look(below))
+    pub(super) fn look(&self, path: &Path) -> FoundFile {
+        self.mount(path).map_or(FoundFile::Unknown, |(mount, below)| mount.look(below))
     }
 
     /// What will be at a path, and where that is now.
     pub(super) fn site(&self, path: &Path) -> Site {
         let Some((mount, below)) = self.mount(path) else {
             return Site {
-                found: Found::Unknown,
+                found: FoundFile::Unknown,
                 directory: None,
                 relative: path.to_owned(),
                 writable: false,
@@ -93,20 +93,20 @@ impl<'a> FutureMounts<'a> {
 
 impl<'a> Mount<'a> {
     fn new(point: PathBuf, source: Option<PathBuf>, writable: bool) -> Self {
-        Self { point, source, writable, part: None::<&'a Packed>, changed: HashMap::new() }
+        Self { point, source, writable, part: None::<&'a PackedPart>, changed: HashMap::new() }
     }
 
-    fn look(&self, path: &Path) -> Found {
-        let Some(source) = &self.source else { return Found::Unknown };
+    fn look(&self, path: &Path) -> FoundFile {
+        let Some(source) = &self.source else { return FoundFile::Unknown };
         match self.part.map(|part| part.lookup(path.as_os_str().as_bytes())) {
             Some(Lookup::Present(entry)) => {
                 let (kind, size) = kind_and_size(&entry.kind);
-                Found::Present { mode: entry.meta.mode | kind.as_raw_mode(), size }
+                FoundFile::Present { mode: entry.meta.mode | kind.as_raw_mode(), size }
             }
-            Some(Lookup::Absent) => Found::Missing,
+            Some(Lookup::Absent) => FoundFile::Missing,
             Some(Lookup::Below) => match self.change_of(path) {
-                Some(Verb::Remove) => Found::Missing,
-                Some(_) => Found::Unknown,
+                Some(Verb::Remove) => FoundFile::Missing,
+                Some(_) => FoundFile::Unknown,
                 None => look_in(source, path),
             },
             None => look_in(source, path),
@@ -122,19 +122,19 @@ impl<'a> Mount<'a> {
     }
 }
 
-fn look_in(source: &Path, path: &Path) -> Found {
+fn look_in(source: &Path, path: &Path) -> FoundFile {
     // To open a pipe is to wait, and some devices begin to work.
     match rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) if path.as_os_str().is_empty() => found(&file),
         Ok(directory) => look_below(&directory, path),
-        Err(Errno::NOENT) => Found::Missing,
-        Err(_) => Found::Unknown,
+        Err(Errno::NOENT) => FoundFile::Missing,
+        Err(_) => FoundFile::Unknown,
     }
 }
 
 /// Looks a path up below a directory, through no link: CRIU's names have none. Where there is
 /// one now, what it leads to depends on the container's mounts, and CRIU has to judge.
-fn look_below(directory: &OwnedFd, path: &Path) -> Found {
+fn look_below(directory: &OwnedFd, path: &Path) -> FoundFile {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(
@@ -145,9 +145,11 @@ fn look_below(directory: &OwnedFd, path: &Path) -> Found {
         resolve,
     ) {
         Ok(fd) => found(&fd),
-        Err(Errno::NOENT) => Found::Missing,
-        Err(Errno::NOTDIR) => Found::NotADirectory(ByteString::from(path.parent().unwrap_or(path))),
-        Err(_) => Found::Unknown,
+        Err(Errno::NOENT) => FoundFile::Missing,
+        Err(Errno::NOTDIR) => {
+            FoundFile::NotADirectory(ByteString::from(path.parent().unwrap_or(path)))
+        }
+        Err(_) => FoundFile::Unknown,
     }
 }
 
@@ -165,8 +167,8 @@ fn kind_and_size(kind: &Kind) -> (FileType, u64) {
     }
 }
 
-fn found(file: &OwnedFd) -> Found {
-    rustix::fs::fstat(file).map_or(Found::Unknown, |stat| Found::Present {
+fn found(file: &OwnedFd) -> FoundFile {
+    rustix::fs::fstat(file).map_or(FoundFile::Unknown, |stat| FoundFile::Present {
         mode: stat.st_mode,
         size: u64::try_from(stat.st_size).unwrap_or_default(),
     })

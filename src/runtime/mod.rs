@@ -134,7 +134,7 @@ impl Runtime {
     ///
     /// # Errors
     /// What the runtime says when it does not know the container.
-    pub fn state(&self, id: &str) -> Result<State> {
+    pub fn state(&self, id: &str) -> Result<RuntimeState> {
         let output = self.quiet(&["state", id])?;
         if !output.status.success() {
             let said = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
@@ -180,7 +180,7 @@ const MISSING: &str = "no OCI runtime found";
 
 /// What the runtime knows of a container (the OCI runtime specification's *State*).
 #[derive(Clone, Debug, serde::Deserialize)]
-pub struct State {
+pub struct RuntimeState {
     /// `creating`, `created`, `running`, `paused` or `stopped`.
     pub status: String,
     /// The first process, as the host numbers it; 0 when there is none.

@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::index::{Identity, Meta, Time, is_overlay_xattr};
+use super::index::{Fingerprint, Meta, Time, is_overlay_xattr};
 use crate::sys::fs;
 
 /// What an inode is, as far as stat(2) and readlink(2) tell.
@@ -28,7 +28,7 @@ pub(super) enum Shape {
 pub(super) struct Found {
     pub shape: Shape,
     pub meta: Meta,
-    pub identity: Identity,
+    pub identity: Fingerprint,
     pub device: u64,
     pub names: u64,
 }
@@ -78,8 +78,8 @@ impl Found {
 }
 
 /// What stat(2) tells that changes with every change.
-pub(super) fn identity(stat: &Stat) -> Identity {
-    Identity {
+pub(super) fn identity(stat: &Stat) -> Fingerprint {
+    Fingerprint {
         ino: stat.st_ino,
         size: stat.st_size as u64,
         mtime: Time(stat.st_mtime, stat.st_mtime_nsec as u32),

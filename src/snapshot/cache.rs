@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::copy::Way;
-use crate::sys::memory::Memory;
+use crate::sys::memory::MachineMemory;
 
 /// Decides for each file which way its bytes take.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ const STEP: u64 = 32 << 20;
 impl Cache {
     /// The way for the next file, of so many bytes.
     pub(super) fn way(&self, size: u64) -> Way {
-        self.way_given(size, || Memory::read().is_ok_and(|memory| is_busy(&memory)))
+        self.way_given(size, || MachineMemory::read().is_ok_and(|memory| is_busy(&memory)))
     }
 
     fn way_given(&self, size: u64, is_busy: impl FnOnce() -> bool) -> Way {
@@ -36,7 +36,7 @@ impl Cache {
 }
 
 /// Whether what is dirty takes too much of the room that CRIU's images need.
-fn is_busy(memory: &Memory) -> bool {
+fn is_busy(memory: &MachineMemory) -> bool {
     memory.dirty > memory.limit / 3
 }
 
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(cache.way_given(LONG - 1, || unreachable!()), Way::Cache);
         assert_eq!(cache.way_given(LONG, || unreachable!()), Way::Direct);
         assert_eq!(cache.way_given(STEP, || false), Way::Cache);
-        let memory = |dirty| Memory { available: 0, dirty, limit: 100 };
+        let memory = |dirty| MachineMemory { available: 0, dirty, limit: 100 };
         assert!(!is_busy(&memory(33)) && is_busy(&memory(34)));
     }
 }

@@ -25,14 +25,14 @@ pub(super) enum Way {
 
 /// How the bytes of a file came to be in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Copied {
+pub(super) enum HowCopied {
     /// Both share them on disk.
     Shared,
     /// So many were moved.
     Moved(u64),
 }
 
-impl Copied {
+impl HowCopied {
     /// How many bytes were moved.
     pub(super) fn moved(self) -> u64 {
         match self {
@@ -47,9 +47,9 @@ impl Copied {
 /// Both ways wait for a write(2) that is under way, which has set the times already and not yet all
 /// of the bytes: cloning locks the inode, and so does looking for data in it (`SEEK_DATA` of ext4,
 /// btrfs and f2fs; xfs locks it for reading). One that begins later shows in ctime.
-pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd, way: Way) -> io::Result<Copied> {
+pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd, way: Way) -> io::Result<HowCopied> {
     match rustix::fs::ioctl_ficlone(target, source) {
-        Ok(()) => return Ok(Copied::Shared),
+        Ok(()) => return Ok(HowCopied::Shared),
         Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
         Err(_) => {}
     }
@@ -64,7 +64,7 @@ pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd, way: Way) -> io::Res
         };
         at = end;
     }
-    Ok(Copied::Moved(moved))
+    Ok(HowCopied::Moved(moved))
 }
 
 fn copy_range(

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::attributes::{Found, Shape};
 use super::index::{Content, Entry, Kind, Meta};
-use super::part::{Lookup, Part};
+use super::part::{Lookup, PackedPart};
 use super::plan::{self, Action, Verb, is_stored, look_lower};
 use super::probe::Root;
 use super::walk::open_existing;
@@ -106,7 +106,7 @@ pub struct Difference {
 }
 
 /// Compares a snapshot with its root as it is now.
-pub fn since(root: &Root, part: &Part) -> Result<Difference> {
+pub fn since(root: &Root, part: &PackedPart) -> Result<Difference> {
     let plan = plan::plan(root, part)?;
     let now = Now { root, part, lower: plan.lower.as_ref().map(AsFd::as_fd) };
     let mut changes = Vec::new();
@@ -126,7 +126,7 @@ pub fn since(root: &Root, part: &Part) -> Result<Difference> {
 /// A root that is compared with an earlier snapshot of it.
 struct Now<'a> {
     root: &'a Root,
-    part: &'a Part,
+    part: &'a PackedPart,
     lower: Option<BorrowedFd<'a>>,
 }
 
@@ -185,7 +185,11 @@ impl Now<'_> {
 
 /// Compares two snapshots of one part. `lower` is what the layers below show, where that can be
 /// seen.
-pub fn between(before: &Part, after: &Part, lower: Option<&OwnedFd>) -> Result<Difference> {
+pub fn between(
+    before: &PackedPart,
+    after: &PackedPart,
+    lower: Option<&OwnedFd>,
+) -> Result<Difference> {
     let lower = lower.map(AsFd::as_fd);
     let mut difference = Difference::default();
     for path in candidates(before, after, lower)? {
@@ -207,15 +211,15 @@ pub fn between(before: &Part, after: &Part, lower: Option<&OwnedFd>) -> Result<D
     Ok(difference)
 }
 
-fn links_of<'a>(part: &'a Part, path: &'a [u8]) -> &'a [u8] {
+fn links_of<'a>(part: &'a PackedPart, path: &'a [u8]) -> &'a [u8] {
     part.index().inode(path).map_or(path, |(first, _)| first)
 }
 
 /// The paths that may differ: all that either of the two has, and what is below a directory of the
 /// image that only one of them hides.
 fn candidates(
-    before: &Part,
-    after: &Part,
+    before: &PackedPart,
+    after: &PackedPart,
     lower: Option<BorrowedFd<'_>>,
 ) -> Result<BTreeSet<Vec<u8>>> {
     let own = before.index().entries.keys().chain(after.index().entries.keys());
@@ -230,7 +234,7 @@ fn candidates(
 }
 
 /// Whether nothing of the image is seen below a path.
-fn hides(part: &Part, path: &[u8]) -> bool {
+fn hides(part: &PackedPart, path: &[u8]) -> bool {
     let kind = part.index().get(path).map(|entry| &entry.kind);
     !matches!(kind, None | Some(Kind::Dir { opaque: false }))
 }
@@ -255,14 +259,14 @@ fn add_all_below(root: BorrowedFd<'_>, path: &[u8], to: &mut BTreeSet<Vec<u8>>) 
 /// What a path was or is.
 enum State<'a> {
     Absent,
-    Entry(&'a Part, &'a Entry),
+    Entry(&'a PackedPart, &'a Entry),
     Found(Found, OwnedFd),
     /// What the image has, which cannot be seen.
     Unknown,
 }
 
 impl<'a> State<'a> {
-    fn of(part: &'a Part, lower: Option<BorrowedFd<'_>>, path: &[u8]) -> Result<Self> {
+    fn of(part: &'a PackedPart, lower: Option<BorrowedFd<'_>>, path: &[u8]) -> Result<Self> {
         Ok(match part.lookup(path) {
             Lookup::Present(entry) => Self::Entry(part, entry),
             Lookup::Absent => Self::Absent,

@@ -25,7 +25,7 @@ use crate::sys::fs;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct PutBack {
     /// Paths that were removed, a tree counting once.
     pub removed: u64,
     /// Paths that were made anew.
@@ -71,8 +71,8 @@ impl Plan<'_> {
     /// Whoever owns a directory of the root may rename and link in it all the time. So everything is
     /// made in a [`Workshop`], attributes go to the inode that was made or that the plan has seen, and
     /// whatever has another inode by then is an error.
-    pub fn execute(self, progress: &dyn Progress) -> Result<Report> {
-        let mut report = Report { notes: self.notes().to_vec(), ..Report::default() };
+    pub fn execute(self, progress: &dyn Progress) -> Result<PutBack> {
+        let mut report = PutBack { notes: self.notes().to_vec(), ..PutBack::default() };
         progress.expect(self.bytes_to_write());
         self.remove_all(&mut report)?;
         let workshop = Workshop::make(self.root.top())?;
@@ -97,7 +97,7 @@ impl Plan<'_> {
     }
 
     /// First, which also gives room back.
-    fn remove_all(&self, report: &mut Report) -> Result<()> {
+    fn remove_all(&self, report: &mut PutBack) -> Result<()> {
         for path in self.of(Verb::Remove).rev() {
             remove::tree(self.root.top(), path)
                 .with_context(|| format!("removing {}", shown(path)))?;
@@ -156,7 +156,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn make_all(&self, report: &mut Report) -> Result<()> {
+    fn make_all(&self, report: &mut PutBack) -> Result<()> {
         let mut rest = Vec::new();
         for action in self.plan.actions() {
             match action.verb {
@@ -274,7 +274,7 @@ impl Work<'_> {
         Ok(content.length)
     }
 
-    fn link_all(&self, report: &mut Report) -> Result<()> {
+    fn link_all(&self, report: &mut PutBack) -> Result<()> {
         for path in self.plan.of(Verb::Link) {
             self.link(path).with_context(|| format!("linking {}", shown(path)))?;
             report.linked += 1;

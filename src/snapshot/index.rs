@@ -45,7 +45,7 @@ pub struct Entry<C = Content> {
     pub meta: Meta,
     /// What stat(2) said, if the same answer later proves the file unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub identity: Option<Identity>,
+    pub identity: Option<Fingerprint>,
 }
 
 /// What a path is.
@@ -152,7 +152,7 @@ pub struct Time(pub i64, pub u32);
 
 /// What tells that an inode has not been touched: only the kernel sets ctime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct Fingerprint {
     /// Inode number, as stat(2) through the root tells it.
     pub ino: u64,
     /// Length in bytes.

@@ -60,12 +60,12 @@ const TABLE_END: u64 = 9;
 const TABLE_ENTRY: u64 = 8;
 
 /// Writes a layer.
-pub(super) enum Writer<W: Write> {
+pub(super) enum LayerWriter<W: Write> {
     Plain(W),
     Zstd(Frames<W>),
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> LayerWriter<W> {
     pub(super) fn new(to: W, compression: Compression) -> Self {
         match compression {
             Compression::None => Self::Plain(to),
@@ -82,7 +82,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-impl<W: Write> Write for Writer<W> {
+impl<W: Write> Write for LayerWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(to) => to.write(bytes),
@@ -219,23 +219,23 @@ impl Reader {
     }
 
     /// The bytes at `offset`: at least one, and at most `most`.
-    pub(super) fn piece(&self, offset: u64, most: u64) -> Result<Piece> {
+    pub(super) fn piece(&self, offset: u64, most: u64) -> Result<LayerBytes> {
         if let Some(frames) = &self.frames {
             return frames.piece(&self.file, offset, most);
         }
         let mut bytes = vec![0; most.min(FRAME as u64) as usize];
         self.file.read_exact_at(&mut bytes, offset)?;
-        Ok(Piece { range: 0..bytes.len(), bytes: Arc::new(bytes) })
+        Ok(LayerBytes { range: 0..bytes.len(), bytes: Arc::new(bytes) })
     }
 }
 
 /// Some bytes of a layer.
-pub(super) struct Piece {
+pub(super) struct LayerBytes {
     bytes: Arc<Vec<u8>>,
     range: Range<usize>,
 }
 
-impl Deref for Piece {
+impl Deref for LayerBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -245,7 +245,7 @@ impl Deref for Piece {
 
 impl Table {
     /// What the frame of an offset has, at least one byte.
-    fn piece(&self, file: &File, offset: u64, most: u64) -> Result<Piece> {
+    fn piece(&self, file: &File, offset: u64, most: u64) -> Result<LayerBytes> {
         ensure!(offset < self.table.size_decomp(), "it ends before byte {offset}");
         let index = self.table.frame_index_decomp(offset);
         let frame = match self.kept(index) {
@@ -256,7 +256,7 @@ impl Table {
         let skip = offset.checked_sub(start).filter(|skip| *skip < frame.len() as u64);
         let skip = skip.context("its seek table is in disorder")? as usize;
         let length = most.min((frame.len() - skip) as u64) as usize;
-        Ok(Piece { bytes: frame, range: skip..skip + length })
+        Ok(LayerBytes { bytes: frame, range: skip..skip + length })
     }
 
     fn kept(&self, index: u32) -> Option<Arc<Vec<u8>>> {
@@ -334,7 +334,7 @@ mod tests {
 
     fn layer(bytes: &[u8]) -> (File, u64) {
         let mut file = tempfile::tempfile().unwrap();
-        let mut writer = Writer::new(&mut file, Compression::Zstd);
+        let mut writer = LayerWriter::new(&mut file, Compression::Zstd);
         writer.write_all(bytes).unwrap();
         writer.finish().unwrap();
         let stored = file.metadata().unwrap().len();

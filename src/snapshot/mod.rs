@@ -47,19 +47,19 @@ mod walk;
 
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
 pub use driver::{
-    Claim, CopyStats, Driver, Held, Lease, Local, Method, Name, Program, Purpose, Settings, Stage,
-    Taken, choose,
+    Claim, CopyDriver, CopyStats, Driver, DriverName, DriverReport, DriverSettings, DriverSnapshot,
+    HeldLocally, Lease, Method, Program, SnapshotOwner, choose,
 };
-pub use execute::Report;
+pub use execute::PutBack;
 pub use gain::Gain;
 pub use identity::{Form, LayerIdentity, RootIdentity};
-pub use index::{Content, Entry, Identity, Index, Kind, Meta, Time};
+pub use index::{Content, Entry, Fingerprint, Index, Kind, Meta, Time};
 pub use layer::Compression;
 pub use pack::{Staging, pack};
-pub use part::{Lookup, Part};
+pub use part::{Lookup, PackedPart};
 pub use plan::{Action, Plan, Verb, plan};
 pub use probe::{Root, probe};
-pub use record::PartRecord;
+pub use record::PackedFiles;
 pub use tar::{Headers, Limits, padding};
 pub use tree::{LeadsOut, pack_tree, unpack_tree};
 

@@ -8,17 +8,17 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::copy::{BUFFER, stretches};
-use super::driver::{Held, HeldContent};
+use super::driver::{DriverSnapshot, HeldContent};
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta, check_content};
 use super::layer::{self, Compression, Reader};
 use super::part::open_file;
-use super::record::PartRecord;
-use super::staging::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, Staged, read_json};
-use super::tar::{Member, Writer, is_sparse};
+use super::record::PackedFiles;
+use super::staging::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, StagedContent, read_json};
+use super::tar::{Member, TarWriter, is_sparse};
 use super::{Progress, join, shown, split};
 use crate::digest::FileRecord;
 use crate::hint::{DAMAGED, WithHint};
-use crate::sys::direct::Stream;
+use crate::sys::direct::DirectStream;
 use crate::sys::directory::Directory;
 use crate::sys::fs;
 
@@ -43,9 +43,9 @@ pub fn pack(
     compression: Compression,
     fate: Staging,
     progress: &dyn Progress,
-) -> Result<PartRecord> {
+) -> Result<PackedFiles> {
     let base: Option<Base> = read_json(staging, STAGED_BASE)?;
-    let (staged, held) = match Held::read(staging)? {
+    let (staged, held) = match DriverSnapshot::read(staging)? {
         Some(held) => held.index(base.as_ref()).map(|(index, content)| (index, Some(content)))?,
         None => {
             let staged = read_json(staging, STAGED_INDEX)?;
@@ -61,7 +61,7 @@ pub fn pack(
 }
 
 struct Packer<'a> {
-    staged: &'a Index<Staged>,
+    staged: &'a Index<StagedContent>,
     base: Option<&'a Base>,
     base_layers: Vec<Reader>,
     /// None where nothing was staged.
@@ -93,11 +93,11 @@ enum Bytes<'a> {
     Base(&'a Reader),
 }
 
-type Layer = Writer<layer::Writer<Hashing<Stream>>>;
+type Layer = TarWriter<layer::LayerWriter<Hashing<DirectStream>>>;
 
 impl<'a> Packer<'a> {
     fn new(
-        staged: &'a Index<Staged>,
+        staged: &'a Index<StagedContent>,
         base: Option<&'a Base>,
         blobs: Option<Directory>,
         out: &'a Directory,
@@ -124,12 +124,12 @@ impl<'a> Packer<'a> {
         prefix: &str,
         compression: Compression,
         progress: &dyn Progress,
-    ) -> Result<PartRecord> {
+    ) -> Result<PackedFiles> {
         let mut layers = self.base.map(|base| base.layers.clone()).unwrap_or_default();
         let name = format!("ocicle-{prefix}.{}.{}", layers.len(), compression.extension());
         let (file, new) = self.out.begin(&name).with_context(|| format!("creating {name}"))?;
-        let hashing = Hashing { to: Stream::new(file), hash: blake3::Hasher::new() };
-        let mut layer = Writer::new(layer::Writer::new(hashing, compression));
+        let hashing = Hashing { to: DirectStream::new(file), hash: blake3::Hasher::new() };
+        let mut layer = TarWriter::new(layer::LayerWriter::new(hashing, compression));
         let number = layers.len() as u32;
         let contents = self
             .write_members(&mut layer, number, progress)
@@ -151,7 +151,7 @@ impl<'a> Packer<'a> {
             drop(new);
         }
         let index = self.write_index(prefix, contents)?;
-        Ok(PartRecord { index, layers })
+        Ok(PackedFiles { index, layers })
     }
 
     fn write_index(
@@ -203,8 +203,8 @@ impl<'a> Packer<'a> {
         number: u32,
         progress: &dyn Progress,
     ) -> Result<HashMap<&'a [u8], Content>> {
-        let staged = |entry: &Entry<Staged>| match &entry.kind {
-            Kind::File { size, content: Staged::Blob(_) | Staged::Held } => *size,
+        let staged = |entry: &Entry<StagedContent>| match &entry.kind {
+            Kind::File { size, content: StagedContent::Blob(_) | StagedContent::Held } => *size,
             _ => 0,
         };
         progress.expect(self.staged.entries.values().map(staged).sum());
@@ -231,7 +231,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Whether a directory does not continue the same directory of the base.
-    fn is_new_dir(&self, path: &[u8], entry: &Entry<Staged>) -> bool {
+    fn is_new_dir(&self, path: &[u8], entry: &Entry<StagedContent>) -> bool {
         let Kind::Dir { opaque } = entry.kind else { return false };
         let was = self.base.and_then(|base| base.index.get(path)).map(|entry| &entry.kind);
         match was {
@@ -245,7 +245,7 @@ impl<'a> Packer<'a> {
         layer: &mut Layer,
         number: u32,
         path: &'a [u8],
-        entry: &'a Entry<Staged>,
+        entry: &'a Entry<StagedContent>,
         forced: bool,
         contents: &mut HashMap<&'a [u8], Content>,
     ) -> Result<bool> {
@@ -286,7 +286,7 @@ impl<'a> Packer<'a> {
         &self,
         path: &[u8],
         first: &[u8],
-        inode: &Entry<Staged>,
+        inode: &Entry<StagedContent>,
         content: Option<&Content>,
     ) -> bool {
         let Some(base) = self.base else { return true };
@@ -324,7 +324,7 @@ impl<'a> Packer<'a> {
         layer: &mut Layer,
         path: &[u8],
         first: &[u8],
-        inode: &Entry<Staged>,
+        inode: &Entry<StagedContent>,
         changed: bool,
         is_first: bool,
     ) -> Result<()> {
@@ -378,16 +378,16 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    fn source(&self, path: &[u8], size: u64, content: &Staged) -> Result<Source<'_>> {
+    fn source(&self, path: &[u8], size: u64, content: &StagedContent) -> Result<Source<'_>> {
         match content {
-            Staged::Empty => {
+            StagedContent::Empty => {
                 let known = self.base.and_then(|base| match &base.index.get(path)?.kind {
                     Kind::File { size: 0, content } => Some(content.clone()),
                     _ => None,
                 });
                 Ok(Source { bytes: Bytes::Nowhere, runs: Vec::new(), stretches: Vec::new(), known })
             }
-            Staged::Base(content) => {
+            StagedContent::Base(content) => {
                 let lengths: Vec<u64> = self.base_layers.iter().map(Reader::length).collect();
                 check_content(size, content, &lengths)?;
                 let layer = self.base_layers.get(content.layer as usize);
@@ -399,7 +399,7 @@ impl<'a> Packer<'a> {
                     known: Some(content.clone()),
                 })
             }
-            Staged::Blob(_) | Staged::Held => {
+            StagedContent::Blob(_) | StagedContent::Held => {
                 let file = self.staged_file(path, content)?;
                 ensure!(file.metadata()?.len() == size, "what is staged has another length");
                 let stretches = stretches(&file, size)?;
@@ -411,8 +411,8 @@ impl<'a> Packer<'a> {
         }
     }
 
-    fn staged_file(&self, path: &[u8], content: &Staged) -> Result<File> {
-        if let Staged::Blob(number) = content {
+    fn staged_file(&self, path: &[u8], content: &StagedContent) -> Result<File> {
+        if let StagedContent::Blob(number) = content {
             return self
                 .blobs
                 .as_ref()
@@ -428,9 +428,9 @@ impl<'a> Packer<'a> {
     }
 
     /// Removes the blob of a file that is packed.
-    fn consume(&self, packed: &Kind<Staged>) -> io::Result<()> {
+    fn consume(&self, packed: &Kind<StagedContent>) -> io::Result<()> {
         match packed {
-            Kind::File { content: Staged::Blob(number), .. } if self.is_consumed => {
+            Kind::File { content: StagedContent::Blob(number), .. } if self.is_consumed => {
                 let blobs = self.blobs.as_ref().ok_or(io::ErrorKind::NotFound)?;
                 blobs.remove(&number.to_string()).map(drop)
             }
@@ -545,7 +545,7 @@ fn link_groups<C>(index: &Index<C>) -> HashMap<&[u8], BTreeSet<&[u8]>> {
 }
 
 /// A kind that is no file, for an index with content of another type.
-fn without_content(kind: &Kind<Staged>) -> Kind {
+fn without_content(kind: &Kind<StagedContent>) -> Kind {
     match kind {
         Kind::Dir { opaque } => Kind::Dir { opaque: *opaque },
         Kind::Symlink { target } => Kind::Symlink { target: target.clone() },

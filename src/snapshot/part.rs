@@ -11,7 +11,7 @@ use super::copy::BUFFER;
 use super::identity::Form;
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT};
 use super::layer::Reader;
-use super::record::PartRecord;
+use super::record::PackedFiles;
 use super::{Progress, shown, split};
 use crate::digest::FileRecord;
 use crate::sys::directory::Directory;
@@ -20,8 +20,8 @@ use crate::sys::directory::Directory;
 const INDEX_LIMIT: u64 = 2 << 30;
 
 /// A packed part.
-pub struct Part {
-    record: PartRecord,
+pub struct PackedPart {
+    record: PackedFiles,
     index: Index,
     layers: Vec<Reader>,
 }
@@ -50,11 +50,11 @@ pub enum Lookup<'a> {
     Below,
 }
 
-impl Part {
+impl PackedPart {
     /// Opens the part that `record` names in the directory `dir`, and checks its index.
     ///
     /// Content is checked when it is read; [`Self::verify`] checks all of it.
-    pub fn open(dir: &Path, record: &PartRecord) -> Result<Self> {
+    pub fn open(dir: &Path, record: &PackedFiles) -> Result<Self> {
         let directory =
             Directory::open(dir).with_context(|| format!("opening {}", dir.display()))?;
         ensure!(!record.layers.is_empty(), "the part has no layer");
@@ -79,7 +79,7 @@ impl Part {
     }
 
     /// The files it is made of.
-    pub fn record(&self) -> &PartRecord {
+    pub fn record(&self) -> &PackedFiles {
         &self.record
     }
 

@@ -12,11 +12,11 @@ use rustix::fs::AtFlags;
 
 use super::attributes::{Found, Shape, identity};
 use super::copy::BUFFER;
-use super::driver::Local;
+use super::driver::HeldLocally;
 use super::identity::Form;
 use super::index::{Content, Entry, Index, Kind, Meta, PATH_LIMIT};
 use super::layer::FRAME;
-use super::part::Part;
+use super::part::PackedPart;
 use super::probe::Root;
 use super::walk::{open_existing, upper_state};
 use super::{join, shown};
@@ -77,7 +77,7 @@ impl fmt::Display for Action {
 /// What would make a root equal to a snapshot.
 pub struct Plan<'a> {
     pub(super) root: &'a Root,
-    pub(super) part: &'a Part,
+    pub(super) part: &'a PackedPart,
     /// What the layers below the root show.
     pub(super) lower: Option<OwnedFd>,
     /// The same content on the same file system, which files can be cloned from.
@@ -103,8 +103,8 @@ impl Plan<'_> {
     }
 
     /// Takes content from what this machine still holds, where that can be cloned.
-    pub fn cloning(self, local: Option<&Local>) -> Self {
-        Self { held: local.and_then(Local::directory), ..self }
+    pub fn cloning(self, local: Option<&HeldLocally>) -> Self {
+        Self { held: local.and_then(HeldLocally::directory), ..self }
     }
 
     /// How many steps of each kind.
@@ -118,7 +118,7 @@ impl Plan<'_> {
 }
 
 /// Compares the root as it is now with the snapshot.
-pub fn plan<'a>(root: &'a Root, part: &'a Part) -> Result<Plan<'a>> {
+pub fn plan<'a>(root: &'a Root, part: &'a PackedPart) -> Result<Plan<'a>> {
     let lower = root.overlay().map(super::probe::Overlay::lower_view).transpose()?;
     let mut notes = Vec::new();
     if part.index().driver == Form::Overlay && lower.is_none() {
@@ -151,7 +151,7 @@ fn is_little(index: &Index) -> bool {
 
 struct Comparison<'a> {
     root: &'a Root,
-    part: &'a Part,
+    part: &'a PackedPart,
     lower: Option<BorrowedFd<'a>>,
 }
 
@@ -497,7 +497,12 @@ fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) 
 
 /// Whether a file has the stored content, reading no hole of it. What is stored need not be read to
 /// know that: its digest says it.
-pub(super) fn is_stored(part: &Part, content: &Content, size: u64, file: &File) -> Result<bool> {
+pub(super) fn is_stored(
+    part: &PackedPart,
+    content: &Content,
+    size: u64,
+    file: &File,
+) -> Result<bool> {
     if content.length > FRAME as u64 && !begins_as_stored(part, content, file)? {
         return Ok(false);
     }
@@ -523,7 +528,7 @@ pub(super) fn is_stored(part: &Part, content: &Content, size: u64, file: &File) 
 }
 
 /// Compares the first bytes of a large file, of which there would be more to read than a frame.
-fn begins_as_stored(part: &Part, content: &Content, file: &File) -> Result<bool> {
+fn begins_as_stored(part: &PackedPart, content: &Content, file: &File) -> Result<bool> {
     let Some((start, length)) = content.stretches().first().copied() else { return Ok(true) };
     let (mut is, mut was) = ([0; 4096], [0; 4096]);
     let want = is.len().min(length as usize);

@@ -6,14 +6,14 @@ use crate::digest::FileRecord;
 
 /// The files of a part, for the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartRecord {
+pub struct PackedFiles {
     /// The index.
     pub index: FileRecord,
     /// The layers, the oldest first.
     pub layers: Vec<FileRecord>,
 }
 
-impl PartRecord {
+impl PackedFiles {
     /// All of them.
     pub fn files(&self) -> impl Iterator<Item = &FileRecord> {
         std::iter::once(&self.index).chain(&self.layers)

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::attributes::{Found, Shape};
 use super::copy::BUFFER;
-use super::index::{Content, Entry, Identity, Index, Kind, Meta};
-use super::part::Part;
+use super::index::{Content, Entry, Fingerprint, Index, Kind, Meta};
+use super::part::PackedPart;
 use super::shown;
 use super::walk::{Seen, Tree};
 use crate::bytes::ByteString;
@@ -24,7 +24,7 @@ pub(super) const BLOBS: &str = "blobs";
 /// Where the content of a file is while it is staged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Staged {
+pub(super) enum StagedContent {
     /// There is none.
     Empty,
     /// In the blob of this number.
@@ -46,8 +46,8 @@ pub(super) struct Base {
 /// the content of a file is, and what proves that it is unchanged later.
 pub(super) fn entries(
     tree: Tree,
-    content: impl Fn(&Found) -> Result<(Staged, Option<Identity>)>,
-) -> Result<BTreeMap<ByteString, Entry<Staged>>> {
+    content: impl Fn(&Found) -> Result<(StagedContent, Option<Fingerprint>)>,
+) -> Result<BTreeMap<ByteString, Entry<StagedContent>>> {
     let mut first: HashMap<(u64, u64), ByteString> = HashMap::new();
     let mut entries = BTreeMap::new();
     for (path, seen) in tree {
@@ -75,8 +75,8 @@ pub(super) fn entries(
 fn entry(
     found: Found,
     opaque: bool,
-    content: impl Fn(&Found) -> Result<(Staged, Option<Identity>)>,
-) -> Result<Entry<Staged>> {
+    content: impl Fn(&Found) -> Result<(StagedContent, Option<Fingerprint>)>,
+) -> Result<Entry<StagedContent>> {
     let mut trusted = None;
     let kind = match &found.shape {
         Shape::Dir => Kind::Dir { opaque },
@@ -95,7 +95,7 @@ fn entry(
 }
 
 /// Files of a snapshot whose identity counts, by inode number.
-pub(super) fn known_content(index: &Index) -> HashMap<u64, (Identity, Content)> {
+pub(super) fn known_content(index: &Index) -> HashMap<u64, (Fingerprint, Content)> {
     let known = |entry: &Entry| match (&entry.kind, &entry.identity) {
         (Kind::File { content, .. }, Some(id)) => Some((id.ino, (id.clone(), content.clone()))),
         _ => None,
@@ -104,7 +104,7 @@ pub(super) fn known_content(index: &Index) -> HashMap<u64, (Identity, Content)> 
 }
 
 /// Notes in a staging directory what the snapshot in it is based on.
-pub(super) fn write_base(staging: &Path, base: Option<&Part>) -> Result<()> {
+pub(super) fn write_base(staging: &Path, base: Option<&PackedPart>) -> Result<()> {
     let Some(base) = base else { return Ok(()) };
     let base = Base { layers: base.record().layers.clone(), index: base.index().clone() };
     write_json(staging, STAGED_BASE, &base)

@@ -16,13 +16,13 @@ const LAST: u8 = 1;
 const BLOCK: usize = u16::MAX as usize;
 
 /// Wraps what is written to it.
-pub(super) struct Stored<W> {
+pub(super) struct StoredBlocks<W> {
     to: W,
     sum: Crc,
     block: Vec<u8>,
 }
 
-impl<W: Write> Stored<W> {
+impl<W: Write> StoredBlocks<W> {
     pub(super) fn new(mut to: W) -> io::Result<Self> {
         to.write_all(&HEADER)?;
         Ok(Self { to, sum: Crc::new(), block: Vec::new() })
@@ -46,7 +46,7 @@ impl<W: Write> Stored<W> {
     }
 }
 
-impl<W: Write> Write for Stored<W> {
+impl<W: Write> Write for StoredBlocks<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.block.len() == BLOCK {
             self.write_block(STORED)?;
@@ -71,7 +71,7 @@ mod tests {
     fn every_length_is_read_again() {
         for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 300_000] {
             let bytes: Vec<u8> = (0..length).map(|n| n as u8).collect();
-            let mut stored = Stored::new(Vec::new()).unwrap();
+            let mut stored = StoredBlocks::new(Vec::new()).unwrap();
             bytes.chunks(1000).try_for_each(|part| stored.write_all(part)).unwrap();
             let stored = stored.finish().unwrap();
             assert_eq!(stored.len(), length + HEADER.len() + 8 + 5 * length.div_ceil(BLOCK).max(1));

@@ -21,9 +21,9 @@ use super::attributes::{Found, Shape};
 use super::copy::stretches;
 use super::index::{Meta, PATH_LIMIT, STRETCH_LIMIT, Time, is_overlay_xattr};
 use super::node::make_node;
-use super::stored::Stored;
+use super::stored::StoredBlocks;
 use super::tar::{
-    Headers, Limits, Member, Stretches, Writer, is_sparse, padding, parse_time, xattr_name,
+    Headers, Limits, Member, Stretches, TarWriter, is_sparse, padding, parse_time, xattr_name,
 };
 use super::{join, shown, split};
 use crate::bytes::ByteString;
@@ -42,15 +42,15 @@ const ATTRIBUTES_LIMIT: usize = 16 << 20;
 /// # Errors
 /// When something cannot be read, or not be written.
 pub fn pack_tree(top: &OwnedFd, to: impl Write) -> Result<()> {
-    let gzip = Stored::new(BufWriter::with_capacity(BUFFER, to))?;
+    let gzip = StoredBlocks::new(BufWriter::with_capacity(BUFFER, to))?;
     let mut packer =
-        Packer { tar: Writer::new(gzip), buffer: vec![0; BUFFER], first: HashMap::new() };
+        Packer { tar: TarWriter::new(gzip), buffer: vec![0; BUFFER], first: HashMap::new() };
     packer.pack(top)?;
     packer.tar.finish()?.finish()?.flush().context("writing the archive")
 }
 
 struct Packer<W: Write> {
-    tar: Writer<Stored<BufWriter<W>>>,
+    tar: TarWriter<StoredBlocks<BufWriter<W>>>,
     buffer: Vec<u8>,
     /// The first name of each inode that has several.
     first: HashMap<(u64, u64), Vec<u8>>,
@@ -567,7 +567,7 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         let (inside, victim) = (outside.path().join("inside"), outside.path().join("victim"));
         std::fs::create_dir(&inside).unwrap();
-        let member = |path: &[u8], member: &Member<'_>, to: &mut Writer<Vec<u8>>| {
+        let member = |path: &[u8], member: &Member<'_>, to: &mut TarWriter<Vec<u8>>| {
             to.header(path, &Meta { mode: 0o755, ..Meta::default() }, member).unwrap();
         };
         let attempts: [&[(&[u8], Member<'_>)]; 4] = [
@@ -578,7 +578,7 @@ mod tests {
         ];
         std::fs::write(outside.path().join("secret"), "").unwrap();
         for members in attempts {
-            let mut tar = Writer::new(Vec::new());
+            let mut tar = TarWriter::new(Vec::new());
             for (path, what) in members {
                 member(path, what, &mut tar);
             }
@@ -602,7 +602,7 @@ mod tests {
 
     /// tar's bytes in the form of CRIU's.
     fn gzip(tar: &[u8]) -> Vec<u8> {
-        let mut gzip = Stored::new(Vec::new()).unwrap();
+        let mut gzip = StoredBlocks::new(Vec::new()).unwrap();
         gzip.write_all(tar).unwrap();
         gzip.finish().unwrap()
     }

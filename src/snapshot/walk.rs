@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, Stat};
 
 use super::attributes::{Found, Shape, identity, is_racy};
-use super::index::{Identity, PATH_LIMIT, Time};
+use super::index::{Fingerprint, PATH_LIMIT, Time};
 use super::probe::{Overlay, Root};
 use super::{join, shown, split};
 use crate::bytes::ByteString;
@@ -52,7 +52,7 @@ pub(super) struct Walked {
 pub(super) struct Stamp {
     device: u64,
     names: u64,
-    identity: Identity,
+    identity: Fingerprint,
 }
 
 impl Stamp {
@@ -143,7 +143,7 @@ impl Earlier {
 impl Known {
     fn of(seen: &Seen, begun: Time, is_copied: impl Fn(&Found) -> bool) -> Self {
         let Seen::Inode { found, upper, .. } = seen else { return Self::default() };
-        let times = |of: &Identity| (of.size, of.mtime, of.ctime);
+        let times = |of: &Fingerprint| (of.size, of.mtime, of.ctime);
         // Both were looked at one after the other, while somebody may have written.
         let is_one = |upper: &&Stamp| times(&upper.identity) == times(&found.identity);
         let (stamp, in_upper) = match upper {

@@ -16,9 +16,9 @@ use crate::digest::FileRecord;
 use crate::fault;
 use crate::files::{self, FileKind, Holder, OpenFile, Table};
 use crate::hint::{DAMAGED, WithHint};
-use crate::snapshot::{self, Held, Progress, Staging};
+use crate::snapshot::{self, DriverSnapshot, Progress, Staging};
 use crate::store::manifest::{
-    self, Manifest, MustSubstitute, Part, State, Unsupported, sync_directory,
+    self, Manifest, MustSubstitute, PartRecord, State, Unsupported, sync_directory,
 };
 use crate::store::{STAGING, open_staged};
 use crate::sys::directory::Directory;
@@ -27,7 +27,7 @@ use crate::sys::directory::Directory;
 pub fn finish(
     images: &Path,
     manifest: Manifest,
-    drivers: &snapshot::Settings,
+    drivers: &snapshot::DriverSettings,
     progress: &dyn Progress,
 ) -> Result<Manifest> {
     manifest::ensure_plain_files(images)?;
@@ -37,7 +37,7 @@ pub fn finish(
         .hint(DAMAGED)?;
     for part in &manifest.parts {
         let staged = open_part(images, part).hint(DAMAGED)?;
-        if let Some(held) = Held::read(&staged)? {
+        if let Some(held) = DriverSnapshot::read(&staged)? {
             held.ensure_recorded(drivers)
                 .with_context(|| format!("looking for the files of {}", part.destination))
                 .hint(ELSEWHERE)?;
@@ -46,7 +46,7 @@ pub fn finish(
     complete(images, manifest, None, progress)
 }
 
-fn open_part(images: &Path, part: &Part) -> Result<Directory> {
+fn open_part(images: &Path, part: &PartRecord) -> Result<Directory> {
     open_staged(images, &part.name)
         .and_then(|staged| staged.ok_or_else(|| io::ErrorKind::NotFound.into()))
         .with_context(|| format!("opening what is staged of {}", part.destination))
@@ -215,9 +215,9 @@ fn pack(images: &Path, manifest: &mut Manifest, progress: &dyn Progress) -> Resu
 
 /// Lets go of what drivers hold outside of the directory. The checkpoint is whole without it; what
 /// cannot be removed now is by who comes next.
-fn release(images: &Path, parts: &[Part]) {
+fn release(images: &Path, parts: &[PartRecord]) {
     for part in parts {
-        let release = || match (Held::read(&open_part(images, part)?)?, &part.files) {
+        let release = || match (DriverSnapshot::read(&open_part(images, part)?)?, &part.files) {
             (Some(held), Some(packed)) => held.release(packed),
             _ => Ok(()),
         };

@@ -23,12 +23,12 @@ const LOCKS: &str = "/run/ocicle/locks";
 /// Held while a container is checkpointed or restored; the kernel releases it with the process.
 /// Whoever holds it removes its file in the end.
 #[derive(Debug)]
-pub struct Lock {
+pub struct ContainerLock {
     file: Flock<File>,
     path: PathBuf,
 }
 
-impl Lock {
+impl ContainerLock {
     /// Takes the lock of a container.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Lock {
 /// Thaws a container that was frozen by somebody who was killed, with all who would have thawed it.
 pub fn heal(id: &str) -> Result<()> {
     let left = fs::metadata(Path::new(LOCKS).join(id)).is_ok_and(|file| file.len() > 0);
-    if left { Lock::take_if_free(id).map(drop) } else { Ok(()) }
+    if left { ContainerLock::take_if_free(id).map(drop) } else { Ok(()) }
 }
 
 /// What stands in the file of a lock: the control groups that have to be thawed, one a line. It may
@@ -131,14 +131,14 @@ impl Ledger {
     }
 }
 
-impl AsFd for Lock {
+impl AsFd for ContainerLock {
     /// Whoever has a copy of it holds the lock, too, after this process was killed.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
 
-impl Drop for Lock {
+impl Drop for ContainerLock {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!("removing {}: {error}", self.path.display());
@@ -166,15 +166,15 @@ mod tests {
     #[test]
     fn one_holds_it_and_nothing_stays() {
         let locks = tempfile::tempdir().unwrap();
-        let held = Lock::take_at(locks.path(), "web").unwrap().unwrap();
-        assert!(Lock::take_at(locks.path(), "web").unwrap().is_none());
-        assert!(Lock::take_at(locks.path(), "other").unwrap().is_some());
+        let held = ContainerLock::take_at(locks.path(), "web").unwrap().unwrap();
+        assert!(ContainerLock::take_at(locks.path(), "web").unwrap().is_none());
+        assert!(ContainerLock::take_at(locks.path(), "other").unwrap().is_some());
         drop(held);
         assert_eq!(fs::read_dir(locks.path()).unwrap().count(), 0);
-        let again = Lock::take_at(locks.path(), "web").unwrap().unwrap();
+        let again = ContainerLock::take_at(locks.path(), "web").unwrap().unwrap();
         // A file that is not at its path any more locks nobody out.
         fs::rename(&again.path, locks.path().join("moved")).unwrap();
-        assert!(Lock::take_at(locks.path(), "web").unwrap().is_some());
+        assert!(ContainerLock::take_at(locks.path(), "web").unwrap().is_some());
         fs::rename(locks.path().join("moved"), &again.path).unwrap();
     }
 
@@ -187,7 +187,8 @@ mod tests {
                 scope.spawn(|| {
                     let mut times = 0;
                     while times < 200 {
-                        let Some(held) = Lock::take_at(locks.path(), "web").unwrap() else {
+                        let Some(held) = ContainerLock::take_at(locks.path(), "web").unwrap()
+                        else {
                             continue;
                         };
                         assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);

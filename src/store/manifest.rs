@@ -14,9 +14,9 @@ use crate::digest::{FileRecord, digest, ensure_plain};
 use crate::fault;
 use crate::files::OpenFile;
 use crate::files::held::HeldFile;
-use crate::freezer::{FrozenBy, Version};
+use crate::freezer::{CgroupVersion, FrozenBy};
 use crate::hint::{DAMAGED, WithHint};
-use crate::snapshot::{Compression, PartRecord, RootIdentity, Taken};
+use crate::snapshot::{Compression, DriverReport, PackedFiles, RootIdentity};
 use crate::store::STAGING;
 use crate::store::choices::Filesystem;
 use crate::sys::directory::Directory;
@@ -46,7 +46,7 @@ pub struct Manifest {
     /// When the container was frozen.
     pub created: jiff::Timestamp,
     /// The container.
-    pub container: Container,
+    pub container: ContainerRecord,
     /// What became of it.
     pub left: Left,
     /// How it was frozen.
@@ -75,14 +75,14 @@ pub struct Manifest {
     pub root: RootIdentity,
     /// The file systems that belong to it.
     #[serde(default)]
-    pub parts: Vec<Part>,
+    pub parts: Vec<PartRecord>,
     /// Every other file of the image directory; empty while `staged`.
     #[serde(default)]
     pub files: Vec<FileRecord>,
     /// What the kernel said of the files when they were complete: one of which it still says the
     /// same was not written since. Worth nothing once they were copied elsewhere.
     #[serde(default)]
-    pub seen: BTreeMap<String, Seen>,
+    pub seen: BTreeMap<String, FileStamp>,
     /// Files of the host that CRIU was told not to look up.
     #[serde(default)]
     pub external: Vec<External>,
@@ -144,7 +144,7 @@ pub enum State {
 
 /// The container of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Container {
+pub struct ContainerRecord {
     /// Its name.
     pub id: String,
     /// Its bundle, at the time.
@@ -182,7 +182,7 @@ pub struct Freeze {
     /// By whom.
     pub by: FrozenBy,
     /// Through which hierarchy.
-    pub cgroup: Version,
+    pub cgroup: CgroupVersion,
     /// How many milliseconds passed from the request to freeze to the thaw, or, of a container
     /// that was stopped, to the commit.
     pub milliseconds: f64,
@@ -193,7 +193,7 @@ pub struct Freeze {
 
 /// A file system that belongs to a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct PartRecord {
     /// Its name, from which the names of its files are made.
     pub name: String,
     /// Where the container sees it; `/` for its root file system.
@@ -202,13 +202,13 @@ pub struct Part {
     pub source: PathBuf,
     /// How its snapshot was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub taken: Option<Taken>,
+    pub taken: Option<DriverReport>,
     /// Its snapshot; none while `staged`.
     #[serde(default)]
-    pub files: Option<PartRecord>,
+    pub files: Option<PackedFiles>,
 }
 
-impl Part {
+impl PartRecord {
     /// Whether it is the container's root file system.
     pub fn is_root(&self) -> bool {
         self.destination.as_bytes() == b"/"
@@ -242,7 +242,7 @@ pub struct Programs {
 
 /// What tells that a file was not written: only the kernel sets the time of its last change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct FileStamp {
     /// Its device.
     pub device: u64,
     /// Its inode.
@@ -251,7 +251,7 @@ pub struct Seen {
     pub changed: (i64, i64),
 }
 
-impl Seen {
+impl FileStamp {
     fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let found = fs::symlink_metadata(path).ok()?;
@@ -392,20 +392,20 @@ impl Manifest {
     /// Every file of the checkpoint but the manifest.
     pub fn all_files(&self) -> impl Iterator<Item = &FileRecord> {
         let parts = self.parts.iter().filter_map(|part| part.files.as_ref());
-        self.files.iter().chain(parts.flat_map(PartRecord::files))
+        self.files.iter().chain(parts.flat_map(PackedFiles::files))
     }
 
     /// Looks at every file, now that they are complete.
     pub fn see(&mut self, directory: &Path) {
         let look = |record: &FileRecord| {
-            Some((record.name.clone(), Seen::of(&directory.join(&record.name))?))
+            Some((record.name.clone(), FileStamp::of(&directory.join(&record.name))?))
         };
         self.seen = self.all_files().filter_map(look).collect();
     }
 
     fn is_unwritten(&self, record: &FileRecord, directory: &Path) -> bool {
         let seen = self.seen.get(&record.name);
-        seen.is_some() && seen == Seen::of(&directory.join(&record.name)).as_ref()
+        seen.is_some() && seen == FileStamp::of(&directory.join(&record.name)).as_ref()
     }
 
     /// Makes sure that every file of the checkpoint is what it was.
@@ -439,7 +439,7 @@ pub fn ensure_plain_files(directory: &Path) -> Result<()> {
 
 /// Refuses two parts of one name, whose files would be the same, and two for one place of the
 /// container, as which of them it is to be nobody says.
-fn ensure_each_once(parts: &[Part]) -> Result<()> {
+fn ensure_each_once(parts: &[PartRecord]) -> Result<()> {
     let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
     for part in parts {
         let place = part.destination.as_path();

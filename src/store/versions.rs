@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::lock::Lock;
+use super::lock::ContainerLock;
 use super::manifest::{self, Manifest};
 use crate::container::ensure_name;
 use crate::hint::WithHint;
@@ -75,7 +75,7 @@ pub struct Store {
 
 /// One version of a container.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct StoredVersion {
     /// The container.
     pub id: String,
     /// Its number.
@@ -84,7 +84,7 @@ pub struct Entry {
     pub directory: PathBuf,
 }
 
-impl Entry {
+impl StoredVersion {
     /// Where CRIU's logs of this container go, one for each kind of command. Not in the version's
     /// directory: that goes when a checkpoint fails, and then its log is wanted.
     pub fn work(&self) -> Result<PathBuf> {
@@ -98,10 +98,10 @@ impl Entry {
     }
 }
 
-impl Entry {
+impl StoredVersion {
     /// Removes what a checkpoint that failed left of its directory, as far as that can be done:
     /// the next one removes the rest.
-    pub fn discard_unless_complete(&self, _held: &Lock) {
+    pub fn discard_unless_complete(&self, _held: &ContainerLock) {
         if manifest::is_there(&self.directory) {
             return;
         }
@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// Makes the directory of the next version. What an interrupted one left is removed.
-    pub fn claim(&self, id: &str, held: &Lock) -> Result<Entry> {
+    pub fn claim(&self, id: &str, held: &ContainerLock) -> Result<StoredVersion> {
         ensure_name(id)?;
         let container = self.root.join(id);
         DirBuilder::new()
@@ -141,12 +141,12 @@ impl Store {
             .mode(0o700)
             .create(&directory)
             .with_context(|| format!("making {}", directory.display()))?;
-        Ok(Entry { id: id.to_owned(), version, directory })
+        Ok(StoredVersion { id: id.to_owned(), version, directory })
     }
 
     /// Removes what interrupted checkpoints of a container left.
-    pub fn sweep(&self, id: &str, _held: &Lock) -> Result<()> {
-        let half_made = |entry: &Entry| !manifest::is_there(&entry.directory);
+    pub fn sweep(&self, id: &str, _held: &ContainerLock) -> Result<()> {
+        let half_made = |entry: &StoredVersion| !manifest::is_there(&entry.directory);
         for entry in self.entries(id)?.into_iter().filter(half_made) {
             fs::remove_dir_all(&entry.directory).with_context(|| {
                 format!(
@@ -159,9 +159,9 @@ impl Store {
     }
 
     /// Finds a version, the newest where none is named.
-    pub fn find(&self, reference: &Reference) -> Result<Entry> {
+    pub fn find(&self, reference: &Reference) -> Result<StoredVersion> {
         let id = &reference.id;
-        let complete = || -> Result<Vec<Entry>> {
+        let complete = || -> Result<Vec<StoredVersion>> {
             Ok(self
                 .entries(id)?
                 .into_iter()
@@ -190,7 +190,7 @@ impl Store {
 
     /// Removes the oldest versions of a container until `keep` are left, and says which; 0 keeps
     /// all. The newest always stays, and whoever restores one holds the lock.
-    pub fn prune(&self, id: &str, keep: u32, _held: &Lock) -> Result<Vec<Version>> {
+    pub fn prune(&self, id: &str, keep: u32, _held: &ContainerLock) -> Result<Vec<Version>> {
         if keep == 0 {
             return Ok(Vec::new());
         }
@@ -208,7 +208,7 @@ impl Store {
     }
 
     /// Every version of every container, with its manifest.
-    pub fn list(&self) -> Result<Vec<(Entry, Result<Manifest>)>> {
+    pub fn list(&self) -> Result<Vec<(StoredVersion, Result<Manifest>)>> {
         let mut found = Vec::new();
         for id in names_in(&self.root)? {
             for entry in self.entries(&id)? {
@@ -222,14 +222,14 @@ impl Store {
     }
 
     /// The directories of a container's versions, complete or not, in their order.
-    fn entries(&self, id: &str) -> Result<Vec<Entry>> {
+    fn entries(&self, id: &str) -> Result<Vec<StoredVersion>> {
         let container = self.root.join(id);
-        let mut entries: Vec<Entry> = names_in(&container)?
+        let mut entries: Vec<StoredVersion> = names_in(&container)?
             .into_iter()
             .filter(|name| name.starts_with('v'))
             .filter_map(|name| {
                 let version = name.parse().ok()?;
-                Some(Entry { id: id.to_owned(), version, directory: container.join(name) })
+                Some(StoredVersion { id: id.to_owned(), version, directory: container.join(name) })
             })
             .collect();
         entries.sort_by_key(|entry| entry.version);

@@ -60,9 +60,9 @@ impl PathPattern {
     /// Whether the path has this form.
     pub fn matches(&self, path: &[u8]) -> bool {
         let pieces = self.0.iter().map(|piece| match piece {
-            Piece::Text(text) => glob::Piece::Text(text.as_bytes()),
-            Piece::Star => glob::Piece::Star,
-            Piece::Stars => glob::Piece::Stars,
+            Piece::Text(text) => glob::GlobPiece::Text(text.as_bytes()),
+            Piece::Star => glob::GlobPiece::Star,
+            Piece::Stars => glob::GlobPiece::Stars,
         });
         glob::fits(pieces, path)
     }

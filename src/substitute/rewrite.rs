@@ -26,9 +26,9 @@ use crate::bytes::ByteString;
 use crate::criu::images::entries::{
     FdEntry, FdType, FileBody, FileEntry, FileLock, Remap, RemapKind,
 };
-use crate::criu::images::image::{Change, Kind};
+use crate::criu::images::image::{EntryChange, ImageKind};
 use crate::criu::images::wire::{BadMessage, Message};
-use crate::criu::images::{ImageDir, Images, Task};
+use crate::criu::images::{ImageDir, Images, TaskImages};
 use crate::files::FileId;
 use crate::hint::WithHint;
 
@@ -209,7 +209,7 @@ fn split(images: &Images, treatments: &BTreeMap<u32, &How>) -> BTreeMap<u32, u32
 
 /// Files that are mapped, programs, working or root directories.
 fn used_otherwise(images: &Images) -> BTreeSet<u32> {
-    let of_task = |task: &Task| {
+    let of_task = |task: &TaskImages| {
         let mm = task.mm.iter().flat_map(|mm| mm.mapped.iter().copied().chain([mm.exe]));
         let fs = task.fs.iter().flat_map(|fs| [fs.cwd, fs.root]);
         mm.chain(fs).collect::<Vec<_>>()
@@ -314,49 +314,57 @@ fn changed_images(
         changed.insert(name, bytes);
         anyhow::Ok(())
     };
-    change(Kind::Files, "files.img".to_owned(), &|entry| rewrite_file(images, plan, entry))?;
+    change(ImageKind::Files, "files.img".to_owned(), &|entry| rewrite_file(images, plan, entry))?;
     for (id, fds) in &images.tables {
         if fds.iter().any(|fd| plan.treatments.contains_key(&fd.file)) {
-            change(Kind::FdInfo, format!("fdinfo-{id}.img"), &|entry| rewrite_fd(plan, entry))?;
+            change(ImageKind::FdInfo, format!("fdinfo-{id}.img"), &|entry| {
+                rewrite_fd(plan, entry)
+            })?;
         }
     }
     if images.remaps.iter().any(|remap| is_dropped(plan, remap)) {
         let name = "remap-fpath.img".to_owned();
-        change(Kind::RemapPath, name, &|entry| rewrite_remap(plan, entry))?;
+        change(ImageKind::RemapPath, name, &|entry| rewrite_remap(plan, entry))?;
     }
     if images.locks.iter().any(|lock| plan.forgotten.contains(&(lock.pid, lock.fd))) {
-        change(Kind::FileLocks, "filelocks.img".to_owned(), &|entry| rewrite_lock(plan, entry))?;
+        change(ImageKind::FileLocks, "filelocks.img".to_owned(), &|entry| {
+            rewrite_lock(plan, entry)
+        })?;
     }
     if plan.rest.changes_terminals() {
         let rest = &plan.rest;
-        change(Kind::TtyInfo, "tty-info.img".to_owned(), &|entry| rest.rewrite_terminal(entry))?;
+        change(ImageKind::TtyInfo, "tty-info.img".to_owned(), &|entry| {
+            rest.rewrite_terminal(entry)
+        })?;
         if !images.tty_data.is_empty() {
-            change(Kind::TtyData, "tty-data.img".to_owned(), &|entry| rest.rewrite_input(entry))?;
+            change(ImageKind::TtyData, "tty-data.img".to_owned(), &|entry| {
+                rest.rewrite_input(entry)
+            })?;
         }
     }
     if !images.packets.is_empty() {
         let name = "sk-queues.img".to_owned();
-        change(Kind::SocketQueues, name, &|entry| rest::rewrite_packet(plan, entry))?;
+        change(ImageKind::SocketQueues, name, &|entry| rest::rewrite_packet(plan, entry))?;
     }
     Ok(changed)
 }
 
 /// What becomes of an entry.
-type Rewritten = Result<Change, BadMessage>;
+type Rewritten = Result<EntryChange, BadMessage>;
 
 fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let file = FileEntry::read(message)?;
     if let Some(position) = plan.relaxed.get(&file.id)
         && file.kind == FdType::Reg
     {
-        return Ok(Change::Replace(of_any_size(message, *position)?));
+        return Ok(EntryChange::Replace(of_any_size(message, *position)?));
     }
     let is_split = plan.split.contains_key(&file.id);
     let id = plan.seen_as(file.id);
     let entry = match plan.treatments.get(&file.id) {
         // Its other half takes the replacement.
         Some(How::Inherit | How::Reopen { .. }) if file.kind == FdType::Tun => {
-            return Ok(Change::Remove);
+            return Ok(EntryChange::Remove);
         }
         Some(How::Inherit) => RegEntry {
             id,
@@ -375,22 +383,24 @@ fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewr
         },
         // CRIU has no use for one that nobody holds, but for those of type REG, which others
         // refer to: a remap, say (`collect_one_remap` in criu/files-reg.c).
-        Some(How::Close) if file.kind != FdType::Reg && !is_split => return Ok(Change::Remove),
+        Some(How::Close) if file.kind != FdType::Reg && !is_split => {
+            return Ok(EntryChange::Remove);
+        }
         None => return rewrite_other(plan, &file, message),
-        Some(How::Close | How::Relax { .. }) => return Ok(Change::Keep),
+        Some(How::Close | How::Relax { .. }) => return Ok(EntryChange::Keep),
     };
     let entry = entry.encode();
-    Ok(if is_split { Change::Follow(entry) } else { Change::Replace(entry) })
+    Ok(if is_split { EntryChange::Follow(entry) } else { EntryChange::Replace(entry) })
 }
 
 /// What becomes of an open file that stays.
 fn rewrite_other(plan: &Plan<'_>, file: &FileEntry, message: &Message<'_>) -> Rewritten {
     Ok(if plan.watches_forgotten(file) {
-        Change::Replace(without_forgotten(plan, file.id, message)?)
+        EntryChange::Replace(without_forgotten(plan, file.id, message)?)
     } else if plan.rest.is_alone(file) {
-        Change::Replace(rest::without_peer(message)?)
+        EntryChange::Replace(rest::without_peer(message)?)
     } else {
-        Change::Keep
+        EntryChange::Keep
     })
 }
 
@@ -481,15 +491,15 @@ fn linked_mount(images: &Images, file: &FileEntry) -> Option<i32> {
 fn rewrite_fd(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let id = message.need_u32(FdEntry::FILE, "id")?;
     if plan.is_closed(id) {
-        return Ok(Change::Remove);
+        return Ok(EntryChange::Remove);
     }
     if !plan.treatments.contains_key(&id) {
-        return Ok(Change::Keep);
+        return Ok(EntryChange::Keep);
     }
     let mut message = message.clone();
     message.set_number(FdEntry::FILE, plan.seen_as(id).into());
     message.set_number(FdEntry::TYPE, FdType::REG);
-    Ok(Change::Replace(message.encode()))
+    Ok(EntryChange::Replace(message.encode()))
 }
 
 /// Whether a remap goes with its file: a ghost file would be made beside the name, which has no
@@ -502,13 +512,13 @@ fn is_dropped(plan: &Plan<'_>, remap: &Remap) -> bool {
 
 fn rewrite_remap(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let remap = Remap::read(message)?;
-    Ok(if is_dropped(plan, &remap) { Change::Remove } else { Change::Keep })
+    Ok(if is_dropped(plan, &remap) { EntryChange::Remove } else { EntryChange::Keep })
 }
 
 fn rewrite_lock(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let lock = FileLock::read(message)?;
     let is_forgotten = plan.forgotten.contains(&(lock.pid, lock.fd));
-    Ok(if is_forgotten { Change::Remove } else { Change::Keep })
+    Ok(if is_forgotten { EntryChange::Remove } else { EntryChange::Keep })
 }
 
 fn make_view(images_dir: &Path, out_dir: &Path, changed: &BTreeMap<String, Vec<u8>>) -> Result<()> {

@@ -116,7 +116,7 @@ impl Buffer {
 /// Writes a file from its beginning to its end past the page cache, while the caller makes what
 /// comes next.
 #[derive(Debug)]
-pub struct Stream {
+pub struct DirectStream {
     filling: Buffer,
     empty: Receiver<Buffer>,
     full: Option<SyncSender<Buffer>>,
@@ -127,7 +127,7 @@ pub struct Stream {
 const AT_ONCE: usize = 4 << 20;
 const BUFFERS: usize = 3;
 
-impl Stream {
+impl DirectStream {
     /// Takes a file that is open for writing, and empty.
     pub fn new(file: File) -> Self {
         let (full, to_write) = sync_channel::<Buffer>(BUFFERS);
@@ -175,7 +175,7 @@ impl Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for DirectStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.filling.is_full() {
             self.hand_over()?;
@@ -205,7 +205,7 @@ mod tests {
         for place in [env!("CARGO_MANIFEST_DIR"), "/dev/shm"] {
             for length in [0, 1, ALIGNMENT, AT_ONCE - 1, AT_ONCE, 3 * AT_ONCE + 4711] {
                 let expected = &bytes(length / 4 + 1)[..length];
-                let mut stream = Stream::new(tempfile::tempfile_in(place).unwrap());
+                let mut stream = DirectStream::new(tempfile::tempfile_in(place).unwrap());
                 for piece in expected.chunks(700_001) {
                     stream.write_all(piece).unwrap();
                 }
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_an_error() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut stream = Stream::new(full);
+        let mut stream = DirectStream::new(full);
         let all = bytes(5 * AT_ONCE / 4);
         let error = stream.write_all(&all).and_then(|()| stream.finish().map(drop)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 /// What the kernel knows of the machine's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct MachineMemory {
     /// What can be had without swapping (proc_meminfo(5)).
     pub available: u64,
     /// What is written and not yet on disk.
@@ -15,7 +15,7 @@ pub struct Memory {
     pub limit: u64,
 }
 
-impl Memory {
+impl MachineMemory {
     /// Whether the kernel begins to write what is dirty if there are so many bytes more.
     pub fn would_write(&self, more: u64) -> bool {
         self.dirty + more > self.limit
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_kernel_tells() {
-        let memory = Memory::read().unwrap();
+        let memory = MachineMemory::read().unwrap();
         assert!(memory.available > 0 && memory.limit > 0);
         assert!(numbers("/proc/meminfo", ["NoSuchThing:"]).is_err());
     }

@@ -9,7 +9,7 @@ use rustix::net::sockopt::{socket_domain, socket_protocol, socket_type};
 
 /// A socket, by its own words.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts {
+pub struct SocketFacts {
     /// `AF_…`.
     pub family: i32,
     /// `SOCK_…`.
@@ -34,11 +34,11 @@ pub struct Connection {
 }
 
 /// Asks a socket.
-pub fn facts(socket: impl AsFd) -> io::Result<Facts> {
+pub fn facts(socket: impl AsFd) -> io::Result<SocketFacts> {
     let socket = socket.as_fd();
     let kind = socket_type(socket)?.as_raw().cast_signed();
     let protocol = socket_protocol(socket)?.map_or(0, |protocol| protocol.as_raw().get());
-    Ok(Facts {
+    Ok(SocketFacts {
         family: i32::from(socket_domain(socket)?.as_raw()),
         kind,
         protocol: protocol.cast_signed(),

@@ -14,7 +14,7 @@ use crate::support::{
 use nix::mount::{MntFlags, umount2};
 use ocicle::criu::images::Images;
 use ocicle::criu::images::entries::{FdType, FileEntry};
-use ocicle::criu::images::image::{Change, Image, Kind};
+use ocicle::criu::images::image::{EntryChange, Image, ImageKind};
 use ocicle::criu::images::wire::{BadMessage, Message};
 use ocicle::digest::FileRecord;
 use serde_json::{Value, json};
@@ -183,9 +183,9 @@ on_each_runtime!(a_checkpoint_of_a_newer_ocicle, |machine| {
 /// Changes an image, and what the manifest says of it.
 fn rewrite_image(
     version: &Path,
-    kind: Kind,
+    kind: ImageKind,
     name: &str,
-    change: impl FnMut(&Message<'_>) -> Result<Change, BadMessage>,
+    change: impl FnMut(&Message<'_>) -> Result<EntryChange, BadMessage>,
 ) {
     let path = version.join(name);
     let image = Image::parse(kind, fs::read(&path).unwrap()).unwrap();
@@ -208,24 +208,24 @@ on_each_runtime!(open_files_with_one_identifier, |machine| {
         images.files.iter().find(is_one).unwrap().id
     };
     let (event, file) = (of(FdType::Eventfd), of(FdType::Reg));
-    rewrite_image(&version, Kind::Files, "files.img", |entry| {
+    rewrite_image(&version, ImageKind::Files, "files.img", |entry| {
         /// Where its body is.
         const EVENT: u32 = 8;
-        let Ok(mut body) = entry.need_message(EVENT, "efd") else { return Ok(Change::Keep) };
+        let Ok(mut body) = entry.need_message(EVENT, "efd") else { return Ok(EntryChange::Keep) };
         body.set_number(1, file.into());
         let mut renamed = entry.without(EVENT);
         renamed.set_number(2, file.into());
         renamed.push_bytes(EVENT, &body.encode());
-        Ok(Change::Replace(renamed.encode()))
+        Ok(EntryChange::Replace(renamed.encode()))
     });
     for table in images.tables.keys() {
-        rewrite_image(&version, Kind::FdInfo, &format!("fdinfo-{table}.img"), |entry| {
+        rewrite_image(&version, ImageKind::FdInfo, &format!("fdinfo-{table}.img"), |entry| {
             if entry.number(1) != Some(event.into()) {
-                return Ok(Change::Keep);
+                return Ok(EntryChange::Keep);
             }
             let mut renamed = entry.clone();
             renamed.set_number(1, file.into());
-            Ok(Change::Replace(renamed.encode()))
+            Ok(EntryChange::Replace(renamed.encode()))
         });
     }
     let before = files(machine, &bundle);

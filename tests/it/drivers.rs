@@ -10,8 +10,8 @@ use crate::support::{
 };
 use ocicle::files::Suspects;
 use ocicle::snapshot::{
-    Compression, Driver, Held, Local, Method, Name, Part, PartRecord, Purpose, Settings, Staging,
-    Taken, choose, pack, plan, probe,
+    Compression, Driver, DriverName, DriverReport, DriverSettings, DriverSnapshot, HeldLocally,
+    Method, PackedFiles, PackedPart, SnapshotOwner, Staging, choose, pack, plan, probe,
 };
 
 /// How many times a root is changed before, and after.
@@ -22,39 +22,39 @@ const CHANGED: usize = 2500;
 struct Subject {
     root: PathBuf,
     top: PathBuf,
-    settings: Settings,
+    settings: DriverSettings,
 }
 
 struct Snapshot {
     staging: PathBuf,
     out: PathBuf,
-    taken: Taken,
+    taken: DriverReport,
 }
 
 impl Subject {
     fn new(root: PathBuf, top: &Path) -> Self {
-        let settings = Settings { programs: Vec::new(), records: top.join("records") };
+        let settings = DriverSettings { programs: Vec::new(), records: top.join("records") };
         Self { root, top: top.to_owned(), settings }
     }
 
     /// Takes a snapshot as a checkpoint does; `meanwhile` is what happens between its two steps.
-    fn take(&self, version: &str, base: Option<&Part>, meanwhile: impl FnOnce()) -> Snapshot {
+    fn take(&self, version: &str, base: Option<&PackedPart>, meanwhile: impl FnOnce()) -> Snapshot {
         let (mut driver, notes) = self.begin(version, base);
         let prepared = driver.prepare(&Suspects::default()).unwrap();
         meanwhile();
         let frozen = driver.take(&Suspects::default()).unwrap();
-        let taken = Taken::of(driver.name(), prepared, frozen, notes);
+        let taken = DriverReport::of(driver.name(), prepared, frozen, notes);
         driver.seal().unwrap();
         let (staging, out) = self.directories(version);
         Snapshot { staging, out, taken }
     }
 
-    fn begin(&self, version: &str, base: Option<&Part>) -> (Box<dyn Driver>, Vec<String>) {
+    fn begin(&self, version: &str, base: Option<&PackedPart>) -> (Box<dyn Driver>, Vec<String>) {
         let (staging, out) = self.directories(version);
         fs::create_dir(&staging).unwrap();
         fs::create_dir_all(&out).unwrap();
         let is_alive = |claim: &ocicle::snapshot::Claim| claim.index.is_some();
-        let purpose = Purpose { owner: &out, part: "rootfs", is_alive: &is_alive };
+        let purpose = SnapshotOwner { owner: &out, part: "rootfs", is_alive: &is_alive };
         let root = probe(&self.root).unwrap();
         choose(&staging, root, base, &self.settings, &purpose).unwrap()
     }
@@ -65,9 +65,9 @@ impl Subject {
 
     /// Puts a root back as a restore does, and says whether all of it was at once.
     #[track_caller]
-    fn restore(&self, root: &Path, part: &Part, was: &Picture, what: &str) -> bool {
+    fn restore(&self, root: &Path, part: &PackedPart, was: &Picture, what: &str) -> bool {
         let now = probe(root).unwrap();
-        let local = Local::find(&now, part.record(), &self.settings).unwrap();
+        let local = HeldLocally::find(&now, part.record(), &self.settings).unwrap();
         let at_once = local.as_ref().is_some_and(|local| local.put_back(&now).unwrap());
         let now = probe(root).unwrap();
         let plan_of = plan(&now, part).unwrap().cloning(local.as_ref());
@@ -79,7 +79,7 @@ impl Subject {
     }
 
     /// The whole life of a snapshot.
-    fn is_exact(&self, seed: u64, driver: &Name, method: Method) -> Part {
+    fn is_exact(&self, seed: u64, driver: &DriverName, method: Method) -> PackedPart {
         let mut dice = Dice(seed);
         changes(&self.root, &mut dice, FILLED);
         let mut was = Picture::default();
@@ -103,7 +103,7 @@ impl Subject {
     }
 
     /// A second snapshot on the first.
-    fn has_versions(&self, dice: &mut Dice, first: &Part, was: &Picture) {
+    fn has_versions(&self, dice: &mut Dice, first: &PackedPart, was: &Picture) {
         changes(&self.root, dice, 40);
         let now = picture(&self.root);
         let snapshot = self.take("b", Some(first), || {});
@@ -121,7 +121,7 @@ impl Subject {
 
 impl Snapshot {
     /// What a checkpoint does after the thaw.
-    fn packed(&self) -> Part {
+    fn packed(&self) -> PackedPart {
         let record = pack(
             &opened(&self.staging),
             &opened(&self.out),
@@ -132,11 +132,11 @@ impl Snapshot {
         )
         .unwrap();
         self.release(&record);
-        Part::open(&self.out, &record).unwrap()
+        PackedPart::open(&self.out, &record).unwrap()
     }
 
-    fn release(&self, record: &PartRecord) {
-        if let Some(held) = Held::read(&opened(&self.staging)).unwrap() {
+    fn release(&self, record: &PackedFiles) {
+        if let Some(held) = DriverSnapshot::read(&opened(&self.staging)).unwrap() {
             held.release(record).unwrap();
         }
     }
@@ -152,7 +152,7 @@ fn a_directory_on_ext4() {
     private(|| {
         let top = scratch();
         let root = made(file_system(top.path(), "ext4").join("root"));
-        Subject::new(root, top.path()).is_exact(101, &Name::Directory, Method::Copy);
+        Subject::new(root, top.path()).is_exact(101, &DriverName::Directory, Method::Copy);
     });
 }
 
@@ -162,7 +162,7 @@ fn a_directory_on_xfs() {
         let top = scratch();
         let pool = file_system(top.path(), "xfs");
         let (root, top) = (made(pool.join("root")), made(pool.join("top")));
-        Subject::new(root, &top).is_exact(102, &Name::Directory, Method::Reflink);
+        Subject::new(root, &top).is_exact(102, &DriverName::Directory, Method::Reflink);
     });
 }
 
@@ -172,7 +172,7 @@ fn a_directory_on_btrfs() {
         let top = scratch();
         let pool = file_system(top.path(), "btrfs");
         let (root, top) = (made(pool.join("root")), made(pool.join("top")));
-        Subject::new(root, &top).is_exact(103, &Name::Directory, Method::Reflink);
+        Subject::new(root, &top).is_exact(103, &DriverName::Directory, Method::Reflink);
     });
 }
 
@@ -183,7 +183,7 @@ fn a_subvolume() {
         let pool = file_system(top.path(), "btrfs");
         let root = subvolume(&pool.join("root"));
         let subject = Subject::new(root.clone(), top.path());
-        let part = subject.is_exact(104, &Name::Btrfs, Method::Snapshot);
+        let part = subject.is_exact(104, &DriverName::Btrfs, Method::Snapshot);
         // All at once: the inode of a file is the one that it was.
         let before = probe(&root).unwrap();
         plan(&before, &part).unwrap().execute(&()).unwrap();
@@ -260,14 +260,14 @@ fn subvolumes_inside_of_a_subvolume() {
             std::os::unix::fs::symlink("/", root.join("way-out")).unwrap();
         };
         let snapshot = subject.take("a", None, nest);
-        assert_eq!(snapshot.taken.driver, Name::Directory);
+        assert_eq!(snapshot.taken.driver, DriverName::Directory);
         let was = picture(root);
         let part = snapshot.packed();
         assert_eq!(part.read(b"inner/deep", 100).unwrap(), b"content");
         assert_eq!(kept(&pool), Vec::<String>::new());
         // From the beginning: the driver says why it is another.
         let second = subject.take("b", None, || {});
-        assert_eq!(second.taken.driver, Name::Directory);
+        assert_eq!(second.taken.driver, DriverName::Directory);
         assert!(second.taken.notes[0].contains("other subvolumes"), "{:?}", second.taken.notes);
         // Read-only ones, one in another, and a link in the place of one.
         subvolume(&root.join("new"));

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use crate::support::{opened, private, scratch};
 use ocicle::files::Suspects;
-use ocicle::snapshot::{Compression, Driver, Part, Stage, Staging, pack, plan, probe};
+use ocicle::snapshot::{Compression, CopyDriver, Driver, PackedPart, Staging, pack, plan, probe};
 
 /// Not root, and not the owner of anything else.
 const NEIGHBOUR: u32 = 4711;
@@ -36,16 +36,16 @@ fn volume(top: &Path) -> PathBuf {
     volume
 }
 
-fn snapshot(root: &Path, top: &Path) -> Part {
+fn snapshot(root: &Path, top: &Path) -> PackedPart {
     let (staging, out) = (top.join("staging"), top.join("out"));
     fs::create_dir(&staging).unwrap();
     fs::create_dir(&out).unwrap();
-    let mut stage = Stage::create(&staging, probe(root).unwrap(), None).unwrap();
+    let mut stage = CopyDriver::create(&staging, probe(root).unwrap(), None).unwrap();
     stage.take(&Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
     let how = Compression::default();
     let record = pack(&opened(&staging), &opened(&out), "volume", how, Staging::Kept, &()).unwrap();
-    Part::open(&out, &record).unwrap()
+    PackedPart::open(&out, &record).unwrap()
 }
 
 /// The neighbour at work, until it is dropped.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::{self, Container, Machine, file_system, opened, tree_of};
 use ocicle::files::Suspects;
-use ocicle::snapshot::{Compression, Purpose, Settings, Staging, choose, pack, plan, probe};
+use ocicle::snapshot::{
+    Compression, DriverSettings, SnapshotOwner, Staging, choose, pack, plan, probe,
+};
 
 const ROUNDS: usize = 6;
 
@@ -34,8 +36,8 @@ fn is_true(machine: &Machine, container: &Container<'_>, root: &Path, dir: &str)
         for path in [&staging, &out, &into] {
             fs::create_dir_all(path).unwrap();
         }
-        let settings = Settings { programs: Vec::new(), records: top.join("records") };
-        let purpose = Purpose { owner: &out, part: "rootfs", is_alive: &|_| true };
+        let settings = DriverSettings { programs: Vec::new(), records: top.join("records") };
+        let purpose = SnapshotOwner { owner: &out, part: "rootfs", is_alive: &|_| true };
         rest(&root.join(dir));
         let before = Suspects::of(&container.processes());
         let (mut driver, _) =
@@ -57,7 +59,7 @@ fn is_true(machine: &Machine, container: &Container<'_>, root: &Path, dir: &str)
             &(),
         )
         .unwrap();
-        let part = ocicle::snapshot::Part::open(&out, &record).unwrap();
+        let part = ocicle::snapshot::PackedPart::open(&out, &record).unwrap();
         plan(&probe(&into).unwrap(), &part).unwrap().execute(&()).unwrap();
         tree_of(&into.join(dir)).assert_is(&truth, &format!("round {round}: {stats:?}"));
         kept += stats.kept;

@@ -16,11 +16,17 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use ocicle::files::Suspects;
 use ocicle::snapshot::{
-    Compression, Driver, Lookup, Part, PartRecord, Stage, Staging, Verb, pack, plan, probe,
+    Compression, CopyDriver, Driver, Lookup, PackedFiles, PackedPart, Staging, Verb, pack, plan,
+    probe,
 };
 use tempfile::TempDir;
 
-fn snapshot(root: &Path, top: &Path, version: &str, base: Option<&Part>) -> (PartRecord, Part) {
+fn snapshot(
+    root: &Path,
+    top: &Path,
+    version: &str,
+    base: Option<&PackedPart>,
+) -> (PackedFiles, PackedPart) {
     compressed(Compression::Zstd, root, top, version, base)
 }
 
@@ -30,22 +36,22 @@ fn compressed(
     root: &Path,
     top: &Path,
     version: &str,
-    base: Option<&Part>,
-) -> (PartRecord, Part) {
+    base: Option<&PackedPart>,
+) -> (PackedFiles, PackedPart) {
     let staging = top.join(format!("staging-{version}"));
     let out = top.join(format!("out-{version}"));
     fs::create_dir(&staging).unwrap();
     fs::create_dir_all(&out).unwrap();
-    let mut stage = Stage::create(&staging, probe(root).unwrap(), base).unwrap();
+    let mut stage = CopyDriver::create(&staging, probe(root).unwrap(), base).unwrap();
     stage.take(&Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
     let record = pack(&opened(&staging), &opened(&out), "rootfs", how, Staging::Kept, &()).unwrap();
-    let part = Part::open(&out, &record).unwrap();
+    let part = PackedPart::open(&out, &record).unwrap();
     (record, part)
 }
 
 #[track_caller]
-fn restore(root: &Path, part: &Part, was: &Picture, what: &str) {
+fn restore(root: &Path, part: &PackedPart, was: &Picture, what: &str) {
     let now = probe(root).unwrap();
     plan(&now, part).unwrap().execute(&()).unwrap_or_else(|error| panic!("{what}: {error:#}"));
     assert_same(was, &picture(root), what);
@@ -188,7 +194,7 @@ fn versions_on_versions() {
             let version = number.to_string();
             let out = top.join(format!("out-{version}"));
             fs::create_dir(&out).unwrap();
-            let base: Option<&(Picture, Part)> = versions.last();
+            let base: Option<&(Picture, PackedPart)> = versions.last();
             if let Some((_, base)) = base {
                 for layer in &base.record().layers {
                     let from = top.join(format!("out-{}", number - 1)).join(&layer.name);
@@ -311,7 +317,7 @@ fn a_copy_in_advance_is_not_trusted() {
     std::thread::sleep(std::time::Duration::from_millis(60));
     let staging = top.path().join("staging");
     fs::create_dir(&staging).unwrap();
-    let mut stage = Stage::create(&staging, probe(&root).unwrap(), None).unwrap();
+    let mut stage = CopyDriver::create(&staging, probe(&root).unwrap(), None).unwrap();
     let first = stage.prepare(&Suspects::default()).unwrap();
     assert_eq!((first.copied, first.bytes), (4, 24));
     let back = root.join("back-dated");
@@ -336,7 +342,7 @@ fn a_copy_in_advance_is_not_trusted() {
         &(),
     )
     .unwrap();
-    let part = Part::open(top.path(), &record).unwrap();
+    let part = PackedPart::open(top.path(), &record).unwrap();
     assert_eq!(part.read(b"back-dated", 10).unwrap(), b"after!");
     assert_eq!(part.read(b"same", 10).unwrap(), b"before");
     assert!(matches!(part.lookup(b"removed"), Lookup::Absent));
@@ -406,7 +412,7 @@ fn what_is_packed_for_good_is_not_kept_twice() {
     }
     let staging = top.path().join("staging-b");
     fs::create_dir(&staging).unwrap();
-    let mut stage = Stage::create(&staging, probe(&root).unwrap(), Some(&base)).unwrap();
+    let mut stage = CopyDriver::create(&staging, probe(&root).unwrap(), Some(&base)).unwrap();
     stage.take(&Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
     let out = top.path().join("out-a");
@@ -493,10 +499,10 @@ fn damage_is_an_error() {
     fs::write(root.join("file"), vec![b'x'; 50_000]).unwrap();
     let (record, part) = compressed(Compression::None, &root, top.path(), "a", None);
     let out = top.path().join("out-a");
-    let refuses = |name: &str, bytes: &[u8], record: &PartRecord| {
+    let refuses = |name: &str, bytes: &[u8], record: &PackedFiles| {
         let good = fs::read(out.join(name)).unwrap();
         fs::write(out.join(name), bytes).unwrap();
-        let error = Part::open(&out, record).err().map(|error| format!("{error:#}"));
+        let error = PackedPart::open(&out, record).err().map(|error| format!("{error:#}"));
         fs::write(out.join(name), good).unwrap();
         error
     };
@@ -539,7 +545,7 @@ fn damage_is_an_error() {
     assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "no temporary file is left");
     bytes.truncate(bytes.len() / 2);
     fs::write(&tar, &bytes).unwrap();
-    assert!(Part::open(&out, &record).is_err());
+    assert!(PackedPart::open(&out, &record).is_err());
 }
 
 #[test]

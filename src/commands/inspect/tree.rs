@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bytes::ByteString;
-use crate::inspect::Process;
+use crate::inspect::DumpedProcess;
 use crate::output::{self, Tone, toned};
 
 /// How deep a tree is drawn; a forged one can be as deep as it has processes.
@@ -12,9 +12,9 @@ const DEPTH: usize = 64;
 const WIDTH: usize = 160;
 
 /// A line for each process, children below their parents.
-pub(super) fn lines(processes: &[Process]) -> Vec<String> {
+pub(super) fn lines(processes: &[DumpedProcess]) -> Vec<String> {
     let pids: BTreeSet<i32> = processes.iter().map(|process| process.pid).collect();
-    let mut children: BTreeMap<Option<i32>, Vec<&Process>> = BTreeMap::new();
+    let mut children: BTreeMap<Option<i32>, Vec<&DumpedProcess>> = BTreeMap::new();
     for process in processes {
         let has_parent = pids.contains(&process.ppid) && process.ppid != process.pid;
         children.entry(has_parent.then_some(process.ppid)).or_default().push(process);
@@ -32,12 +32,12 @@ pub(super) fn lines(processes: &[Process]) -> Vec<String> {
 
 struct Tree<'a> {
     /// By parent, which is taken away when it has been drawn.
-    children: BTreeMap<Option<i32>, Vec<&'a Process>>,
+    children: BTreeMap<Option<i32>, Vec<&'a DumpedProcess>>,
     lines: Vec<String>,
 }
 
 impl<'a> Tree<'a> {
-    fn add(&mut self, process: &'a Process, own: &str, below: &str, depth: usize) {
+    fn add(&mut self, process: &'a DumpedProcess, own: &str, below: &str, depth: usize) {
         self.lines.push(format!("{}{}", toned(Tone::Faint, own), line(process)));
         if depth == DEPTH {
             return;
@@ -51,7 +51,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-fn line(process: &Process) -> String {
+fn line(process: &DumpedProcess) -> String {
     let mut facts = Vec::new();
     if let Some(memory) = process.memory {
         facts.push(output::bytes(memory));
@@ -67,7 +67,7 @@ fn line(process: &Process) -> String {
 }
 
 /// The command line with blanks between its words; in brackets the name of one that has none.
-fn command_of(process: &Process) -> String {
+fn command_of(process: &DumpedProcess) -> String {
     let Some(words) = &process.command else { return format!("[{}]", process.name) };
     let words: Vec<String> = words.iter().map(quoted).collect();
     let text = words.join(" ");
@@ -90,9 +90,9 @@ fn quoted(word: &ByteString) -> String {
 mod tests {
     use super::*;
 
-    fn process(pid: i32, ppid: i32, command: Option<&[&str]>) -> Process {
+    fn process(pid: i32, ppid: i32, command: Option<&[&str]>) -> DumpedProcess {
         let command = command.map(|words| words.iter().map(|word| (*word).into()).collect());
-        Process {
+        DumpedProcess {
             pid,
             ppid,
             uid: Some(0),
@@ -103,7 +103,7 @@ mod tests {
         }
     }
 
-    fn drawn(processes: &[Process]) -> String {
+    fn drawn(processes: &[DumpedProcess]) -> String {
         anstream::adapter::strip_str(&lines(processes).join("\n")).to_string()
     }
 
@@ -121,7 +121,7 @@ mod tests {
     fn a_tree_without_a_root_or_of_any_depth_ends() {
         assert_eq!(drawn(&[process(1, 2, None), process(2, 1, None)]).lines().count(), 2);
         assert_eq!(drawn(&[process(3, 3, None)]).lines().count(), 1);
-        let deep: Vec<Process> = (1..5000).map(|pid| process(pid, pid - 1, None)).collect();
+        let deep: Vec<DumpedProcess> = (1..5000).map(|pid| process(pid, pid - 1, None)).collect();
         assert!(drawn(&deep).lines().count() <= 5000);
     }
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use super::ImageDir;
 use super::entries::TreeEntry;
-use super::image::{Change, Kind};
+use super::image::{EntryChange, ImageKind};
 use super::wire::{BadMessage, Message};
 
 /// The image's name.
@@ -46,14 +46,14 @@ const VERSION_2: &[u8] = b"";
 /// # Errors
 /// When an image cannot be read.
 pub fn relocatable(dir: &ImageDir) -> Result<Option<Vec<u8>>> {
-    let Some(image) = dir.find(Kind::Cgroups, NAME)? else { return Ok(None) };
+    let Some(image) = dir.find(ImageKind::Cgroups, NAME)? else { return Ok(None) };
     let Some(init) = set_of_init(dir)? else { return Ok(None) };
     let reading = || format!("reading {}", dir.path().join(NAME).display());
     let Some(new) = image.read_one(|message| relocated(message, init)).with_context(reading)?
     else {
         return Ok(None);
     };
-    image.rewrite(|_| Ok(Change::Replace(new.clone()))).map(Some).with_context(reading)
+    image.rewrite(|_| Ok(EntryChange::Replace(new.clone()))).map(Some).with_context(reading)
 }
 
 /// Whether all processes were in the same groups, of which the image lists no directories and which
@@ -62,7 +62,7 @@ pub fn relocatable(dir: &ImageDir) -> Result<Option<Vec<u8>>> {
 /// # Errors
 /// When an image cannot be read.
 pub fn are_one(dir: &ImageDir) -> Result<bool> {
-    let Some(image) = dir.find(Kind::Cgroups, NAME)? else { return Ok(false) };
+    let Some(image) = dir.find(ImageKind::Cgroups, NAME)? else { return Ok(false) };
     let Some(init) = set_of_init(dir)? else { return Ok(false) };
     image
         .read_one(|message| is_one(message, init))
@@ -91,10 +91,10 @@ fn lists_directories(image: &Message<'_>) -> Result<bool, BadMessage> {
 
 /// The set that the first process is in.
 fn set_of_init(dir: &ImageDir) -> Result<Option<u32>> {
-    let tree = dir.all(Kind::ProcessTree, "pstree.img", TreeEntry::read)?;
+    let tree = dir.all(ImageKind::ProcessTree, "pstree.img", TreeEntry::read)?;
     let Some(init) = tree.first() else { return Ok(None) };
     let name = format!("core-{}.img", init.pid);
-    Ok(dir.one(Kind::Core, &name, set_of_core)?.flatten())
+    Ok(dir.one(ImageKind::Core, &name, set_of_core)?.flatten())
 }
 
 /// In the thread since CRIU 3.18, in the task before.

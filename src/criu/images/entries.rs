@@ -324,7 +324,7 @@ pub enum FileBody {
     /// An IP socket.
     Inet(InetSocket),
     /// A unix socket.
-    Unix(UnixSocket),
+    Unix(UnixSocketEntry),
     /// A netlink socket.
     Netlink {
         /// The protocol, `NETLINK_…`.
@@ -382,7 +382,7 @@ impl FileBody {
             FdType::Pipe => Self::Pipe { pipe: body.need_u32(2, "pipe_id")? },
             FdType::Fifo => Self::Fifo { path: body.u32(3, "regf_id")? },
             FdType::Inet => Self::Inet(InetSocket::read(body)?),
-            FdType::Unix => Self::Unix(UnixSocket::read(body)?),
+            FdType::Unix => Self::Unix(UnixSocketEntry::read(body)?),
             FdType::Netlink => Self::Netlink { protocol: body.need_u32(3, "protocol")? },
             FdType::Tty => {
                 Self::Tty { info: body.need_u32(2, "tty_info_id")?, path: body.u32(6, "regf_id")? }
@@ -477,7 +477,7 @@ impl InetSocket {
 
 /// A unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnixSocket {
+pub struct UnixSocketEntry {
     /// Its inode number.
     pub inode: u32,
     /// `SOCK_…`.
@@ -494,7 +494,7 @@ pub struct UnixSocket {
     pub deleted: bool,
 }
 
-impl UnixSocket {
+impl UnixSocketEntry {
     fn read(body: &Message<'_>) -> Result<Self> {
         Ok(Self {
             inode: body.need_u32(2, "ino")?,

@@ -18,7 +18,7 @@ pub const MAX_IMAGE: u64 = 512 << 20;
 
 /// The images that ocicle reads: all consist of entries, and one has bytes behind each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ImageKind {
     /// `inventory.img`: the format's version and the identifiers of the root task.
     Inventory,
     /// `pstree.img`: the processes.
@@ -57,7 +57,7 @@ pub enum Kind {
     Stats,
 }
 
-impl Kind {
+impl ImageKind {
     /// The magic number (criu/include/magic.h).
     fn magic(self) -> u32 {
         match self {
@@ -150,7 +150,7 @@ pub enum BadImage {
 
 /// What becomes of an entry in a rewrite.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum EntryChange {
     /// It stays, byte for byte.
     Keep,
     /// Another message takes its place.
@@ -181,7 +181,7 @@ pub struct Image {
 
 impl Image {
     /// Checks the magic numbers and splits the file.
-    pub fn parse(kind: Kind, bytes: Vec<u8>) -> Result<Self, BadImage> {
+    pub fn parse(kind: ImageKind, bytes: Vec<u8>) -> Result<Self, BadImage> {
         let head = check_head(kind, &bytes)?;
         let mut entries = Vec::new();
         let mut at = head;
@@ -198,7 +198,7 @@ impl Image {
     }
 
     /// One without entries, as CRIU would begin it.
-    pub fn empty(kind: Kind) -> Self {
+    pub fn empty(kind: ImageKind) -> Self {
         let bytes: Vec<u8> = kind.head().iter().flat_map(|word| word.to_le_bytes()).collect();
         Self { head: bytes.len(), bytes, entries: Vec::new() }
     }
@@ -259,7 +259,7 @@ impl Image {
     /// The bytes of an image in which some entries are changed and all others are as they were.
     pub fn rewrite(
         &self,
-        mut change: impl FnMut(&Message<'_>) -> Result<Change, BadMessage>,
+        mut change: impl FnMut(&Message<'_>) -> Result<EntryChange, BadMessage>,
     ) -> Result<Vec<u8>, BadImage> {
         let mut out = Vec::with_capacity(self.bytes.len());
         out.extend_from_slice(&self.bytes[..self.head]);
@@ -267,10 +267,10 @@ impl Image {
             let change = change(&message?).map_err(|source| BadImage::Entry { entry, source })?;
             let Entry { message: place, payload } = &self.entries[entry];
             let (first, second) = match &change {
-                Change::Keep => (&self.bytes[place.clone()], None),
-                Change::Replace(message) => (&message[..], None),
-                Change::Follow(message) => (&self.bytes[place.clone()], Some(message)),
-                Change::Remove => continue,
+                EntryChange::Keep => (&self.bytes[place.clone()], None),
+                EntryChange::Replace(message) => (&message[..], None),
+                EntryChange::Follow(message) => (&self.bytes[place.clone()], Some(message)),
+                EntryChange::Remove => continue,
             };
             put_entry(first, &mut out);
             out.extend_from_slice(&self.bytes[payload.clone()]);
@@ -287,7 +287,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Returns where the entries begin. Images of version 1 of the format have no common word.
-fn check_head(kind: Kind, bytes: &[u8]) -> Result<usize, BadImage> {
+fn check_head(kind: ImageKind, bytes: &[u8]) -> Result<usize, BadImage> {
     let first = word(bytes, 0).ok_or(BadImage::TooShort)?;
     if first == kind.magic() {
         return Ok(4);
@@ -316,7 +316,7 @@ fn entry_at(bytes: &[u8], at: usize, entry: usize) -> Result<Range<usize>, BadIm
 
 /// The bytes behind an entry that says how many there are.
 fn payload_behind(
-    kind: Kind,
+    kind: ImageKind,
     bytes: &[u8],
     message: &Range<usize>,
     entry: usize,
@@ -340,7 +340,7 @@ fn put_entry(message: &[u8], out: &mut Vec<u8>) {
 
 /// Puts an image together, as CRIU would. Serves the tests.
 #[cfg(test)]
-pub fn build(kind: Kind, messages: &[Vec<u8>]) -> Vec<u8> {
+pub fn build(kind: ImageKind, messages: &[Vec<u8>]) -> Vec<u8> {
     Image::empty(kind).with(messages.iter().cloned())
 }
 
@@ -349,25 +349,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Kind; 15] = [
-        Kind::Inventory,
-        Kind::ProcessTree,
-        Kind::Ids,
-        Kind::Core,
-        Kind::FdInfo,
-        Kind::Files,
-        Kind::MemfdInode,
-        Kind::Mm,
-        Kind::Fs,
-        Kind::RemapPath,
-        Kind::TtyInfo,
-        Kind::TtyData,
-        Kind::FileLocks,
-        Kind::Stats,
-        Kind::SocketQueues,
+    const KINDS: [ImageKind; 15] = [
+        ImageKind::Inventory,
+        ImageKind::ProcessTree,
+        ImageKind::Ids,
+        ImageKind::Core,
+        ImageKind::FdInfo,
+        ImageKind::Files,
+        ImageKind::MemfdInode,
+        ImageKind::Mm,
+        ImageKind::Fs,
+        ImageKind::RemapPath,
+        ImageKind::TtyInfo,
+        ImageKind::TtyData,
+        ImageKind::FileLocks,
+        ImageKind::Stats,
+        ImageKind::SocketQueues,
     ];
     /// Those that consist of entries only.
-    const PLAIN: &[Kind] = KINDS.split_last().unwrap().1;
+    const PLAIN: &[ImageKind] = KINDS.split_last().unwrap().1;
 
     fn any_message() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec((1u32..60, any::<u64>(), any::<Vec<u8>>()), 0..8).prop_map(|fields| {
@@ -389,7 +389,7 @@ mod tests {
             let bytes = build(kind, &messages);
             let image = Image::parse(kind, bytes.clone()).unwrap();
             prop_assert_eq!(image.len(), messages.len());
-            prop_assert_eq!(image.rewrite(|_| Ok(Change::Keep)).unwrap(), bytes);
+            prop_assert_eq!(image.rewrite(|_| Ok(EntryChange::Keep)).unwrap(), bytes);
         }
 
         #[test]
@@ -397,9 +397,9 @@ mod tests {
             messages in prop::collection::vec(any_message(), 1..4),
             cut in any::<prop::sample::Index>(),
         ) {
-            let bytes = build(Kind::Files, &messages);
+            let bytes = build(ImageKind::Files, &messages);
             let length = cut.index(bytes.len());
-            match Image::parse(Kind::Files, bytes[..length].to_vec()) {
+            match Image::parse(ImageKind::Files, bytes[..length].to_vec()) {
                 Ok(image) => prop_assert!(image.len() < messages.len()),
                 Err(error) => prop_assert!(!error.to_string().is_empty()),
             }
@@ -413,7 +413,7 @@ mod tests {
             let mut image = build(kind, &[]);
             image.extend(bytes);
             if let Ok(image) = Image::parse(kind, image) {
-                let _ = image.rewrite(|_| Ok(Change::Keep));
+                let _ = image.rewrite(|_| Ok(EntryChange::Keep));
             }
         }
     }
@@ -426,27 +426,27 @@ mod tests {
             message.set_number(2, length);
             message.encode()
         };
-        let mut bytes = build(Kind::SocketQueues, &[packet(7, 3)]);
+        let mut bytes = build(ImageKind::SocketQueues, &[packet(7, 3)]);
         bytes.extend(b"abc");
         put_entry(&packet(8, 0), &mut bytes);
         put_entry(&packet(9, 2), &mut bytes);
         bytes.extend(b"de");
-        let image = Image::parse(Kind::SocketQueues, bytes.clone()).unwrap();
+        let image = Image::parse(ImageKind::SocketQueues, bytes.clone()).unwrap();
         assert_eq!(image.len(), 3);
-        assert_eq!(image.rewrite(|_| Ok(Change::Keep)).unwrap(), bytes);
+        assert_eq!(image.rewrite(|_| Ok(EntryChange::Keep)).unwrap(), bytes);
         let rewritten = image.rewrite(|message| {
             Ok(match message.number(1) {
-                Some(7) => Change::Replace(packet(5, 3)),
-                Some(8) => Change::Keep,
-                _ => Change::Remove,
+                Some(7) => EntryChange::Replace(packet(5, 3)),
+                Some(8) => EntryChange::Keep,
+                _ => EntryChange::Remove,
             })
         });
-        let mut expected = build(Kind::SocketQueues, &[packet(5, 3)]);
+        let mut expected = build(ImageKind::SocketQueues, &[packet(5, 3)]);
         expected.extend(b"abc");
         put_entry(&packet(8, 0), &mut expected);
         assert_eq!(rewritten.unwrap(), expected);
         bytes.pop();
-        let error = Image::parse(Kind::SocketQueues, bytes).unwrap_err();
+        let error = Image::parse(ImageKind::SocketQueues, bytes).unwrap_err();
         assert_eq!(error, BadImage::Truncated { entry: 2, size: 2, left: 1 });
     }
 
@@ -457,34 +457,38 @@ mod tests {
             message.set_number(1, id);
             message.encode()
         };
-        let image = Image::parse(Kind::Files, build(Kind::Files, &[message(1), message(2)]));
+        let image =
+            Image::parse(ImageKind::Files, build(ImageKind::Files, &[message(1), message(2)]));
         let followed = image.unwrap().rewrite(|entry| {
             let is_first = entry.number(1) == Some(1);
-            Ok(if is_first { Change::Follow(message(3)) } else { Change::Keep })
+            Ok(if is_first { EntryChange::Follow(message(3)) } else { EntryChange::Keep })
         });
-        assert_eq!(followed.unwrap(), build(Kind::Files, &[message(1), message(3), message(2)]));
+        assert_eq!(
+            followed.unwrap(),
+            build(ImageKind::Files, &[message(1), message(3), message(2)])
+        );
     }
 
     #[test]
     fn heads() {
-        assert_eq!(build(Kind::Inventory, &[])[..], 0x5831_3116u32.to_le_bytes());
-        assert_eq!(Image::parse(Kind::Files, vec![1, 2]).unwrap_err(), BadImage::TooShort);
-        let other = build(Kind::Core, &[]);
-        let error = Image::parse(Kind::Files, other).unwrap_err();
+        assert_eq!(build(ImageKind::Inventory, &[])[..], 0x5831_3116u32.to_le_bytes());
+        assert_eq!(Image::parse(ImageKind::Files, vec![1, 2]).unwrap_err(), BadImage::TooShort);
+        let other = build(ImageKind::Core, &[]);
+        let error = Image::parse(ImageKind::Files, other).unwrap_err();
         assert!(matches!(error, BadImage::Magic { found: 0x5505_3847, .. }), "{error}");
         let old = 0x5630_3138u32.to_le_bytes().to_vec();
-        assert!(Image::parse(Kind::Files, old).unwrap().is_empty());
+        assert!(Image::parse(ImageKind::Files, old).unwrap().is_empty());
     }
 
     #[test]
     fn sizes_beyond_the_file_are_refused_before_anything_is_allocated() {
-        let mut bytes = build(Kind::Files, &[]);
+        let mut bytes = build(ImageKind::Files, &[]);
         bytes.extend([0xff, 0xff, 0xff, 0xff]);
-        let error = Image::parse(Kind::Files, bytes.clone()).unwrap_err();
+        let error = Image::parse(ImageKind::Files, bytes.clone()).unwrap_err();
         assert_eq!(error, BadImage::TooLarge { entry: 0, size: 0xffff_ffff });
         bytes.truncate(8);
         bytes.extend([9, 0, 0, 0, 1]);
-        let error = Image::parse(Kind::Files, bytes).unwrap_err();
+        let error = Image::parse(ImageKind::Files, bytes).unwrap_err();
         assert_eq!(error, BadImage::Truncated { entry: 0, size: 9, left: 1 });
     }
 }

@@ -25,7 +25,7 @@ use entries::{
     Core, FdEntry, FdType, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
     Pagemap, Remap, TreeEntry, TtyInfo, mount_key,
 };
-use image::{Image, Kind, MAX_IMAGE};
+use image::{Image, ImageKind, MAX_IMAGE};
 
 pub use entries::DumpStats;
 
@@ -62,7 +62,7 @@ impl ImageDir {
     }
 
     /// Reads an image, if it is there.
-    pub fn find(&self, kind: Kind, name: &str) -> Result<Option<Image>> {
+    pub fn find(&self, kind: ImageKind, name: &str) -> Result<Option<Image>> {
         let Some(bytes) = self.read(name).with_context(|| self.reading(name))? else {
             return Ok(None);
         };
@@ -70,7 +70,7 @@ impl ImageDir {
     }
 
     /// Reads an image that has to be there.
-    pub fn need(&self, kind: Kind, name: &str) -> Result<Image> {
+    pub fn need(&self, kind: ImageKind, name: &str) -> Result<Image> {
         self.find(kind, name)?.with_context(|| format!("{}: it is missing", self.reading(name)))
     }
 
@@ -88,7 +88,7 @@ impl ImageDir {
     /// Every entry of an image; none if there is no such image, as CRIU has it.
     fn all<T>(
         &self,
-        kind: Kind,
+        kind: ImageKind,
         name: &str,
         read: impl FnMut(&wire::Message<'_>) -> Result<T, wire::BadMessage>,
     ) -> Result<Vec<T>> {
@@ -99,7 +99,7 @@ impl ImageDir {
     /// The entry of an image with one, if there is such an image.
     fn one<T>(
         &self,
-        kind: Kind,
+        kind: ImageKind,
         name: &str,
         read: impl FnMut(&wire::Message<'_>) -> Result<T, wire::BadMessage>,
     ) -> Result<Option<T>> {
@@ -110,13 +110,13 @@ impl ImageDir {
     /// The memory of a process that the images have.
     pub fn pagemap(&self, pid: i32) -> Result<Option<Pagemap>> {
         let name = format!("pagemap-{pid}.img");
-        let Some(image) = self.find(Kind::Pagemap, &name)? else { return Ok(None) };
+        let Some(image) = self.find(ImageKind::Pagemap, &name)? else { return Ok(None) };
         Pagemap::read(&image).map(Some).with_context(|| self.reading(&name))
     }
 
     /// How long the dump took, if CRIU has written it here.
     pub fn dump_stats(&self) -> Result<Option<DumpStats>> {
-        self.one(Kind::Stats, "stats-dump", DumpStats::read)
+        self.one(ImageKind::Stats, "stats-dump", DumpStats::read)
     }
 }
 
@@ -139,7 +139,7 @@ fn read_regular(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>> {
 
 /// A process of a checkpoint.
 #[derive(Clone, Debug)]
-pub struct Task {
+pub struct TaskImages {
     /// Its numbers.
     pub tree: TreeEntry,
     /// Its name.
@@ -154,7 +154,7 @@ pub struct Task {
     pub fs: Option<Fs>,
 }
 
-impl Task {
+impl TaskImages {
     /// Its table of file descriptors; none for a process that has ended.
     pub fn table(&self) -> Option<u32> {
         self.ids.map(|ids| ids.files)
@@ -167,7 +167,7 @@ pub struct Images {
     /// The inventory.
     pub inventory: Inventory,
     /// The processes, in the order of `pstree.img`.
-    pub tasks: Vec<Task>,
+    pub tasks: Vec<TaskImages>,
     /// The open files, in the order of `files.img`.
     pub files: Vec<FileEntry>,
     /// The tables of file descriptors, by their identifiers.
@@ -195,17 +195,17 @@ impl Images {
     /// Reads them.
     pub fn read(dir: &ImageDir) -> Result<Self> {
         let inventory = dir
-            .one(Kind::Inventory, "inventory.img", Inventory::read)?
+            .one(ImageKind::Inventory, "inventory.img", Inventory::read)?
             .with_context(|| format!("{}: it has no inventory.img", dir.path.display()))?;
         let tree = dir
-            .need(Kind::ProcessTree, "pstree.img")?
+            .need(ImageKind::ProcessTree, "pstree.img")?
             .read(TreeEntry::read)
             .with_context(|| dir.reading("pstree.img"))?;
         let tasks: Vec<_> =
             tree.into_iter().map(|tree| read_task(dir, tree)).collect::<Result<_>>()?;
         let tables = read_tables(dir, &tasks)?;
         let files = dir
-            .need(Kind::Files, "files.img")?
+            .need(ImageKind::Files, "files.img")?
             .read(FileEntry::read)
             .with_context(|| dir.reading("files.img"))?;
         Ok(Self {
@@ -213,12 +213,12 @@ impl Images {
             tasks,
             files,
             tables,
-            remaps: dir.all(Kind::RemapPath, "remap-fpath.img", Remap::read)?,
-            ttys: dir.all(Kind::TtyInfo, "tty-info.img", TtyInfo::read)?,
-            tty_data: dir.all(Kind::TtyData, "tty-data.img", |m| m.need_u32(1, "tty_id"))?,
-            memfds: dir.all(Kind::MemfdInode, "memfd.img", MemfdInode::read)?,
-            locks: dir.all(Kind::FileLocks, "filelocks.img", FileLock::read)?,
-            packets: dir.all(Kind::SocketQueues, "sk-queues.img", Packet::read)?,
+            remaps: dir.all(ImageKind::RemapPath, "remap-fpath.img", Remap::read)?,
+            ttys: dir.all(ImageKind::TtyInfo, "tty-info.img", TtyInfo::read)?,
+            tty_data: dir.all(ImageKind::TtyData, "tty-data.img", |m| m.need_u32(1, "tty_id"))?,
+            memfds: dir.all(ImageKind::MemfdInode, "memfd.img", MemfdInode::read)?,
+            locks: dir.all(ImageKind::FileLocks, "filelocks.img", FileLock::read)?,
+            packets: dir.all(ImageKind::SocketQueues, "sk-queues.img", Packet::read)?,
         })
     }
 
@@ -233,7 +233,7 @@ impl Images {
 
     /// Every file descriptor, by its process and its number: the table that it is in, and its open file.
     pub fn descriptors(&self) -> HashMap<(i32, i32), (u32, u32)> {
-        let of_task = |task: &Task| {
+        let of_task = |task: &TaskImages| {
             let (pid, table) = (task.tree.pid, task.table()?);
             let fds = self.tables.get(&table)?;
             Some(fds.iter().map(move |fd| ((pid, fd.fd), (table, fd.file))))
@@ -253,36 +253,36 @@ impl Images {
     }
 }
 
-fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<Task> {
+fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<TaskImages> {
     let pid = tree.pid;
-    let core = dir.one(Kind::Core, &format!("core-{pid}.img"), Core::read)?;
-    let own = dir.one(Kind::Ids, &format!("ids-{pid}.img"), Ids::read)?;
-    Ok(Task {
+    let core = dir.one(ImageKind::Core, &format!("core-{pid}.img"), Core::read)?;
+    let own = dir.one(ImageKind::Ids, &format!("ids-{pid}.img"), Ids::read)?;
+    Ok(TaskImages {
         ids: own.or(core.as_ref().and_then(|core| core.ids)),
         uid: core.as_ref().and_then(|core| core.uid),
         name: core.map(|core| core.name).unwrap_or_default(),
-        mm: dir.one(Kind::Mm, &format!("mm-{pid}.img"), Mm::read)?,
-        fs: dir.one(Kind::Fs, &format!("fs-{pid}.img"), Fs::read)?,
+        mm: dir.one(ImageKind::Mm, &format!("mm-{pid}.img"), Mm::read)?,
+        fs: dir.one(ImageKind::Fs, &format!("fs-{pid}.img"), Fs::read)?,
         tree,
     })
 }
 
 /// The keys by which external mounts of the first process's namespace were named to CRIU.
 pub fn mount_keys(dir: &ImageDir) -> Result<Vec<crate::bytes::ByteString>> {
-    let tree = dir.all(Kind::ProcessTree, "pstree.img", TreeEntry::read)?;
+    let tree = dir.all(ImageKind::ProcessTree, "pstree.img", TreeEntry::read)?;
     let Some(init) = tree.into_iter().next() else { return Ok(Vec::new()) };
     let Some(namespace) = read_task(dir, init)?.ids.and_then(|ids| ids.mount) else {
         return Ok(Vec::new());
     };
-    let keys = dir.all(Kind::Mounts, &format!("mountpoints-{namespace}.img"), mount_key)?;
+    let keys = dir.all(ImageKind::Mounts, &format!("mountpoints-{namespace}.img"), mount_key)?;
     Ok(keys.into_iter().flatten().collect())
 }
 
-fn read_tables(dir: &ImageDir, tasks: &[Task]) -> Result<BTreeMap<u32, Vec<FdEntry>>> {
+fn read_tables(dir: &ImageDir, tasks: &[TaskImages]) -> Result<BTreeMap<u32, Vec<FdEntry>>> {
     let mut tables = BTreeMap::new();
-    for id in tasks.iter().filter_map(Task::table) {
+    for id in tasks.iter().filter_map(TaskImages::table) {
         if let Entry::Vacant(table) = tables.entry(id) {
-            table.insert(dir.all(Kind::FdInfo, &format!("fdinfo-{id}.img"), FdEntry::read)?);
+            table.insert(dir.all(ImageKind::FdInfo, &format!("fdinfo-{id}.img"), FdEntry::read)?);
         }
     }
     Ok(tables)

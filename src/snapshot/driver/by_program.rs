@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::held::{Held, Place};
+use super::held::{DriverSnapshot, SnapshotPlace};
 use super::program::{Done, Program, records};
 use super::registry::{Claim, Lease, new_name};
-use super::{CopyStats, Driver, Name, Purpose, Settings};
+use super::{CopyStats, Driver, DriverName, DriverSettings, SnapshotOwner};
 use crate::files::Suspects;
-use crate::snapshot::part::Part;
+use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
 use crate::snapshot::staging::write_base;
 
@@ -19,7 +19,7 @@ pub(super) struct ProgramDriver {
     staging: PathBuf,
     program: Program,
     path: PathBuf,
-    held: Held,
+    held: DriverSnapshot,
     lease: Lease,
 }
 
@@ -27,16 +27,16 @@ impl ProgramDriver {
     pub(super) fn begin(
         staging: &Path,
         root: &Root,
-        base: Option<&Part>,
+        base: Option<&PackedPart>,
         program: &Program,
-        settings: &Settings,
-        purpose: &Purpose<'_>,
+        settings: &DriverSettings,
+        purpose: &SnapshotOwner<'_>,
     ) -> Result<Self> {
         ensure!(root.overlay().is_none(), "what is merged by an overlay is no one's file system");
         let path = root.path().to_owned();
         let probed = program.probe(&path)?;
         let registry = records(&settings.records)?;
-        let place = Place::Program {
+        let place = SnapshotPlace::Program {
             program: program.clone(),
             path: path.clone(),
             keeps: probed.keeps,
@@ -60,7 +60,7 @@ impl ProgramDriver {
         };
         let lease = registry.record(&claim)?;
         write_base(staging, base)?;
-        let held = Held::new(claim, place, root);
+        let held = DriverSnapshot::new(claim, place, root);
         let staging = staging.to_owned();
         Ok(Self { staging, program: program.clone(), path, held, lease })
     }
@@ -76,11 +76,11 @@ impl ProgramDriver {
 }
 
 impl Driver for ProgramDriver {
-    fn name(&self) -> Name {
+    fn name(&self) -> DriverName {
         self.held.driver()
     }
 
-    fn held(&self) -> Option<&Held> {
+    fn held(&self) -> Option<&DriverSnapshot> {
         Some(&self.held)
     }
 

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::by_program::ProgramDriver;
-use super::copying::Stage;
+use super::copying::CopyDriver;
 use super::subvolume::SubvolumeDriver;
-use super::{Driver, Purpose, Settings};
-use crate::snapshot::part::Part;
+use super::{Driver, DriverSettings, SnapshotOwner};
+use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
 
 /// Finds the driver for a root, and says why better ones were not taken. `staging` must be there,
@@ -16,9 +16,9 @@ use crate::snapshot::probe::Root;
 pub fn choose(
     staging: &Path,
     root: Root,
-    base: Option<&Part>,
-    settings: &Settings,
-    purpose: &Purpose<'_>,
+    base: Option<&PackedPart>,
+    settings: &DriverSettings,
+    purpose: &SnapshotOwner<'_>,
 ) -> Result<(Box<dyn Driver>, Vec<String>)> {
     let mut notes = Vec::new();
     for program in settings.programs.iter().filter(|program| program.is_for(root.path())) {
@@ -32,5 +32,5 @@ pub fn choose(
         Ok(None) => {}
         Err(error) => notes.push(format!("no btrfs snapshot: {error:#}")),
     }
-    Ok((Box::new(Stage::create(staging, root, base)?), notes))
+    Ok((Box::new(CopyDriver::create(staging, root, base)?), notes))
 }

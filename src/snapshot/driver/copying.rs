@@ -11,17 +11,17 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::{CopyStats, Driver, Lease, Name};
+use super::{CopyStats, Driver, DriverName, Lease};
 use crate::files::Suspects;
 use crate::snapshot::attributes::{Found, Shape, coarse_now, identity, is_racy};
 use crate::snapshot::cache::Cache;
 use crate::snapshot::copy::{self, copy_file};
 use crate::snapshot::identity::Form;
-use crate::snapshot::index::{Content, Identity, Index, Kind, SCHEMA, Time};
-use crate::snapshot::part::Part;
+use crate::snapshot::index::{Content, Fingerprint, Index, Kind, SCHEMA, Time};
+use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
 use crate::snapshot::staging::{
-    BLOBS, STAGED_INDEX, Staged, entries, known_content, write_base, write_json,
+    BLOBS, STAGED_INDEX, StagedContent, entries, known_content, write_base, write_json,
 };
 use crate::snapshot::walk::{Earlier, Seen, Still, Walked, open_existing, walk};
 use crate::snapshot::{shown, split};
@@ -29,16 +29,16 @@ use crate::sys::fs;
 use crate::sys::process::go_first;
 
 /// A part on its way into a staging directory.
-pub struct Stage {
+pub struct CopyDriver {
     root: Root,
     dir: PathBuf,
     blobs: OwnedFd,
     next_blob: AtomicU64,
     cache: Cache,
     /// What was copied so far, by device and inode number.
-    copies: HashMap<(u64, u64), Copied>,
+    copies: HashMap<(u64, u64), CopiedFile>,
     /// Files of the base whose identity counts, by inode number.
-    base: HashMap<u64, (Identity, Content)>,
+    base: HashMap<u64, (Fingerprint, Content)>,
     /// What the walk of the running container found.
     earlier: Earlier,
     /// What changed after this shows it in its ctime, whoever wrote it.
@@ -48,17 +48,17 @@ pub struct Stage {
 }
 
 /// A file that was copied.
-struct Copied {
-    blob: Staged,
+struct CopiedFile {
+    blob: StagedContent,
     /// What stat(2) said before, if a later change must show in it.
-    identity: Option<Identity>,
+    identity: Option<Fingerprint>,
     shared: bool,
 }
 
-impl Stage {
+impl CopyDriver {
     /// Prepares a staging directory, which must be there, be empty and be readable by its owner
     /// only. `base` is the previous snapshot of the same root.
-    pub fn create(staging: &Path, root: Root, base: Option<&Part>) -> Result<Self> {
+    pub fn create(staging: &Path, root: Root, base: Option<&PackedPart>) -> Result<Self> {
         write_base(staging, base)?;
         let known = base.map_or_else(HashMap::new, |base| known_content(base.index()));
         Ok(Self { base: known, ..Self::copying(staging, root)? })
@@ -137,9 +137,9 @@ impl Stage {
         }
         match self.base.get(&found.identity.ino) {
             Some((identity, content)) if *identity == found.identity => {
-                let blob = Staged::Base(content.clone());
+                let blob = StagedContent::Base(content.clone());
                 let identity = Some(identity.clone());
-                self.copies.insert(inode, Copied { blob, identity, shared: false });
+                self.copies.insert(inode, CopiedFile { blob, identity, shared: false });
                 true
             }
             _ => false,
@@ -150,10 +150,10 @@ impl Stage {
     fn copy(
         &self,
         path: &[u8],
-        walked: &Identity,
+        walked: &Fingerprint,
         volatile: bool,
         still: Still,
-    ) -> Result<Option<(u64, Copied)>> {
+    ) -> Result<Option<(u64, CopiedFile)>> {
         for _ in 0..4 {
             // Direct I/O may be under way since before we looked who does it: what it writes while
             // the container runs is known by the time of that look only.
@@ -184,24 +184,24 @@ impl Stage {
             let unchanged = *walked == before && before == after && size == after.size;
             if still == Still::Running || unchanged {
                 let identity = trusted.then_some(before);
-                return Ok(Some((size, Copied { blob, identity, shared })));
+                return Ok(Some((size, CopiedFile { blob, identity, shared })));
             }
         }
         bail!("it changes, although its container is frozen: another program on the host writes it")
     }
 
-    fn copy_blob(&self, source: &Source) -> Result<(u64, Staged, bool)> {
+    fn copy_blob(&self, source: &Source) -> Result<(u64, StagedContent, bool)> {
         let size = fs::stat(&source.data)?.st_size as u64;
         if size == 0 {
-            return Ok((0, Staged::Empty, false));
+            return Ok((0, StagedContent::Empty, false));
         }
         let number = self.next_blob.fetch_add(1, Ordering::Relaxed);
         let blob = fs::create_file(&self.blobs, number.to_string().as_bytes())?;
         let copied = copy_file(&source.data, &blob, self.cache.way(size)).inspect_err(|_| {
             let _ = rustix::fs::unlinkat(&self.blobs, number.to_string(), AtFlags::empty());
         })?;
-        let shared = copied == copy::Copied::Shared;
-        Ok((fs::stat(&blob)?.st_size as u64, Staged::Blob(number), shared))
+        let shared = copied == copy::HowCopied::Shared;
+        Ok((fs::stat(&blob)?.st_size as u64, StagedContent::Blob(number), shared))
     }
 
     /// Opens a file for its content, or `None` if it is no regular file any more.
@@ -235,11 +235,11 @@ impl Stage {
     }
 }
 
-impl Driver for Stage {
-    fn name(&self) -> Name {
+impl Driver for CopyDriver {
+    fn name(&self) -> DriverName {
         match self.root.form() {
-            Form::Overlay => Name::Overlay,
-            Form::Directory => Name::Directory,
+            Form::Overlay => DriverName::Overlay,
+            Form::Directory => DriverName::Directory,
         }
     }
 
@@ -287,7 +287,7 @@ impl Driver for Stage {
             .entries
             .values()
             .filter_map(|entry| match entry.kind {
-                Kind::File { content: Staged::Blob(blob), .. } => Some(blob),
+                Kind::File { content: StagedContent::Blob(blob), .. } => Some(blob),
                 _ => None,
             })
             .collect();

@@ -8,15 +8,17 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::pool::Pool;
-use super::{Claim, Name, Program, Settings, program};
+use super::{Claim, DriverName, DriverSettings, Program, program};
 use crate::bytes::ByteString;
 use crate::files::Suspects;
 use crate::snapshot::attributes::{coarse_now, is_racy};
 use crate::snapshot::identity::RootIdentity;
 use crate::snapshot::index::{Index, SCHEMA, Time};
 use crate::snapshot::probe::Root;
-use crate::snapshot::record::PartRecord;
-use crate::snapshot::staging::{Base, Staged, entries, known_content, read_json, write_json};
+use crate::snapshot::record::PackedFiles;
+use crate::snapshot::staging::{
+    Base, StagedContent, entries, known_content, read_json, write_json,
+};
 use crate::snapshot::walk::{Earlier, Still, walk};
 use crate::sys::directory::Directory;
 use crate::sys::fs::check_name;
@@ -26,9 +28,9 @@ const STAGED_HELD: &str = "held.json";
 
 /// A snapshot that is held outside of the staging directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Held {
+pub struct DriverSnapshot {
     pub(super) claim: Claim,
-    pub(super) place: Place,
+    pub(super) place: SnapshotPlace,
     root: RootIdentity,
     /// Inode numbers of files whose times prove nothing.
     suspects: BTreeSet<u64>,
@@ -37,15 +39,15 @@ pub struct Held {
 
 /// Where it is held.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Place {
+pub(super) enum SnapshotPlace {
     /// In the btrfs on this device.
     Btrfs { device: ByteString },
     /// Where this program has it; the records are in the directory.
     Program { program: Program, path: PathBuf, keeps: bool, records: PathBuf },
 }
 
-impl Held {
-    pub(super) fn new(claim: Claim, place: Place, root: &Root) -> Self {
+impl DriverSnapshot {
+    pub(super) fn new(claim: Claim, place: SnapshotPlace, root: &Root) -> Self {
         let root = root.identity().clone();
         Self { claim, place, root, suspects: BTreeSet::new(), taken: Time::default() }
     }
@@ -56,10 +58,10 @@ impl Held {
         self.suspects = suspects.on(self.root.device).collect();
     }
 
-    pub(super) fn driver(&self) -> Name {
+    pub(super) fn driver(&self) -> DriverName {
         match &self.place {
-            Place::Btrfs { .. } => Name::Btrfs,
-            Place::Program { program, .. } => Name::Program(program.program.clone()),
+            SnapshotPlace::Btrfs { .. } => DriverName::Btrfs,
+            SnapshotPlace::Program { program, .. } => DriverName::Program(program.program.clone()),
         }
     }
 
@@ -74,17 +76,17 @@ impl Held {
 
     /// Makes sure that it was held here, and that what reaches it is of the administrator's choice:
     /// the staging directory may be of an archive that anybody made.
-    pub fn ensure_recorded(&self, settings: &Settings) -> Result<()> {
+    pub fn ensure_recorded(&self, settings: &DriverSettings) -> Result<()> {
         let name = &self.claim.name;
         check_name(name.as_bytes())?;
         let is_recorded = match &self.place {
-            Place::Btrfs { device } => {
+            SnapshotPlace::Btrfs { device } => {
                 let mounts = mounts_of("thread-self")?;
                 let is_it = |mount: &Mount| mount.kind == "btrfs" && mount.source == *device;
                 ensure!(mounts.iter().any(is_it), "no btrfs is mounted from {device}");
                 Pool::open(device)?.has(&self.claim)
             }
-            Place::Program { program, path, records, .. } => {
+            SnapshotPlace::Program { program, path, records, .. } => {
                 let is_it = |known: &Program| known.program == program.program;
                 ensure!(
                     settings.programs.iter().any(is_it),
@@ -110,11 +112,11 @@ impl Held {
     fn open(&self) -> Result<(Root, Option<Pool>)> {
         let name = &self.claim.name;
         let (path, top, pool) = match &self.place {
-            Place::Btrfs { device } => {
+            SnapshotPlace::Btrfs { device } => {
                 let pool = Pool::open(device)?;
                 (PathBuf::from(name), pool.snapshot(name)?, Some(pool))
             }
-            Place::Program { program, path, .. } => {
+            SnapshotPlace::Program { program, path, .. } => {
                 let (path, top) = program.commit(path, name)?;
                 (path, top, None)
             }
@@ -126,7 +128,7 @@ impl Held {
     pub(in crate::snapshot) fn index(
         &self,
         base: Option<&Base>,
-    ) -> Result<(Index<Staged>, Content)> {
+    ) -> Result<(Index<StagedContent>, HeldContent)> {
         let (root, pool) =
             self.open().with_context(|| format!("opening the snapshot {}", self.claim.name))?;
         let all = walk(&root, Still::Frozen, Earlier::default(), &Suspects::default())?;
@@ -136,22 +138,22 @@ impl Held {
             let is_trusted =
                 !self.suspects.contains(&identity.ino) && !is_racy(identity.ctime, self.taken);
             let content = match known.get(&identity.ino) {
-                _ if identity.size == 0 => Staged::Empty,
-                Some((same, content)) if same == identity => Staged::Base(content.clone()),
-                _ => Staged::Held,
+                _ if identity.size == 0 => StagedContent::Empty,
+                Some((same, content)) if same == identity => StagedContent::Base(content.clone()),
+                _ => StagedContent::Held,
             };
             Ok((content, is_trusted.then(|| identity.clone())))
         })?;
         let index = Index { schema: SCHEMA, driver: root.form(), root: self.root.clone(), entries };
-        Ok((index, Content { top: root.into_top(), _pool: pool }))
+        Ok((index, HeldContent { top: root.into_top(), _pool: pool }))
     }
 
     /// Removes it; there may be nothing.
     pub fn discard(&self) -> Result<()> {
         let name = &self.claim.name;
         let discard = || match &self.place {
-            Place::Btrfs { device } => Pool::open(device)?.discard(name),
-            Place::Program { program, path, records, .. } => {
+            SnapshotPlace::Btrfs { device } => Pool::open(device)?.discard(name),
+            SnapshotPlace::Program { program, path, records, .. } => {
                 program.discard(path, name, false)?;
                 program::records(records)?.forget(name)
             }
@@ -161,37 +163,41 @@ impl Held {
 
     /// Its content is packed, in a checkpoint that is complete: it is kept for a restore, if it can
     /// be, or removed.
-    pub fn release(&self, packed: &PartRecord) -> Result<()> {
+    pub fn release(&self, packed: &PackedFiles) -> Result<()> {
         let (name, index) = (&self.claim.name, &packed.index.blake3);
         match &self.place {
-            Place::Btrfs { device } => Pool::open(device)?.keep(name, index),
-            Place::Program { program, path, keeps: true, records } => {
+            SnapshotPlace::Btrfs { device } => Pool::open(device)?.keep(name, index),
+            SnapshotPlace::Program { program, path, keeps: true, records } => {
                 program.discard(path, name, true)?;
                 program::records(records)?.keep(name, name, index)
             }
-            Place::Program { .. } => self.discard(),
+            SnapshotPlace::Program { .. } => self.discard(),
         }
     }
 }
 
 /// The files of a snapshot, as long as this is there.
-pub(in crate::snapshot) struct Content {
+pub(in crate::snapshot) struct HeldContent {
     pub top: OwnedFd,
     _pool: Option<Pool>,
 }
 
 /// What this machine still holds of a packed part.
-pub struct Local(Holder);
+pub struct HeldLocally(Holder);
 
 enum Holder {
     Btrfs { pool: Pool, name: String },
     Program { program: Program, claim: Claim },
 }
 
-impl Local {
+impl HeldLocally {
     /// Looks for what was held of a part, for a root that is to become equal to it. Nothing in an
     /// archive names it: it is found by the digest of the index.
-    pub fn find(root: &Root, packed: &PartRecord, settings: &Settings) -> Result<Option<Self>> {
+    pub fn find(
+        root: &Root,
+        packed: &PackedFiles,
+        settings: &DriverSettings,
+    ) -> Result<Option<Self>> {
         let index = &packed.index.blake3;
         if let Some(pool) = Pool::of(root)?
             && let Some(name) = pool.find(index)

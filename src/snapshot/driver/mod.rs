@@ -27,19 +27,19 @@ use serde::{Deserialize, Serialize};
 use crate::files::Suspects;
 
 pub use choose::choose;
-pub use copying::Stage;
-pub(super) use held::Content as HeldContent;
-pub use held::{Held, Local};
+pub use copying::CopyDriver;
+pub(super) use held::HeldContent;
+pub use held::{DriverSnapshot, HeldLocally};
 pub use program::Program;
 pub use registry::{Claim, Lease};
 
 /// A way to hold what a part was at one instant.
 pub trait Driver: Send {
     /// What it is called, and how it works.
-    fn name(&self) -> Name;
+    fn name(&self) -> DriverName;
 
     /// What is outside of the staging directory from now on, and has to be discarded if we die.
-    fn held(&self) -> Option<&Held> {
+    fn held(&self) -> Option<&DriverSnapshot> {
         None
     }
 
@@ -75,7 +75,7 @@ pub struct CopyStats {
 /// What a driver is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Name {
+pub enum DriverName {
     /// The upper directory of an overlay, copied or cloned.
     Overlay,
     /// A directory tree, copied or cloned.
@@ -88,9 +88,9 @@ pub enum Name {
 
 /// What a driver really did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taken {
+pub struct DriverReport {
     /// Which driver.
-    pub driver: Name,
+    pub driver: DriverName,
     /// How it came by the content of files.
     pub method: Method,
     /// What was done before the freeze.
@@ -118,13 +118,13 @@ pub enum Method {
     Snapshot,
 }
 
-impl std::fmt::Display for Taken {
+impl std::fmt::Display for DriverReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let driver = match &self.driver {
-            Name::Overlay => "overlay".to_owned(),
-            Name::Directory => "directory".to_owned(),
-            Name::Btrfs => "btrfs".to_owned(),
-            Name::Program(program) => program.display().to_string(),
+            DriverName::Overlay => "overlay".to_owned(),
+            DriverName::Directory => "directory".to_owned(),
+            DriverName::Btrfs => "btrfs".to_owned(),
+            DriverName::Program(program) => program.display().to_string(),
         };
         match self.method {
             Method::Nothing => write!(f, "{driver}"),
@@ -136,12 +136,17 @@ impl std::fmt::Display for Taken {
     }
 }
 
-impl Taken {
+impl DriverReport {
     /// What a driver did, by what it says of its two steps.
-    pub fn of(driver: Name, prepared: CopyStats, frozen: CopyStats, notes: Vec<String>) -> Self {
+    pub fn of(
+        driver: DriverName,
+        prepared: CopyStats,
+        frozen: CopyStats,
+        notes: Vec<String>,
+    ) -> Self {
         let (copied, shared) = (prepared.copied + frozen.copied, prepared.shared + frozen.shared);
         let method = match driver {
-            Name::Btrfs | Name::Program(_) => Method::Snapshot,
+            DriverName::Btrfs | DriverName::Program(_) => Method::Snapshot,
             _ if copied == 0 => Method::Nothing,
             _ if shared == 0 => Method::Copy,
             _ if shared == copied => Method::Reflink,
@@ -153,7 +158,7 @@ impl Taken {
 
 /// What the administrator says of drivers.
 #[derive(Clone, Debug, Default)]
-pub struct Settings {
+pub struct DriverSettings {
     /// Programs, and what they are for; the first that takes a part has it.
     pub programs: Vec<Program>,
     /// Where it is recorded what programs hold.
@@ -161,7 +166,7 @@ pub struct Settings {
 }
 
 /// Whose snapshot it is to be.
-pub struct Purpose<'a> {
+pub struct SnapshotOwner<'a> {
     /// The image directory.
     pub owner: &'a Path,
     /// The part's name.

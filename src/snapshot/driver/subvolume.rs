@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::copying::Stage;
-use super::held::{Held, Place};
+use super::copying::CopyDriver;
+use super::held::{DriverSnapshot, SnapshotPlace};
 use super::pool::{Pool, device_of};
 use super::registry::{Claim, Lease, new_name};
-use super::{CopyStats, Driver, Name, Purpose};
+use super::{CopyStats, Driver, DriverName, SnapshotOwner};
 use crate::files::Suspects;
-use crate::snapshot::part::Part;
+use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
 use crate::snapshot::staging::write_base;
 use crate::sys::btrfs;
@@ -22,9 +22,9 @@ pub(super) struct SubvolumeDriver {
     staging: PathBuf,
     root: Option<Root>,
     pool: Pool,
-    held: Held,
+    held: DriverSnapshot,
     /// What is done instead, should there be a subvolume inside by then.
-    instead: Option<Stage>,
+    instead: Option<CopyDriver>,
     lease: Lease,
 }
 
@@ -33,8 +33,8 @@ impl SubvolumeDriver {
     pub(super) fn begin(
         staging: &Path,
         root: &Root,
-        base: Option<&Part>,
-        purpose: &Purpose<'_>,
+        base: Option<&PackedPart>,
+        purpose: &SnapshotOwner<'_>,
     ) -> Result<Option<Self>> {
         if root.overlay().is_some() || !btrfs::is_subvolume(root.top())? {
             return Ok(None);
@@ -60,7 +60,7 @@ impl SubvolumeDriver {
         };
         let lease = pool.registry.record(&claim)?;
         write_base(staging, base)?;
-        let held = Held::new(claim, Place::Btrfs { device }, root);
+        let held = DriverSnapshot::new(claim, SnapshotPlace::Btrfs { device }, root);
         Ok(Some(Self { staging: staging.to_owned(), root: None, pool, held, instead: None, lease }))
     }
 
@@ -75,11 +75,11 @@ impl SubvolumeDriver {
 }
 
 impl Driver for SubvolumeDriver {
-    fn name(&self) -> Name {
-        self.instead.as_ref().map_or(Name::Btrfs, Driver::name)
+    fn name(&self) -> DriverName {
+        self.instead.as_ref().map_or(DriverName::Btrfs, Driver::name)
     }
 
-    fn held(&self) -> Option<&Held> {
+    fn held(&self) -> Option<&DriverSnapshot> {
         Some(&self.held)
     }
 
@@ -98,7 +98,7 @@ impl Driver for SubvolumeDriver {
                 self.root()?.path().display()
             );
             let root = self.root.take().context("the root was handed on")?;
-            let stage = self.instead.insert(Stage::copying(&self.staging, root)?);
+            let stage = self.instead.insert(CopyDriver::copying(&self.staging, root)?);
             return stage.take(suspects);
         }
         btrfs::snapshot(top, self.pool.registry.directory(), &self.held.claim.name, true)

@@ -5,4 +5,4 @@ mod write;
 
 pub use read::{Headers, Limits, Stretches, padding};
 pub(in crate::snapshot) use read::{parse_time, xattr_name};
-pub(in crate::snapshot) use write::{Member, Writer, is_sparse};
+pub(in crate::snapshot) use write::{Member, TarWriter, is_sparse};

@@ -37,12 +37,12 @@ impl Member<'_> {
 }
 
 /// A tar being written, which knows how many bytes it has.
-pub(in crate::snapshot) struct Writer<W> {
+pub(in crate::snapshot) struct TarWriter<W> {
     to: W,
     at: u64,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> TarWriter<W> {
     pub(in crate::snapshot) fn new(to: W) -> Self {
         Self { to, at: 0 }
     }

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 use super::file::{check_new, check_options, open_flags, seek};
 use super::{Around, Site, check_access, check_directory, file_type};
 use crate::bytes::ByteString;
-use crate::files::{Found, OpenFile};
+use crate::files::{FoundFile, OpenFile};
 use crate::substitute::rewrite::How;
 use crate::substitute::source::{Access, FileSource};
 use crate::sys::fs::{check_path, proc_path};
@@ -53,13 +53,13 @@ pub(super) fn prepare(
     }
     let flags = open_flags(source, access, file);
     let site = (around.site)(source.path.as_path());
-    let is_new = site.found == Found::Missing && source.create;
+    let is_new = site.found == FoundFile::Missing && source.create;
     check_site(source, file, around, &site, is_new)?;
     if !site.writable && (access != Access::Read || is_new || source.truncate) {
         return Err("the container cannot write there".to_owned());
     }
     let (is_regular, size) = match site.found {
-        Found::Present { mode, size } => {
+        FoundFile::Present { mode, size } => {
             (FileType::from_raw_mode(mode) == FileType::RegularFile, size)
         }
         _ => (true, 0),
@@ -82,23 +82,23 @@ fn check_site(
     is_new: bool,
 ) -> Result<(), String> {
     let is_directory = match &site.found {
-        Found::Missing if is_new => {
+        FoundFile::Missing if is_new => {
             check_parent(source, around)?;
             check_new(file)?;
             false
         }
-        Found::Missing => {
+        FoundFile::Missing => {
             return Err("the container has no such file (with `create` it is made)".to_owned());
         }
-        Found::NotADirectory(prefix) => return Err(format!("{prefix} is not a directory")),
-        Found::Unknown => {
+        FoundFile::NotADirectory(prefix) => return Err(format!("{prefix} is not a directory")),
+        FoundFile::Unknown => {
             return Err(format!(
                 "what is at {} cannot be seen from here: a symbolic link is on the way, or it is on a \
                  file system that only the container has",
                 source.path
             ));
         }
-        Found::Present { mode, .. } => match FileType::from_raw_mode(*mode) {
+        FoundFile::Present { mode, .. } => match FileType::from_raw_mode(*mode) {
             FileType::RegularFile => false,
             FileType::Directory => true,
             FileType::Symlink => {
@@ -116,7 +116,7 @@ fn check_parent(source: &FileSource, around: &Around<'_>) -> Result<(), String> 
     let is_directory = |mode| FileType::from_raw_mode(mode) == FileType::Directory;
     match parent.map(|parent| (around.site)(parent).found) {
         None => Ok(()),
-        Some(Found::Present { mode, .. }) if is_directory(mode) => Ok(()),
+        Some(FoundFile::Present { mode, .. }) if is_directory(mode) => Ok(()),
         Some(_) => Err("the directory to make it in is missing".to_owned()),
     }
 }

@@ -25,7 +25,7 @@ use super::rewrite::{How, Treatment};
 use super::rule::Rule;
 use super::source::{Access, FileSource, Source};
 use crate::criu::interposer;
-use crate::files::{FileId, FileKind, Found, OpenFile};
+use crate::files::{FileId, FileKind, FoundFile, OpenFile};
 use crate::sys::descriptors;
 
 /// A file descriptor that takes an open file's place.
@@ -96,7 +96,7 @@ impl fmt::Debug for Around<'_> {
 #[derive(Clone, Debug)]
 pub struct Site {
     /// What will be there.
-    pub found: Found,
+    pub found: FoundFile,
     /// What the path is below, on the host; `None` for a file system that only the container has.
     pub directory: Option<PathBuf>,
     /// The rest of the path.
@@ -392,7 +392,7 @@ mod tests {
 
     fn prepare_and_open(resolved: &[Resolved]) -> Result<Vec<Replacement>, Refusals> {
         let nowhere = |_: &Path| Site {
-            found: Found::Unknown,
+            found: FoundFile::Unknown,
             directory: None,
             relative: PathBuf::new(),
             writable: false,

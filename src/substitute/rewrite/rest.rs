@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Plan, Rewritten};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{FileBody, FileEntry, Packet, TtyInfo};
-use crate::criu::images::image::Change;
+use crate::criu::images::image::EntryChange;
 use crate::criu::images::wire::{BadMessage, Message};
 
 /// What stays without its counterpart.
@@ -43,10 +43,10 @@ impl Rest {
     pub(super) fn rewrite_terminal(&self, message: &Message<'_>) -> Rewritten {
         let id = message.need_u32(1, "id")?;
         if self.unused.contains(&id) {
-            return Ok(Change::Remove);
+            return Ok(EntryChange::Remove);
         }
         if !self.hung.contains(&id) {
-            return Ok(Change::Keep);
+            return Ok(EntryChange::Keep);
         }
         // CRIU makes a terminal without settings together with a master, which it closes
         // (`tty_is_hung` and `pty_open_unpaired_slave` in criu/tty.c).
@@ -55,13 +55,13 @@ impl Rest {
         let mut hung = message.clone();
         SETTINGS.iter().for_each(|field| hung = hung.without(*field));
         SESSION.iter().for_each(|field| hung.set_number(*field, 0));
-        Ok(Change::Replace(hung.encode()))
+        Ok(EntryChange::Replace(hung.encode()))
     }
 
     /// What was not read yet from a terminal goes with it.
     pub(super) fn rewrite_input(&self, message: &Message<'_>) -> Rewritten {
         let id = message.need_u32(1, "tty_id")?;
-        Ok(if self.unused.contains(&id) { Change::Remove } else { Change::Keep })
+        Ok(if self.unused.contains(&id) { EntryChange::Remove } else { EntryChange::Keep })
     }
 }
 
@@ -117,18 +117,18 @@ pub(super) fn without_peer(message: &Message<'_>) -> Result<Vec<u8>, BadMessage>
 pub(super) fn rewrite_packet(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let packet = Packet::read(message)?;
     if plan.treatments.contains_key(&packet.socket) {
-        return Ok(Change::Remove);
+        return Ok(EntryChange::Remove);
     }
     let carried = |id: &u32| (!plan.is_closed(*id)).then(|| plan.seen_as(*id));
     let rights: Vec<u32> = packet.rights.iter().filter_map(carried).collect();
     if rights == packet.rights {
-        return Ok(Change::Keep);
+        return Ok(EntryChange::Keep);
     }
     let mut rewritten = message.without(Packet::CONTROL);
     if !rights.is_empty() {
         rewritten.push_bytes(Packet::CONTROL, &control(&rights));
     }
-    Ok(Change::Replace(rewritten.encode()))
+    Ok(EntryChange::Replace(rewritten.encode()))
 }
 
 /// A `scm_entry`; CRIU writes one to a message.
