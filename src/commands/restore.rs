@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::checkpoint::CriuOptions;
 use super::{Format, Machine};
-use crate::container::Volumes;
+use crate::container::{Bundle, Volumes};
 use crate::lend::{Handed, Lent};
 use crate::machine;
 use crate::output;
@@ -14,7 +14,7 @@ use crate::output::progress::{Bar, Shown};
 use crate::restore::{self, Forecast};
 use crate::store::lock::ContainerLock;
 use crate::store::manifest::{Manifest, Trust};
-use crate::store::versions::{Reference, Version};
+use crate::store::versions::{Reference, StoredVersion, Version};
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
@@ -47,7 +47,8 @@ pub struct RestoreOptions {
     /// How to print what would be done
     #[arg(long, value_enum, default_value_t, requires = "dry_run")]
     format: Format,
-    /// The bundle of the new container; that of the old one if unsaid
+    /// The bundle of the new container; that of the old one if unsaid and if nobody but root can have
+    /// written it
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
     /// The volumes that are put back, and no others: named, all, none, or paths in the container,
@@ -80,7 +81,7 @@ pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds)
     let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context)?;
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
-        None => Manifest::read(&entry.directory).with_context(context)?.container.bundle,
+        None => bundle_of(&entry).with_context(context)?,
     };
     let config = &machine.config;
     let images = entry.directory.clone();
@@ -110,6 +111,14 @@ pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds)
     }
     output::line(&format!("{id}@{}", entry.version));
     Ok(())
+}
+
+/// The bundle that a checkpoint names. It may have been made elsewhere, by anybody, and a bundle has
+/// hooks, which root runs.
+fn bundle_of(entry: &StoredVersion) -> Result<PathBuf> {
+    let bundle = Manifest::read(&entry.directory)?.container.bundle;
+    Bundle::ensure_roots_alone(&bundle)?;
+    Ok(bundle)
 }
 
 fn rules(options: &RestoreOptions) -> Vec<String> {

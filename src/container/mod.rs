@@ -19,6 +19,7 @@ use oci_spec::runtime::Spec;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
 use crate::runtime::Runtime;
+use crate::sys::owned::ensure_roots_alone;
 use crate::sys::process::{descends_from, namespaced_pids};
 
 pub use cgroup::{cgroup_version, freezer_of_process, group_name, memory_left};
@@ -65,6 +66,24 @@ impl Bundle {
         let rootfs = fs::canonicalize(&rootfs)
             .with_context(|| format!("opening the root file system {}", rootfs.display()))?;
         Ok(Self { directory, rootfs, spec })
+    }
+
+    /// Makes sure that nobody but root can have written a bundle that somebody else names.
+    ///
+    /// # Errors
+    /// What is not root's alone: its `config.json`, the directory, or one above.
+    pub fn ensure_roots_alone(directory: &Path) -> Result<()> {
+        ensure_roots_alone(&directory.join("config.json"))
+            .with_context(|| {
+                format!(
+                    "the checkpoint names the bundle {}, and that is not root's alone",
+                    directory.display()
+                )
+            })
+            .hint(format!(
+                "if its config.json is as it should be, name it: --bundle {}",
+                directory.display()
+            ))
     }
 
     /// What is mounted into the container from outside, in the order of mounting.

@@ -18,6 +18,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod named;
 pub mod oom;
+pub mod owned;
 pub mod process;
 pub mod signals;
 pub mod socket;

@@ -1,7 +1,7 @@
 //! What a restore takes from a checkpoint, and what from nobody but the administrator and the bundle.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -314,3 +314,46 @@ fn users_of_the_namespace_come_back() {
         assert_eq!(fs::read_to_string(bundle.path("/etc/motd")).unwrap(), "the image's own text\n");
     });
 }
+
+// Its hooks are run by root: whoever copies a checkpoint into the store does not choose them.
+on_each_runtime!(a_bundle_that_a_checkpoint_names_is_roots_alone, |machine| {
+    let bundle = machine.bundle("files").args(WAIT).make();
+    let container = bundle.run();
+    container.wait_for("/data/ready");
+    run(&mut ocicle(machine, "checkpoint", &bundle, &[]));
+    drop(container);
+    let mut told = Told::new(machine);
+    let config = bundle.dir().join("config.json");
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mut refuse = |what: &str| {
+        told.refused(what, &mut ocicle(machine, "restore", &bundle, &[]));
+        assert!(bundle.path("/data/ready").exists(), "{what}");
+    };
+    mode(bundle.dir(), 0o777);
+    refuse("a directory in which others make names");
+    mode(bundle.dir(), 0o755);
+    mode(&config, 0o664);
+    refuse("a configuration that others write");
+    mode(&config, 0o644);
+    chown(bundle.dir(), Some(1000), None).unwrap();
+    refuse("a directory of somebody else");
+    run(&mut ocicle(machine, "restore", &bundle, &["--bundle", bundle.dir().to_str().unwrap()]));
+    bundle.end();
+    chown(bundle.dir(), Some(0), None).unwrap();
+    let version = machine.store().join(bundle.id()).join("v1");
+    let link = machine.scratch().join("link");
+    symlink(bundle.dir(), &link).unwrap();
+    let named =
+        |path: &Path| forge(&version, |manifest| manifest["container"]["bundle"] = json!(path));
+    named(&link);
+    refuse("a link");
+    named(Path::new("files"));
+    refuse("a path from here");
+    named(bundle.dir());
+    run(&mut ocicle(machine, "restore", &bundle, &[]));
+    bundle.end();
+    fs::remove_file(link).unwrap();
+    told.compare("bundles");
+});
