@@ -5,7 +5,7 @@
 //! processes use beside, [`mounts`] what is mounted; [`others`] says who is no part of the
 //! checkpoint and may write what is. All of it is in a [`Report`].
 
-mod held;
+mod kept;
 mod mounts;
 mod others;
 mod processes;
@@ -30,7 +30,7 @@ use crate::substitute::{
     Allow, Mismatch, OnUnsupported, Resolved, Substitution, ensure_allowed, judge,
 };
 
-pub use held::KeptBy;
+pub use kept::KeptBy;
 
 /// What is asked.
 #[derive(Debug)]
@@ -164,7 +164,7 @@ pub fn check(request: &CheckRequest) -> Result<CheckReport> {
     let dumped = container.dumped_processes()?;
     let facts = Facts::of(&dumped).context("listing the open files")?;
     let settings = facts.settle(&settings)?;
-    let parts = held::Parts::of(&container, request)?;
+    let parts = kept::Parts::of(&container, request)?;
 
     let rules = cover::rules(&container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
@@ -218,7 +218,7 @@ enum Foretold {
 fn fate(
     known: &Known,
     foretold: &Foretold,
-    parts: &held::Parts,
+    parts: &kept::Parts,
     resolved: &[Resolved],
 ) -> FileOutlook {
     let subject = subject(&known.file);
@@ -342,6 +342,6 @@ impl CheckReport {
 }
 
 /// The volumes of a checkpoint with these choices.
-fn volumes(container: &Container, request: &CheckRequest) -> Result<Vec<held::Volume>> {
+fn volumes(container: &Container, request: &CheckRequest) -> Result<Vec<kept::Volume>> {
     container.bundle.volumes(&request.volumes)
 }

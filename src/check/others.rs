@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Finding;
-use super::held::Parts;
+use super::kept::Parts;
 use crate::bytes::ByteString;
 use crate::container::{Container, Process, Shared, group_name, shared};
 use crate::freezer::CgroupVersion;

@@ -15,8 +15,8 @@ mod directory;
 mod dump;
 mod foresight;
 mod freeze;
+mod images_in_memory;
 mod locks;
-mod memory;
 mod needed;
 mod parts;
 mod record;
@@ -50,7 +50,7 @@ use crate::substitute::{OnUnsupported, Substitution};
 
 pub use directory::ImageDirectory;
 use dump::{Dump, Dumped};
-pub use memory::ImagesIn;
+pub use images_in_memory::ImagesIn;
 use needed::needed;
 use parts::CopiedAhead;
 use sharing::Sharing;

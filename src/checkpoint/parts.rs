@@ -10,7 +10,7 @@ use super::sharing::Sharing;
 use crate::bytes::ByteString;
 use crate::container::Container;
 use crate::files::Suspects;
-use crate::files::held::Digests;
+use crate::files::verify::Digests;
 use crate::freezer::Frozen;
 use crate::guardian::Guardian;
 use crate::snapshot::{

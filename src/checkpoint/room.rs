@@ -15,7 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, open};
 
-use super::memory::machine;
+use super::images_in_memory::machine;
 use crate::sys::memory::MachineMemory;
 
 /// What is smaller is not worth the look.

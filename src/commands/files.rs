@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::container::Container;
-use crate::files::tree::{self, Branch, HeldHere};
+use crate::files::by_process::{self, Branch, HeldHere};
 use crate::files::{OpenFile, Table, write_user_info};
 use crate::hint::WithHint;
 use crate::output::{self, tree::Node};
@@ -76,15 +76,15 @@ fn draw(
     machine: impl FnOnce() -> Result<Machine>,
 ) -> Result<()> {
     let (tasks, table) = if reference.version.is_some() {
-        let tasks = tree::tasks_of_images(&store.find(reference)?.directory)?;
+        let tasks = by_process::tasks_of_images(&store.find(reference)?.directory)?;
         (tasks, of_checkpoint(store, reference)?)
     } else {
         let container = Container::discover(&machine()?.runtime, &reference.id)
             .hint(naming_a_version(reference))?;
         let processes = container.dumped_processes()?;
-        (tree::tasks_of(&processes), Table::from_processes(&processes, false)?)
+        (by_process::tasks_of(&processes), Table::from_processes(&processes, false)?)
     };
-    tree::arrange(&tasks, &table).into_iter().for_each(|branch| node(branch).print());
+    by_process::arrange(&tasks, &table).into_iter().for_each(|branch| node(branch).print());
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::config::Configuration;
+use super::configuration::Configuration;
 use super::plugin;
 use super::protocol::{
     ACTION, ARCHIVER, Answer, BATCH, BINARIES, INTERPOSER, Knock, PROGRAM, VARIABLE, Work,

@@ -1,5 +1,6 @@
 //! The open files of a container: one list, taken from CRIU's images or from live processes.
 
+pub mod by_process;
 mod descriptors;
 pub mod dumpable;
 pub mod facts;
@@ -7,19 +8,18 @@ mod images;
 mod live;
 mod lost_locks;
 mod name;
-mod preflight;
+mod problems;
 mod settings;
 mod sockets;
 mod suspects;
 mod table;
-pub mod tree;
 mod unreachable;
 mod user_info;
 
-pub mod held;
+pub mod verify;
 
 pub use lost_locks::{lost_locks, lost_locks_of};
-pub use preflight::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
+pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};

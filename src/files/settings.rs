@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::criu::config::standing_options;
+use crate::criu::configuration::standing_options;
 use crate::runtime::Runtime;
 
 /// What CRIU is told that decides over a dump.

@@ -14,9 +14,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 
-use crate::criu::archiver::TarCall;
 use crate::criu::door;
 use crate::criu::protocol::ARCHIVER;
+use crate::criu::tar_call::TarCall;
 use crate::runtime::is_ourselves;
 use crate::snapshot::{LeadsOut, pack_tree, unpack_tree};
 use crate::sys::fs::open_host_dir;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::content::{Bytes, CompressedAs, Peeked, Seekable};
-use super::memory::{MemoryUse, pages_in};
 use super::tar;
+use super::usage::{MemoryUse, pages_in};
 use crate::criu::images::ImageDir;
 use crate::hint::WithHint;
 

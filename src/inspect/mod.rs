@@ -6,9 +6,9 @@
 
 mod content;
 mod gather;
-mod memory;
 mod origin;
 mod tar;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

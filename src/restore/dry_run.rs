@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::plan::RestorePlan;
-use super::policies::Remedy;
 use super::reconcile::Target;
+use super::remedies::Remedy;
 use crate::bytes::ByteString;
 use crate::files::{OpenFile, Table};
 use crate::snapshot::{self, Verb};

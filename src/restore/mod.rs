@@ -12,14 +12,14 @@ pub mod compare;
 mod console;
 mod crun;
 mod dry_run;
-mod held;
 mod plan;
-mod policies;
 mod preflight;
 mod reconcile;
+mod remedies;
 mod rules;
 mod run;
 mod sites;
+mod verify;
 
 use std::ffi::OsString;
 use std::fs;

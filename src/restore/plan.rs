@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use super::console::Console;
-use super::policies::{self, Remedy};
 use super::preflight;
 use super::reconcile::{self, Target};
+use super::remedies::{self, Remedy};
 use super::run::{self, ImageView};
 use super::sites::FutureMounts;
-use super::{RestoreRequest, bounds, ensure_not_alive, held, make_room, rules};
+use super::{RestoreRequest, bounds, ensure_not_alive, make_room, rules, verify};
 use crate::container::{Bundle, Container, Identity};
 use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
@@ -121,7 +121,7 @@ impl<'a> Examined<'a> {
         let (manifest, images) = (&self.manifest, &self.images);
         let Rules { resolved, policies, .. } = &self.rules;
         let remedies = preflight::check(policies, manifest, images, &sites, &replaced(resolved))?;
-        held::ensure_same(manifest, &self.bundle, resolved, &remedies)?;
+        verify::ensure_same(manifest, &self.bundle, resolved, &remedies)?;
         let site = |path: &Path| sites.site(path);
         let prepared = substitute::prepare(resolved, &self.around(&site)).hint(FITTING)?;
         let plan = RestorePlan { examined: self, changes, sites, remedies, prepared };
@@ -189,7 +189,7 @@ impl<'a> RestorePlan<'a> {
         let put_back =
             |part: &Target, changes: snapshot::Plan<'_>| part.put_back(changes, progress);
         each_part(&self.examined.parts, self.changes, put_back)?;
-        policies::carry_out(&self.remedies).context("obeying the policies")?;
+        remedies::carry_out(&self.remedies).context("obeying the policies")?;
         substitute::settle(&self.prepared).context("changing files of the container")?;
         let console = if self.examined.gives_up_terminal() {
             Some(Console::between(&request.flags, door.directory())?)
@@ -252,7 +252,7 @@ impl Rules {
         ensure_interfaces(request, bundle, table, &replaced)?;
         let is_locked = |file: &&OpenFile| !file.locks.is_empty() && !replaced.contains(&file.id);
         let locked = table.files.iter().filter(is_locked).cloned().collect();
-        Ok(Self { resolved, callers, locked, policies: policies::gather(request, bundle)? })
+        Ok(Self { resolved, callers, locked, policies: remedies::gather(request, bundle)? })
     }
 }
 

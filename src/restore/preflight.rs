@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::policies::{self, Remedy};
+use super::remedies::{self, Remedy};
 use super::sites::FutureMounts;
 use crate::criu::images::Images;
 use crate::criu::images::entries::FileBody;
@@ -27,7 +27,7 @@ pub(super) fn check(
     let mut images = Images::load(images).context("reading CRIU's images")?;
     compare_all_sizes(&mut images, manifest);
     let problems = preflight(&images, replaced, &|path| view.look(path));
-    let plan = policies::plan(problems, policies, &images, manifest, view);
+    let plan = remedies::plan(problems, policies, &images, manifest, view);
     let Some(first) = plan.left.first() else { return Ok(plan.remedies) };
     let mut text = String::from(if manifest.held.is_empty() {
         "some files are not as CRIU needs them:"

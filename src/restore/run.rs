@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::console::Console;
 use super::{RestoreRequest, crun};
-use crate::criu::config::Configuration;
+use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor};
 use crate::criu::failure::{self, Logs};
 use crate::criu::images::{ImageDir, cgroups};

@@ -34,15 +34,15 @@ mod layer;
 mod lower;
 mod node;
 mod pack;
+mod packed;
 mod part;
 mod plan;
 mod probe;
-mod record;
 mod remove;
 mod staging;
 mod stored;
 mod tar;
-mod tree;
+mod tmpfs;
 mod walk;
 
 pub use diff::{Aspect, Change, Difference, Fate, between, since};
@@ -56,12 +56,12 @@ pub use identity::{Form, LayerIdentity, RootIdentity};
 pub use index::{Content, Entry, Fingerprint, Index, Kind, Meta, Time};
 pub use layer::Compression;
 pub use pack::{Staging, pack};
+pub use packed::PackedFiles;
 pub use part::{Lookup, PackedPart};
 pub use plan::{Action, Plan, Verb, plan};
 pub use probe::{Root, probe};
-pub use record::PackedFiles;
 pub use tar::{Headers, Limits, padding};
-pub use tree::{LeadsOut, pack_tree, unpack_tree};
+pub use tmpfs::{LeadsOut, pack_tree, unpack_tree};
 
 /// Told how far long work has come. The core draws nothing.
 pub trait Progress: Sync {

@@ -11,7 +11,7 @@ use super::copy::BUFFER;
 use super::identity::Form;
 use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT};
 use super::layer::Reader;
-use super::record::PackedFiles;
+use super::packed::PackedFiles;
 use super::{Progress, shown, split};
 use crate::digest::FileRecord;
 use crate::sys::directory::Directory;

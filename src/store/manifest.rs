@@ -13,7 +13,7 @@ use crate::criu::images::DumpStats;
 use crate::digest::{FileRecord, digest, ensure_plain};
 use crate::fault;
 use crate::files::OpenFile;
-use crate::files::held::HeldFile;
+use crate::files::verify::HeldFile;
 use crate::freezer::{CgroupVersion, FrozenBy};
 use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{Compression, DriverReport, PackedFiles, RootIdentity};

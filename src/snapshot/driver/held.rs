@@ -14,8 +14,8 @@ use crate::files::Suspects;
 use crate::snapshot::attributes::{coarse_now, is_racy};
 use crate::snapshot::identity::RootIdentity;
 use crate::snapshot::index::{Index, SCHEMA, Time};
+use crate::snapshot::packed::PackedFiles;
 use crate::snapshot::probe::Root;
-use crate::snapshot::record::PackedFiles;
 use crate::snapshot::staging::{
     Base, StagedContent, entries, known_content, read_json, write_json,
 };

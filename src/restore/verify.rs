@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use anyhow::{Result, anyhow};
 
 use crate::container::Bundle;
-use crate::files::held::{Extent, HeldFile, on_host, open_below};
+use crate::files::verify::{Extent, HeldFile, on_host, open_below};
 use crate::hint::WithHint;
 use crate::store::manifest::Manifest;
 use crate::substitute::Resolved;
 
-use super::policies::{Remedy, What};
+use super::remedies::{Remedy, What};
 
 /// Makes sure that every file which the container had open or mapped is what it was, but for those
 /// that something else takes the place of, and as far as a policy does not know better.

@@ -1,7 +1,7 @@
 //! `ocicle inspect`.
 
 mod bars;
-mod tree;
+mod processes;
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ pub fn run(store: &Store, options: &InspectOptions) -> Result<()> {
         section("TIMELINE", &bars::lines(&report.timeline));
         return Ok(());
     }
-    section("PROCESSES", &tree::lines(&report.processes));
+    section("PROCESSES", &processes::lines(&report.processes));
     print_files(&report);
     print_parts(&report.parts);
     print_sizes(&report);
