@@ -177,7 +177,7 @@ pub fn check(request: &CheckRequest) -> Result<CheckReport> {
         .map(|(known, verdict)| fate(known, &verdict, &parts, &resolved))
         .collect();
     let mut problems =
-        processes::problems(&container, &dumped, &facts, &settings, &request.runtime.name())?;
+        processes::problems(&container, &dumped, &facts, &settings, request.runtime.family())?;
     problems.extend(mounts::problems(&container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
     if !container.bundle.restores_interfaces(&request.runtime) {

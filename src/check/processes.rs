@@ -13,6 +13,7 @@ use crate::files::DumpSettings;
 use crate::files::dumpable::{Place, place_obstacle};
 use crate::files::facts::Facts;
 use crate::files::{self, Holder};
+use crate::runtime::Family;
 use crate::sys::process::{Status, namespaced_pids};
 
 /// Over what CRIU would fail.
@@ -21,7 +22,7 @@ pub(super) fn problems(
     dumped: &[Process],
     facts: &Facts,
     settings: &DumpSettings,
-    runtime: &str,
+    runtime: Family,
 ) -> Result<Vec<Finding>> {
     let level = namespaced_pids(container.init)?.len();
     // Several threads, and several mappings of one file, have the same problem.
@@ -74,7 +75,7 @@ fn name(process: Process) -> String {
 /// (`generate_ns_id` in criu/namespaces.c), and below crun of the network: runc has CRIU leave
 /// networks alone (`setEmptyNsMask` in its checkpoint.go), which it can do for one only
 /// (`dump_net_ns` in criu/net.c).
-fn namespaces(init: i32, process: Process, runtime: &str) -> Vec<Finding> {
+fn namespaces(init: i32, process: Process, runtime: Family) -> Vec<Finding> {
     const SINGLE: [(&str, &str); 7] = [
         ("pid", "process"),
         ("user", "user"),
@@ -87,7 +88,7 @@ fn namespaces(init: i32, process: Process, runtime: &str) -> Vec<Finding> {
     let of = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
     let own = |(kind, _): &(&str, &str)| {
         let its = of(&process.host.to_string(), kind);
-        let is_dumped = *kind == "net" && runtime == "crun";
+        let is_dumped = *kind == "net" && runtime == Family::Crun;
         its.is_some() && !is_dumped && its != of(&init.to_string(), kind) && its != of("self", kind)
     };
     let said = |(_, name_of_it): (&str, &str)| {

@@ -24,7 +24,7 @@ use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor, WaitingCriu, WaitingScript};
 use crate::criu::protocol::Work;
 use crate::criu::{action, failure, phases};
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::files::verify::{Digests, HeldFile};
 use crate::files::{Owned, Suspects};
 use crate::freezer::Frozen;
@@ -127,7 +127,7 @@ impl<'a> Dump<'a> {
         if let Some(hook) = hook {
             hook.answer(&Ok(()))?;
         }
-        fault::point("dumping");
+        fault::point(Point::Dumping);
         let locks = told.locks;
         let taken = self.dump_and_snapshot(&frozen, staged, &mut manifest, &locks)?;
         let ended = if self.request.leave_running {
@@ -174,7 +174,7 @@ impl<'a> Dump<'a> {
         let process = criu.process()?;
         let mut told = Foreseen::by_looking(self.container, &self.cover, None, plain)?;
         criu.admit_with(&self.configuration(&told), &[])?;
-        fault::point("admitted");
+        fault::point(Point::Admitted);
         let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
         self.timeline.mark("runtime", begin, Instant::now());
         drop(room);
@@ -218,7 +218,7 @@ impl<'a> Dump<'a> {
         if let Some(process) = criu.process()? {
             self.guardian.await_if_we_die(&process)?;
         }
-        fault::point("at-the-door");
+        fault::point(Point::AtTheDoor);
         Ok(criu)
     }
 
@@ -255,12 +255,12 @@ impl<'a> Dump<'a> {
     }
 
     fn thaw(&self, frozen: Frozen<'_>, manifest: &mut Manifest) -> Result<()> {
-        fault::point("dumped");
+        fault::point(Point::Dumped);
         manifest.freeze.milliseconds = Timeline::milliseconds(frozen.requested().elapsed());
         let thawing = Instant::now();
         frozen.thaw()?;
         self.timeline.mark("thaw", thawing, Instant::now());
-        fault::point("thawed");
+        fault::point(Point::Thawed);
         self.guardian.thaw_no_more()
     }
 
@@ -303,7 +303,7 @@ impl<'a> Dump<'a> {
                 snapshot.context("taking the snapshot")?;
                 return Ok(None);
             };
-            fault::point("post-dump");
+            fault::point(Point::PostDump);
             let TakenParts { parts, held, begin, end } = match snapshot {
                 Ok(taken) => taken,
                 Err(error) => {
@@ -316,7 +316,7 @@ impl<'a> Dump<'a> {
             manifest.parts = parts::records(&parts);
             let committing = Instant::now();
             let (parts, outcome) = self.commit(parts, manifest, locks);
-            fault::point("committed");
+            fault::point(Point::Committed);
             self.answer(hook, &outcome);
             outcome.context("committing")?;
             self.timeline.mark("commit", committing, Instant::now());
@@ -509,6 +509,6 @@ pub(super) fn take(
         None => Vec::new(),
     };
     let parts = parts::take(parts, &suspects, frozen)?;
-    fault::point("snapshot-taken");
+    fault::point(Point::SnapshotTaken);
     Ok(TakenParts { parts, held, begin, end: Instant::now() })
 }

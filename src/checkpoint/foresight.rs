@@ -15,6 +15,7 @@ use crate::container::{Container, Identity};
 use crate::cover::{Aside, Cover};
 use crate::files::{Owned, Unreachable, by_path};
 use crate::freezer::Frozen;
+use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
 use crate::sys::mountinfo::{Mount, mounts_of};
@@ -90,7 +91,7 @@ const MANY: usize = 200;
 /// names (`rewrite_cgroup_roots`): so an engine's container, which may come back under another
 /// name, has them read.
 pub(super) fn has_plain_cgroups(request: &CheckpointRequest, container: &Container) -> bool {
-    let knows_the_mode = ["runc", "crun"].contains(&request.runtime.name().as_str());
+    let knows_the_mode = request.runtime.family() != Family::Other;
     knows_the_mode
         && !request.has_flag(CGROUPS_MODE)
         && !belongs_to_an_engine(container)

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::CheckpointRequest;
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::freezer::{Freezer, FreezerState, Frozen};
 use crate::guardian::Guardian;
 
@@ -15,7 +15,7 @@ pub(super) fn freeze<'a>(
 ) -> Result<Frozen<'a>> {
     guard_and_freeze(request, freezer, guardian)
         .context("freezing it")
-        .inspect(|_| fault::point("frozen"))
+        .inspect(|_| fault::point(Point::Frozen))
 }
 
 /// Freezes a control group that somebody thaws if we die.

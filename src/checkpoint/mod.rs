@@ -33,7 +33,7 @@ use anyhow::Result;
 use crate::choice::Choice;
 use crate::container::{Container, Shared, Volumes};
 use crate::cover::{self, Cover};
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::files::Suspects;
 use crate::files::{DumpSettings, bytes_of};
 use crate::guardian::Guardian;
@@ -138,7 +138,7 @@ pub fn checkpoint(
     let staged = timeline.time("pre-copy", || {
         copy_first(&container, root, request, filesystem, &directory, &guardian)
     })?;
-    fault::point("pre-copied");
+    fault::point(Point::PreCopied);
     let needed = needed(&container)?;
     directory.ensure_space(needed)?;
 

@@ -8,7 +8,7 @@ use super::CheckpointRequest;
 use super::freeze::guard_and_freeze;
 use crate::container::shared::{ADVICE, VolumeUser, writers_of};
 use crate::container::{Container, Shared};
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::freezer::{Freezer, Frozen};
 use crate::guardian::Guardian;
 use crate::hint::WithHint;
@@ -84,7 +84,7 @@ impl Sharing {
         };
         let others = self.freezers.iter().map(freeze).collect::<Result<Vec<_>>>()?;
         if !others.is_empty() {
-            fault::point("others-frozen");
+            fault::point(Point::OthersFrozen);
         }
         // Looking at all mounts takes its time, and a warning has been given.
         if self.rule != Shared::Warn {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Bundle;
 use super::records::{self, DockerContainer, StoredContainer};
+use super::{Bundle, annotations};
 use crate::glob;
 
 /// What a container is called.
@@ -103,23 +103,17 @@ impl From<DockerContainer> for Called {
     }
 }
 
-/// The annotations that say a container's name, those that say its image, its pod, and the pod's
-/// namespace: containerd's pkg/cri/annotations, cri-o's pkg/annotations, nerdctl's pkg/labels.
-const NAME: [&str; 3] =
-    ["io.kubernetes.cri.container-name", "io.kubernetes.container.name", "nerdctl/name"];
-const IMAGE: [&str; 3] =
-    ["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.Image", "io.kubernetes.cri-o.ImageName"];
-const POD: [&str; 2] = ["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"];
-const NAMESPACE: [&str; 2] = ["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"];
-
 fn by_annotations(bundle: &Bundle) -> Called {
-    let value = |name: &&str| bundle.spec.annotations().as_ref()?.get(*name).cloned();
-    let first = |names: &[&str]| names.iter().find_map(value).filter(|text| !text.is_empty());
-    let name = first(&NAME);
-    let in_pod = || Some(format!("{}/{}/{}", first(&NAMESPACE)?, first(&POD)?, name.clone()?));
+    let value = |name: &str| bundle.spec.annotations().as_ref()?.get(name).cloned();
+    let first = |names: &[&str]| annotations::first(names, value);
+    let name = first(&annotations::NAME);
+    let in_pod = || {
+        let (namespace, pod) = (first(&annotations::NAMESPACE)?, first(&annotations::POD)?);
+        Some(format!("{namespace}/{pod}/{}", name.clone()?))
+    };
     Called {
         names: name.clone().into_iter().chain(in_pod()).collect(),
-        images: IMAGE.iter().filter_map(value).collect(),
+        images: annotations::IMAGE.iter().filter_map(|name| value(name)).collect(),
     }
 }
 

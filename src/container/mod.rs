@@ -1,5 +1,6 @@
 //! A container, as its runtime, its bundle and the kernel describe it.
 
+pub mod annotations;
 mod cgroup;
 mod engine;
 mod identity;
@@ -18,7 +19,7 @@ use oci_spec::runtime::Spec;
 
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
-use crate::runtime::Runtime;
+use crate::runtime::{Family, Runtime};
 use crate::sys::owned::ensure_roots_alone;
 use crate::sys::process::{descends_from, namespaced_pids};
 
@@ -123,7 +124,7 @@ impl Bundle {
     /// outside, and none below runc, which leaves every network to the engine (`setEmptyNsMask` in
     /// its restore.go).
     pub fn restores_interfaces(&self, runtime: &Runtime) -> bool {
-        runtime.name() != "runc" && self.has_own_network()
+        runtime.family() != Family::Runc && self.has_own_network()
     }
 
     /// The annotations `prefix` and `prefix.*`, sorted by name.

@@ -14,7 +14,7 @@ use crate::freezer::CgroupVersion;
 use crate::hint::hint_of;
 use crate::locations;
 use crate::machine::{self, CriuVersion};
-use crate::runtime::Runtime;
+use crate::runtime::{Family, Runtime};
 use crate::sys::process::find_program;
 
 /// What was found of one thing.
@@ -199,7 +199,7 @@ fn runtimes(config: &Config) -> Vec<Diagnosis> {
         })
         .collect();
     let real = Runtime::find(config.runtime.as_deref());
-    findings.extend(libcriu(real.as_ref().is_ok_and(Runtime::is_crun)));
+    findings.extend(libcriu(real.as_ref().is_ok_and(|it| it.family() == Family::Crun)));
     findings.push(Diagnosis::of("real runtime", real, |runtime| {
         runtime.program().display().to_string()
     }));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Checkpoint, Listed, directories_in};
 use crate::bytes::ByteString;
 use crate::container::records::read_json;
-use crate::container::{Engine, ensure_name, freezer_of_process};
+use crate::container::{Engine, annotations, ensure_name, freezer_of_process};
 use crate::freezer::FreezerState;
 use crate::sys::process::start_time;
 
@@ -106,21 +106,19 @@ fn container(directory: &Path, root: &Path, user: Option<u32>) -> Option<Listed>
     let bundle = state.bundle();
     let says: Bundle =
         bundle.as_ref().and_then(|path| read_json(&path.join("config.json"))).unwrap_or_default();
-    let annotation =
-        |name: &str| says.annotations.get(name).map(|value| ByteString::from(value.as_str()));
+    let said = |names: &[&str]| {
+        let value = |name: &str| says.annotations.get(name).cloned();
+        annotations::first(names, value).map(|text| ByteString::from(text.as_str()))
+    };
     let pairs = says.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let engine = bundle.as_deref().map_or(Engine::Runtime, Engine::of_bundle);
     Some(Listed {
         engine: Engine::of_annotations(pairs).unwrap_or(engine),
-        name: ["io.kubernetes.cri.container-name", "io.kubernetes.container.name"]
-            .iter()
-            .find_map(|name| annotation(name)),
+        name: said(&annotations::NAME),
         namespace: bundle.as_deref().and_then(Engine::namespace_of).map(ByteString::from),
-        pod: ["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"]
-            .iter()
-            .find_map(|name| annotation(name)),
+        pod: said(&annotations::POD),
         user,
-        image: annotation("io.kubernetes.cri.image-name"),
+        image: said(&annotations::IMAGE),
         runtime: Some(runtime),
         root: Some(root.to_owned()),
         checkpoints: bundle.as_deref().and_then(in_place).into_iter().collect(),

@@ -153,6 +153,8 @@ pub enum Verdict {
 pub enum Obstacle {
     /// There is no code for its type (`dump_unsupp_fd` in criu/files-ext.c).
     Type(String),
+    /// An io_uring instance, which is one of them.
+    IoUring,
     /// No terminal driver that CRIU knows (`get_tty_driver` in criu/tty.c).
     TerminalDriver,
     /// A terminal from outside (`dump_one_reg_file` in criu/files-reg.c).
@@ -278,7 +280,7 @@ fn type_obstacle(file: &Described, settings: &DumpSettings) -> Option<Obstacle> 
         }
         Detail::Socket(socket) => socket_obstacle(socket, settings),
         Detail::Anonymous(link) => {
-            (file.kind == FileKind::Unknown).then(|| Obstacle::Type(anonymous_name(link)))
+            (file.kind == FileKind::Unknown).then(|| anonymous_obstacle(link))
         }
         Detail::Pidfd { thread: true, .. } => Some(Obstacle::PidfdThread),
         Detail::Pidfd { outside, .. } => outside.then_some(Obstacle::PidfdOutside),
@@ -301,12 +303,17 @@ fn has_driver(major: u32, minor: u32) -> bool {
     }
 }
 
-/// What `anon_inode:[io_uring]` says of it.
-fn anonymous_name(link: &ByteString) -> String {
+/// What the link of an anonymous file says of it, as `anon_inode:[perf_event]`.
+fn anonymous_obstacle(link: &ByteString) -> Obstacle {
     let name = link.to_string();
     let name = name.strip_prefix("anon_inode:").unwrap_or(&name);
-    format!("files of type {}", name.trim_start_matches('[').trim_end_matches(']'))
+    match name.trim_start_matches('[').trim_end_matches(']') {
+        IO_URING => Obstacle::IoUring,
+        other => Obstacle::Type(format!("files of type {other}")),
+    }
 }
+
+const IO_URING: &str = "io_uring";
 
 fn socket_obstacle(socket: &Socket, settings: &DumpSettings) -> Option<Obstacle> {
     match socket.family {
@@ -401,6 +408,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Type(what) => write!(f, "CRIU cannot save {what}"),
+            Self::IoUring => write!(f, "CRIU cannot save files of type {IO_URING}"),
             Self::TerminalDriver => f.write_str("CRIU does not know terminals of this kind"),
             Self::TerminalOutside => f.write_str("the terminal comes from outside the container"),
             Self::SessionOutside => {
@@ -465,11 +473,7 @@ impl Obstacle {
     /// io_uring instance is nothing that a process can hand to another (`io_is_uring_fops` in
     /// net/core/scm.c of the kernel), and so CRIU gets to none.
     pub fn can_be_set_aside(&self) -> bool {
-        match self {
-            Self::Locked | Self::Leased => false,
-            Self::Type(what) => !what.ends_with("io_uring"),
-            _ => true,
-        }
+        !matches!(self, Self::Locked | Self::Leased | Self::IoUring)
     }
 
     /// What would help, but for a rule.
@@ -481,7 +485,7 @@ impl Obstacle {
             Self::Ghost { stored, .. } => {
                 return format!("criu.ghost-limit = \"{}M\" or more", stored.div_ceil(1 << 20));
             }
-            Self::Type(what) if what.ends_with("io_uring") => {
+            Self::IoUring => {
                 "have the program work without io_uring, by a setting of its own or a seccomp profile \
                  that refuses io_uring_setup"
             }

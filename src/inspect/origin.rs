@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gather::{Gathered, Layer};
 use crate::bytes::ByteString;
-use crate::container::Engine;
+use crate::container::{Engine, annotations};
 use crate::store::manifest::Manifest;
 
 /// The container of a checkpoint, and who made it.
@@ -146,16 +146,18 @@ impl Provenance {
         let spec: SpecDump = document(gathered, "spec.dump");
         let bundle = manifest.map(|manifest| manifest.container.bundle.as_path());
         let engine = engine_of(&spec.annotations).or_else(|| bundle.map(Engine::of_bundle));
-        let annotation = |name: &str| spec.annotations.get(name).map(|value| value.as_str().into());
+        let said = |names: &[&str]| {
+            let value = |name: &str| spec.annotations.get(name).cloned();
+            annotations::first(names, value).map(ByteString::from)
+        };
 
         or(&mut self.engine, engine.map(|engine| engine.as_str().into()));
         or(&mut self.container, config.name.map(ByteString::from));
         or(&mut self.container, manifest.map(|m| m.container.id.as_str().into()));
         or(&mut self.id, config.id.map(ByteString::from));
         or(&mut self.image, config.image.map(ByteString::from));
-        or(&mut self.image, annotation("io.kubernetes.cri-o.ImageName"));
-        or(&mut self.image, annotation("io.kubernetes.cri.image-name"));
-        or(&mut self.pod, annotation("io.kubernetes.pod.name"));
+        or(&mut self.image, said(&annotations::IMAGE));
+        or(&mut self.pod, said(&annotations::POD));
         or(&mut self.created, manifest.map(|m| m.created.to_string().into()));
         or(&mut self.created, config.created.map(ByteString::from));
         or(&mut self.runtime, config.runtime.map(ByteString::from));

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::criu::images::{ImageDir, mount_keys};
-use crate::runtime::Runtime;
+use crate::runtime::{Family, Runtime};
 
 /// A flag of runc's that containerd gives whatever runtime it calls. crun refuses it, and does what
 /// it asks for anyway.
@@ -14,7 +14,7 @@ const NO_SUBREAPER: [&str; 2] = ["--no-subreaper", "-no-subreaper"];
 
 /// The flags that the runtime knows.
 pub(super) fn known(runtime: &Runtime, mut flags: Vec<OsString>) -> Vec<OsString> {
-    if runtime.is_crun() {
+    if runtime.family() == Family::Crun {
         flags.retain(|flag| !NO_SUBREAPER.iter().any(|known| flag == known));
     }
     flags
@@ -29,7 +29,7 @@ const EMPTY: &str = ".empty-directory";
 /// it has forgotten `--root` (`read_container_config_from_state` leaves the context of the
 /// container unset, in src/libcrun/container.c), at a restore that of `--root`.
 pub(super) fn mounts(runtime: &Runtime, images: &Path) -> Result<Vec<String>> {
-    if !runtime.is_crun() {
+    if runtime.family() != Family::Crun {
         return Ok(Vec::new());
     }
     let directory = runtime.crun_directory().join(EMPTY);

@@ -19,6 +19,7 @@ use crate::criu::door::{Door, Visitor};
 use crate::criu::failure::{self, Logs};
 use crate::criu::images::{ImageDir, cgroups};
 use crate::criu::protocol::{FIRST_FD, Work};
+use crate::runtime::Family;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
@@ -77,7 +78,7 @@ impl ImageView {
 fn leaves_groups(request: &RestoreRequest, manifest: &Manifest, images: &ImageDir) -> Result<bool> {
     let is_said = value_of(&request.flags, CGROUPS_MODE).is_some()
         || manifest.flags.iter().any(|flag| flag.starts_with(CGROUPS_MODE));
-    Ok(request.runtime.name() == "runc" && !is_said && cgroups::are_one(images)?)
+    Ok(request.runtime.family() == Family::Runc && !is_said && cgroups::are_one(images)?)
 }
 
 /// A view is a second name for most images, so it lies where they do; it is copied where nothing

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Runtime;
+use super::{Family, Runtime};
 
 /// A file for each: its name the container's, in it where crun kept it.
 const NOTICES: &str = "/run/ocicle/ended";
@@ -28,7 +28,7 @@ impl Notice {
     ///
     /// The engine may come as soon as it has, so this is said before.
     pub fn give(runtime: &Runtime, id: &str) -> Result<Option<Self>> {
-        if !runtime.is_crun() {
+        if runtime.family() != Family::Crun {
             return Ok(None);
         }
         let notices = Path::new(NOTICES);
@@ -53,7 +53,7 @@ impl Drop for Notice {
 
 /// Whether it is such a container, of which crun knows nothing; once.
 pub fn take(runtime: &Runtime, id: &str) -> bool {
-    if !runtime.is_crun() {
+    if runtime.family() != Family::Crun {
         return false;
     }
     let place = runtime.crun_directory();

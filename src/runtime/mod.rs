@@ -92,9 +92,9 @@ impl Runtime {
         arguments::value_of(&self.globals, "--root").map(PathBuf::from)
     }
 
-    /// Whether that is crun.
-    pub fn is_crun(&self) -> bool {
-        self.name() == "crun"
+    /// Which of the runtimes it is that ocicle knows more of than their command line.
+    pub fn family(&self) -> Family {
+        Family::of(&self.name())
     }
 
     /// Where crun keeps its containers, as `get_run_directory` in src/libcrun/status.c finds it.
@@ -108,7 +108,7 @@ impl Runtime {
     /// each in a directory of that name below their root.
     pub fn may_know(&self, id: &str) -> bool {
         match self.root() {
-            Some(root) if ["runc", "crun"].contains(&self.name().as_str()) => {
+            Some(root) if self.family() != Family::Other => {
                 std::fs::symlink_metadata(root.join(id))
                     .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true)
             }
@@ -173,6 +173,28 @@ impl Runtime {
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("running {} {}", self.program.display(), rest.join(" ")))
+    }
+}
+
+/// The runtimes whose ways beyond the command line ocicle knows: told by the program's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// runc.
+    Runc,
+    /// crun.
+    Crun,
+    /// Any other: nothing is taken for granted.
+    Other,
+}
+
+impl Family {
+    /// That of a program of this name.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "runc" => Self::Runc,
+            "crun" => Self::Crun,
+            _ => Self::Other,
+        }
     }
 }
 

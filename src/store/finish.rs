@@ -13,7 +13,7 @@ use super::timeline::Timeline;
 use crate::bytes::ByteString;
 use crate::criu::images::Images;
 use crate::digest::FileRecord;
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::files::{self, FileKind, Holder, OpenFile, Table};
 use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{self, DriverSnapshot, Progress, Staging};
@@ -86,7 +86,7 @@ pub fn complete(
     let table = timeline.time("table", || write_table(images, &manifest))?;
     manifest.must_substitute = must_substitute(&table);
     manifest.files = pack_and_digest(images, &mut manifest, timeline, progress)?;
-    fault::point("packed");
+    fault::point(Point::Packed);
     manifest.state = State::Complete;
     if manifest.timeline.is_empty() {
         manifest.timeline = timeline.phases();
@@ -95,7 +95,7 @@ pub fn complete(
     sync_directory(images)?;
     manifest.see(images);
     manifest.commit(images)?;
-    fault::point("manifest-written");
+    fault::point(Point::ManifestWritten);
     release(images, &manifest.parts);
     let staging = images.join(STAGING);
     fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;

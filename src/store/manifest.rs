@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::ByteString;
 use crate::criu::images::DumpStats;
 use crate::digest::{FileRecord, digest, ensure_plain};
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::files::OpenFile;
 use crate::files::verify::HeldFile;
 use crate::freezer::{CgroupVersion, FrozenBy};
@@ -376,7 +376,7 @@ impl Manifest {
         let directory = &open(directory)?;
         let before = read_limited(directory, NAME).map(|text| sum_of(&text)).unwrap_or_default();
         replace(directory, DIGEST, (sum.clone() + &before).as_bytes())?;
-        fault::point(if before.is_empty() { "digest-written" } else { "digest-replaced" });
+        fault::point(if before.is_empty() { Point::DigestWritten } else { Point::DigestReplaced });
         replace(directory, NAME, &text)?;
         if !before.is_empty() {
             replace(directory, DIGEST, sum.as_bytes())?;

@@ -9,6 +9,7 @@ use super::held::{DriverSnapshot, SnapshotPlace};
 use super::program::{Done, Program, records};
 use super::registry::{Claim, Lease, new_name};
 use super::{CopyStats, Driver, DriverName, DriverSettings, SnapshotOwner};
+use crate::fault::{self, Point};
 use crate::files::Suspects;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
@@ -93,7 +94,7 @@ impl Driver for ProgramDriver {
     fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
         let name = json!({ "name": self.name_of_snapshot() });
         let Done {} = self.program.ask("take", &self.path, name)?;
-        crate::fault::point("program-taken");
+        fault::point(Point::ProgramTaken);
         self.held.note_taken(suspects);
         Ok(CopyStats::default())
     }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::registry::{Claim, Registry, new_name};
 use crate::bytes::ByteString;
+use crate::fault::{self, Point};
 use crate::snapshot::probe::Root;
 use crate::snapshot::{remove, split};
 use crate::sys::btrfs;
@@ -129,11 +130,11 @@ impl Pool {
         let directory = self.registry.directory();
         btrfs::snapshot(self.snapshot(name)?, directory, &new, false)
             .context("making a writable snapshot")?;
-        crate::fault::point("snapshot-made");
+        fault::point(Point::SnapshotMade);
         let exchange = RenameFlags::EXCHANGE;
         rustix::fs::renameat_with(directory, &new, &parent, last, exchange)
             .context("exchanging the subvolume and its snapshot")?;
-        crate::fault::point("snapshot-exchanged");
+        fault::point(Point::SnapshotExchanged);
         self.discard(&new)?;
         Ok(true)
     }

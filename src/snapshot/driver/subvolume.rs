@@ -10,6 +10,7 @@ use super::held::{DriverSnapshot, SnapshotPlace};
 use super::pool::{Pool, device_of};
 use super::registry::{Claim, Lease, new_name};
 use super::{CopyStats, Driver, DriverName, SnapshotOwner};
+use crate::fault::{self, Point};
 use crate::files::Suspects;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
@@ -103,7 +104,7 @@ impl Driver for SubvolumeDriver {
         }
         btrfs::snapshot(top, self.pool.registry.directory(), &self.held.claim.name, true)
             .context("making a btrfs snapshot")?;
-        crate::fault::point("subvolume-taken");
+        fault::point(Point::SubvolumeTaken);
         self.held.note_taken(suspects);
         Ok(CopyStats::default())
     }
