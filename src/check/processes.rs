@@ -12,7 +12,6 @@ use crate::container::{Container, Process};
 use crate::files::DumpSettings;
 use crate::files::dumpable::{Place, place_obstacle};
 use crate::files::facts::Facts;
-use crate::files::{self, Holder};
 use crate::runtime::Family;
 use crate::sys::process::{Status, namespaced_pids};
 
@@ -38,7 +37,7 @@ pub(super) fn problems(
     Ok(found.into_iter().collect())
 }
 
-/// What may keep the container from freezing, and what a restore loses.
+/// What may keep the container from freezing.
 pub(super) fn remarks(dumped: &[Process]) -> Vec<Finding> {
     let waits = |process: &&Process| Status::of(process.host).is_ok_and(|it| it.state == 'D');
     let said = |process: &Process| {
@@ -47,22 +46,7 @@ pub(super) fn remarks(dumped: &[Process]) -> Vec<Finding> {
             "if it lasts: end what it waits for, such as a frozen or remote file system",
         )
     };
-    let waiting = dumped.iter().filter(waits).map(said);
-    waiting.chain(dumped.iter().copied().flat_map(lost_locks)).collect()
-}
-
-/// Locks that the dump has, and that no process has after a restore.
-fn lost_locks(process: Process) -> Vec<Finding> {
-    let lost = files::lost_locks_of(process).unwrap_or_default();
-    let said = |(holder, path): (Holder, ByteString)| {
-        let what = format!(
-            "fd {} of {}: a restore loses its lock on {path}, which is mapped too",
-            holder.fd,
-            name(process)
-        );
-        Finding::with_help(what, "end the mapping before the checkpoint, or lock it again")
-    };
-    lost.into_iter().map(said).collect()
+    dumped.iter().filter(waits).map(said).collect()
 }
 
 /// `pid 7 (sh)`.

@@ -22,6 +22,7 @@ use crate::container::Container;
 use crate::cover::Cover;
 use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor, WaitingCriu, WaitingScript};
+use crate::criu::plugin::Told;
 use crate::criu::protocol::Work;
 use crate::criu::{action, failure, phases};
 use crate::fault::{self, Point};
@@ -269,7 +270,7 @@ impl<'a> Dump<'a> {
         Configuration {
             action_script: Some(self.door.action_script()),
             external: told.external.iter().map(|file| file.key.clone()).collect(),
-            set_aside: told.aside.chosen.clone(),
+            plugin: Told { set_aside: told.aside.chosen.clone(), ..Told::default() },
             ghost_limit: Some(self.request.ghost_limit.clone()),
             no_network_lock: !told.needs_lock,
             ..Configuration::default()

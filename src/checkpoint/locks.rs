@@ -15,13 +15,10 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::criu::images::entries::FileLock;
 use crate::criu::images::image::{Image, ImageKind};
-use crate::criu::images::{ImageDir, Images};
+use crate::criu::images::{ImageDir, Images, LOCKS};
 use crate::files::{Holder, Lock, LockKind};
 use crate::hint::WithHint;
 use crate::sys::directory::Directory;
-
-/// Where CRIU writes locks.
-const IMAGE: &str = "filelocks.img";
 
 /// The locks that were held under the freeze, and through which file descriptors.
 #[derive(Debug, Default)]
@@ -31,7 +28,7 @@ impl Locks {
     /// Makes sure that CRIU has not overlooked all of them, which it would refuse if it had seen one.
     pub(super) fn ensure_asked_for(&self, images: &Path, file_locks: bool) -> Result<()> {
         let Some((holder, _)) = self.0.first() else { return Ok(()) };
-        if file_locks || images.join(IMAGE).exists() {
+        if file_locks || images.join(LOCKS).exists() {
             return Ok(());
         }
         let error = anyhow!("fd {} of pid {} holds a lock", holder.fd, holder.pid);
@@ -52,13 +49,13 @@ impl Locks {
         if missing.is_empty() {
             return Ok(());
         }
-        let image = dir.find(ImageKind::FileLocks, IMAGE)?;
+        let image = dir.find(ImageKind::FileLocks, LOCKS)?;
         let image = image.unwrap_or_else(|| Image::empty(ImageKind::FileLocks));
         let entries = missing.iter().map(FileLock::encode);
         let directory = Directory::open(path)?;
         directory
-            .replace(IMAGE, &image.with(entries))
-            .with_context(|| format!("writing {}", path.join(IMAGE).display()))
+            .replace(LOCKS, &image.with(entries))
+            .with_context(|| format!("writing {}", path.join(LOCKS).display()))
     }
 }
 
@@ -153,7 +150,7 @@ mod tests {
         assert_eq!(added, [(6, FileLock::POSIX, 2), (7, FileLock::POSIX, 9)]);
         seen.complete(directory.path()).unwrap();
         assert_eq!(locks(directory.path()), now);
-        fs::remove_file(directory.path().join(IMAGE)).unwrap();
+        fs::remove_file(directory.path().join(LOCKS)).unwrap();
         seen.complete(directory.path()).unwrap();
         assert_eq!(locks(directory.path()).len(), now.len());
     }
@@ -164,7 +161,7 @@ mod tests {
         let lock = Lock { kind: LockKind::Posix, exclusive: true, start: 0, length: 0, pid: 6 };
         let seen = Locks(vec![(Holder { pid: 6, fd: 3 }, lock)]);
         seen.ensure_asked_for(directory.path(), false).unwrap();
-        fs::remove_file(directory.path().join(IMAGE)).unwrap();
+        fs::remove_file(directory.path().join(LOCKS)).unwrap();
         seen.ensure_asked_for(directory.path(), true).unwrap();
         Locks::default().ensure_asked_for(directory.path(), false).unwrap();
         let refused = seen.ensure_asked_for(directory.path(), false).unwrap_err();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::plugin::SetAside;
+use super::plugin::Told;
 
 /// What CRIU is told beside what the runtime tells it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,8 +16,8 @@ pub struct Configuration {
     pub action_script: Option<PathBuf>,
     /// Files that CRIU shall not look up: `file[MOUNT:INODE]`, in hexadecimal.
     pub external: Vec<String>,
-    /// Open files that CRIU shall not look at.
-    pub set_aside: Vec<SetAside>,
+    /// What the library in CRIU is told.
+    pub plugin: Told,
     /// Open files to be replaced: the number CRIU inherits, and the name it looks up.
     pub inherit: Vec<(RawFd, String)>,
     /// The largest deleted file to keep in the image.
@@ -45,7 +45,7 @@ impl Configuration {
         if let Some(script) = &self.action_script {
             let _ = writeln!(text, "action-script {}", script.display());
         }
-        if !self.set_aside.is_empty() {
+        if !self.plugin.is_empty() {
             let _ = writeln!(text, "libdir {}", plugins.display());
         }
         for file in &self.external {
@@ -94,6 +94,7 @@ fn option_of(line: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plugin::SetAside;
     use super::*;
     use std::os::fd::AsRawFd;
 
@@ -113,7 +114,7 @@ mod tests {
         let configuration = Configuration {
             action_script: Some("/run/x/criu-action".into()),
             external: vec!["file[1f:2a]".into()],
-            set_aside: vec![aside],
+            plugin: Told { set_aside: vec![aside], ..Told::default() },
             inherit: vec![(400, "ocicle/7".into())],
             ghost_limit: Some("1G".into()),
             no_network_lock: true,

@@ -9,6 +9,7 @@
 //! criu-action     CRIU's action script: this program again
 //! criu.conf       CRIU's configuration, written when CRIU is admitted
 //! plugins/        where CRIU finds its plugins, and ours; made when it needs ours
+//! told, report    what ours is to do, and what it has to say
 //! ```
 
 use std::ffi::OsString;
@@ -166,7 +167,7 @@ impl WaitingCriu<'_> {
     /// Lets it in as it is.
     pub fn admit(self) -> Result<()> {
         let program = self.door.criu.clone();
-        let answer = Answer::Become { program, configuration: None, set_aside: None, inherited: 0 };
+        let answer = Answer::Become { program, configuration: None, plugin: false, inherited: 0 };
         self.channel.send(&answer, &[])
     }
 
@@ -175,14 +176,14 @@ impl WaitingCriu<'_> {
         let path = self.door.directory.path().join("criu.conf");
         let plugins = self.door.directory.path().join("plugins");
         configuration.write(&path, &plugins)?;
-        let aside = &configuration.set_aside;
-        let set_aside = (!aside.is_empty()).then(|| plugin::list(aside)).transpose()?;
-        if set_aside.is_some() {
+        let plugin = !configuration.plugin.is_empty();
+        if plugin {
+            configuration.plugin.write(self.door.directory.path())?;
             plugin::directory(&plugins)?;
         }
         let program = self.door.criu.clone();
         let (configuration, inherited) = (Some(path), fds.len());
-        let answer = Answer::Become { program, configuration, set_aside, inherited };
+        let answer = Answer::Become { program, configuration, plugin, inherited };
         self.channel.send(&answer, &[])?;
         let mut batches = fds.chunks(BATCH);
         batches.try_for_each(|batch| self.channel.send(&Answer::Continue, batch))

@@ -45,9 +45,9 @@ fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
         return become_program(Command::new(program).args(arguments));
     }
     let (answer, channel) = knock(&Knock::Criu(work))?;
-    let (program, configuration, set_aside, inherited) = match answer {
-        Answer::Become { program, configuration, set_aside, inherited } => {
-            (program, configuration, set_aside, inherited)
+    let (program, configuration, plugin, inherited) = match answer {
+        Answer::Become { program, configuration, plugin, inherited } => {
+            (program, configuration, plugin, inherited)
         }
         Answer::Stop(why) => bail!(why),
         Answer::Continue => bail!("that is no answer for CRIU"),
@@ -61,8 +61,8 @@ fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     if let Some(configuration) = configuration {
         command.env("CRIU_CONFIG_FILE", configuration);
     }
-    if let Some(list) = set_aside {
-        plugin::preload(&mut command, &list)?;
+    if plugin {
+        plugin::preload(&mut command, &door_directory().context("the door is gone")?)?;
     }
     become_program(&mut command)
 }
@@ -130,13 +130,14 @@ fn place(fd: &OwnedFd, wanted: RawFd) -> Result<()> {
     Ok(())
 }
 
+fn door_directory() -> Option<PathBuf> {
+    let door = PathBuf::from(std::env::var_os(protocol::VARIABLE)?);
+    Some(door.parent()?.to_owned())
+}
+
 fn path_without_us() -> Result<OsString> {
     let path = crate::sys::process::search_path();
-    let door = std::env::var_os(protocol::VARIABLE).map(PathBuf::from);
-    let ours = door
-        .as_deref()
-        .and_then(|door| door.parent())
-        .map(|directory| directory.join(protocol::BINARIES));
+    let ours = door_directory().map(|directory| directory.join(protocol::BINARIES));
     let others = std::env::split_paths(&path).filter(|directory| Some(directory) != ours.as_ref());
     Ok(std::env::join_paths(others)?)
 }

@@ -1,13 +1,18 @@
-//! Open files that CRIU does not look at, though it cannot dump them.
+//! A library of ours in CRIU (`plugin/`), for what CRIU does not do.
 //!
-//! Of a file for which a plugin answers, CRIU keeps an identifier and who holds it, and asks for
-//! nothing more. But it asks plugins for few of the kinds that it refuses. So a library of ours
-//! (`plugin/`, which says how) is preloaded into CRIU, and is its plugin too: for it, the chosen
-//! open files are of a kind that CRIU has never heard of. The kernel tells which ones they are, by
-//! comparing open file descriptions; whoever shares one in the container shares it in the images.
+//! - Open files that it cannot dump are *set aside*. Of a file for which a plugin answers, CRIU keeps
+//!   an identifier and who holds it, and asks for nothing more. But it asks plugins for few of the kinds
+//!   that it refuses. So the library is preloaded into CRIU, and is its plugin too: for it, the chosen
+//!   open files are of a kind that CRIU has never heard of. The kernel tells which ones they are, by
+//!   comparing open file descriptions; whoever shares one in the container shares it in the images.
+//! - Locks of ranges that a restore loses are taken again, by their holders, before they run: CRIU
+//!   opens what is mapped after it has set the locks (`restore_one_alive_task` in criu/cr-restore.c),
+//!   and closes it again when it is mapped (`restore_mapping` in criu/pie/restorer.c); and a process
+//!   that closes any descriptor of a file gives up its locks of ranges on that file (fcntl(2)).
 //!
-//! The library is part of this program. The interposer puts it into a file in memory, which it
-//! keeps open for the CRIU that it becomes: `/run` may be mounted `noexec`.
+//! What it is told is the file `told` in the door's directory, and what it has to say `report` there.
+//! The library is part of this program. The interposer puts it into a file in memory, which it keeps
+//! open for the CRIU that it becomes: `/run` may be mounted `noexec`.
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
@@ -20,6 +25,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 
+use super::images::entries::FileLock;
 use super::protocol::FIRST_FD;
 
 /// The library, as `build.rs` has made it.
@@ -28,11 +34,85 @@ const LIBRARY: &[u8] = include_bytes!(env!("OCICLE_PLUGIN"));
 /// The number of the descriptor that CRIU inherits of it: before those of replacements.
 const FD: RawFd = FIRST_FD - 1;
 
-/// What the library reads its list from.
-const LIST: &str = "OCICLE_SET_ASIDE";
+/// The environment variable that leads the library to the door's directory.
+const DIRECTORY: &str = "OCICLE_PLUGIN";
 
-/// More than this would not fit into one message of the door's: an entry has less than 60 bytes.
-const LIMIT: usize = 1000;
+/// What the library is told, and says.
+const TOLD: &str = "told";
+const REPORT: &str = "report";
+
+/// CRIU asks of each of its own descriptors, and the library goes through all of these each time.
+const MOST_ASIDE: usize = 1000;
+
+/// More than a container's processes have, and few enough for a restore to end.
+const MOST_LOCKS: usize = 100_000;
+
+/// What the library is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Open files that CRIU shall not look at.
+    pub set_aside: Vec<SetAside>,
+    /// Locks of ranges that their holders take again.
+    pub locks: Vec<FileLock>,
+}
+
+impl Told {
+    /// Whether there is nothing to tell, and no need for the library.
+    pub fn is_empty(&self) -> bool {
+        self.set_aside.is_empty() && self.locks.is_empty()
+    }
+
+    /// Writes it down for a library that is not loaded yet.
+    pub(super) fn write(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(TOLD);
+        fs::write(&path, self.to_text()?).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn to_text(&self) -> Result<String> {
+        let Self { set_aside, locks } = self;
+        let many = set_aside.len();
+        ensure!(many <= MOST_ASIDE, "{many} open files are more than can be set aside");
+        ensure!(locks.len() <= MOST_LOCKS, "{} locks are more than can be taken", locks.len());
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        for SetAside { process, fd, device, inode } in set_aside {
+            let _ = writeln!(text, "aside {device} {inode} {process} {fd}");
+        }
+        for FileLock { pid, fd, access, start, length, .. } in locks {
+            ensure!(
+                *access <= libc::F_WRLCK as u32,
+                "fd {fd} of pid {pid}: no such lock: {access}"
+            );
+            let _ = writeln!(text, "lock {pid} {fd} {access} {start} {length}");
+        }
+        Ok(text)
+    }
+}
+
+/// What the library could not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A holder could not take its lock again.
+    Lock {
+        /// The holder, as the container sees it, if one could be asked.
+        holder: Option<(i32, i32)>,
+        /// The kernel's answer.
+        errno: i32,
+    },
+}
+
+/// What the library has reported as failed in the door of that directory, if anything.
+pub fn failure(directory: &Path) -> Option<Failure> {
+    parse_report(&fs::read_to_string(directory.join(REPORT)).ok()?)
+}
+
+fn parse_report(text: &str) -> Option<Failure> {
+    let line = text.lines().find_map(|line| line.strip_prefix("lock "))?;
+    let mut words = line.split(' ').map(str::parse::<i32>);
+    let mut next = || words.next()?.ok();
+    let (pid, fd, errno) = (next()?, next()?, next()?);
+    Some(Failure::Lock { holder: (pid > 0).then_some((pid, fd)), errno })
+}
 
 /// An open file that CRIU is not to look at: by one of its file descriptors, and by what it is a
 /// descriptor of.
@@ -57,19 +137,8 @@ impl SetAside {
     }
 }
 
-/// The list of them, for the library.
-pub(super) fn list(files: &[SetAside]) -> Result<String> {
-    ensure!(files.len() <= LIMIT, "{} open files are more than can be set aside", files.len());
-    let mut list = String::new();
-    for SetAside { process, fd, device, inode } in files {
-        // Writing to a string does not fail.
-        let _ = write!(list, "{device:x}:{inode:x}:{process}:{fd} ");
-    }
-    Ok(list.trim_end().to_owned())
-}
-
-/// Loads the library into the CRIU to come.
-pub(super) fn preload(criu: &mut Command, list: &str) -> Result<()> {
+/// Loads the library into the CRIU to come, for what was told in the door's directory.
+pub(super) fn preload(criu: &mut Command, directory: &Path) -> Result<()> {
     let context = || "keeping the plugin for CRIU in memory";
     let memory =
         rustix::fs::memfd_create("ocicle-criu", MemfdFlags::CLOEXEC).with_context(context)?;
@@ -78,7 +147,7 @@ pub(super) fn preload(criu: &mut Command, list: &str) -> Result<()> {
     let placed = rustix::io::fcntl_dupfd_cloexec(&memory, FD).with_context(context)?;
     rustix::io::fcntl_setfd(&placed, rustix::io::FdFlags::empty())?;
     ensure!(placed.into_raw_fd() == FD, "descriptor {FD} is in use");
-    criu.env("LD_PRELOAD", own_path()).env(LIST, list);
+    criu.env("LD_PRELOAD", own_path()).env(DIRECTORY, directory);
     Ok(())
 }
 
@@ -132,10 +201,29 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let aside = SetAside::of(own, file.as_raw_fd()).unwrap();
         let meta = file.metadata().unwrap();
-        let entry = format!("{:x}:{:x}:{own}:{}", meta.dev(), meta.ino(), file.as_raw_fd());
-        assert_eq!(list(&[aside, aside]).unwrap(), format!("{entry} {entry}"));
-        assert!(list(&vec![aside; LIMIT + 1]).is_err());
+        let line = format!("aside {} {} {own} {}\n", meta.dev(), meta.ino(), file.as_raw_fd());
+        let told = |set_aside| Told { set_aside, ..Told::default() }.to_text();
+        assert_eq!(told(vec![aside, aside]).unwrap(), format!("{line}{line}"));
+        assert!(told(vec![aside; MOST_ASIDE + 1]).is_err());
         assert!(SetAside::of(own, -1).is_err());
+    }
+
+    #[test]
+    fn locks_are_those_of_fcntl_and_not_without_end() {
+        let lock = FileLock { flag: 1, access: 1, pid: 7, fd: 3, start: 120, length: 0 };
+        let told = |locks| Told { locks, ..Told::default() }.to_text();
+        assert_eq!(told(vec![lock]).unwrap(), "lock 7 3 1 120 0\n");
+        assert!(told(vec![FileLock { access: 2, ..lock }]).is_err(), "F_UNLCK");
+        assert!(told(vec![lock; MOST_LOCKS + 1]).is_err());
+    }
+
+    #[test]
+    fn what_the_library_reports() {
+        let failed = |holder, errno| Some(Failure::Lock { holder, errno });
+        assert_eq!(parse_report("lock 7 3 11\nlock 8 3 11\n"), failed(Some((7, 3)), 11));
+        assert_eq!(parse_report("lock -1 -1 3\n"), failed(None, 3));
+        assert_eq!(parse_report("lock 7 3\n"), None);
+        assert_eq!(parse_report(""), None);
     }
 
     #[test]

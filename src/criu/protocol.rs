@@ -47,14 +47,9 @@ pub(super) enum Knock {
 /// The answer to a knock.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// Become this program, with this configuration. Open files of that list are set aside. So many
-    /// descriptors follow, and take the numbers from [`FIRST_FD`] on.
-    Become {
-        program: PathBuf,
-        configuration: Option<PathBuf>,
-        set_aside: Option<String>,
-        inherited: usize,
-    },
+    /// Become this program, with this configuration, and with the library if that was told something.
+    /// So many descriptors follow, and take the numbers from [`FIRST_FD`] on.
+    Become { program: PathBuf, configuration: Option<PathBuf>, plugin: bool, inherited: usize },
     /// Go on.
     Continue,
     /// Fail.

@@ -1,4 +1,4 @@
-//! Locks that a restore loses: those of ranges, on files that their holder has mapped too.
+//! Locks that CRIU alone loses at a restore: those of ranges, on files that their holder has mapped too.
 //!
 //! CRIU opens what is mapped after it has set the locks (`restore_one_alive_task` in
 //! criu/cr-restore.c), and closes it again when it is mapped (`restore_mapping` in
@@ -6,16 +6,9 @@
 //! on that file (fcntl(2)), and so does every process that has the same table of descriptors.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
-use anyhow::Result;
-
-use super::unreachable::by_path;
-use super::{Holder, Lock, LockKind};
+use super::Holder;
 use crate::bytes::ByteString;
-use crate::container::Process;
 use crate::criu::images::entries::{FileBody, FileEntry, FileLock};
 use crate::criu::images::{Images, TaskImages};
 
@@ -34,7 +27,7 @@ pub fn lost_locks(images: &Images) -> BTreeSet<(Holder, ByteString)> {
         let holder = Holder { pid: lock.pid, fd: lock.fd };
         mapped.contains(&(table, locked)).then(|| (holder, locked.1.clone()))
     };
-    let ranges = images.locks.iter().filter(|lock| lock.flag & FileLock::POSIX != 0);
+    let ranges = images.locks.iter().filter(|lock| lock.is_of_process());
     ranges.filter_map(lost).collect()
 }
 
@@ -54,28 +47,10 @@ fn mapped(task: &TaskImages) -> impl Iterator<Item = (u32, u32)> + '_ {
     files.filter_map(|file| Some((task.table()?, file)))
 }
 
-/// Those of a process that may be running.
-pub fn lost_locks_of(process: Process) -> Result<BTreeSet<(Holder, ByteString)>> {
-    let directory = Path::new("/proc").join(process.host.to_string());
-    let seen = by_path(&[process], false)?;
-    let mut ranges = seen.locks.iter().filter(|(_, lock)| lock.kind == LockKind::Posix).peekable();
-    if ranges.peek().is_none() {
-        return Ok(BTreeSet::new());
-    }
-    let identity = |link: &Path| fs::metadata(link).ok().map(|it| (it.dev(), it.ino()));
-    let links = fs::read_dir(directory.join("map_files")).into_iter().flatten().flatten();
-    let mapped: HashSet<_> = links.filter_map(|link| identity(&link.path())).collect();
-    let lost = |(holder, _): &(Holder, Lock)| {
-        let link = directory.join("fd").join(holder.fd.to_string());
-        let path = fs::read_link(&link).ok()?;
-        mapped.contains(&identity(&link)?).then(|| (*holder, path.as_path().into()))
-    };
-    Ok(ranges.filter_map(lost).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn a_lock_of_a_range_on_what_is_mapped() {

@@ -18,7 +18,7 @@ mod user_info;
 
 pub mod verify;
 
-pub use lost_locks::{lost_locks, lost_locks_of};
+pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;

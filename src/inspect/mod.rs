@@ -23,7 +23,7 @@ pub use origin::Provenance;
 use crate::bytes::ByteString;
 use crate::criu::images::image::{Image, ImageKind};
 use crate::criu::images::{DumpStats, Images, TaskImages};
-use crate::files::{self, Holder, OpenFile, Table};
+use crate::files::{OpenFile, Table};
 use crate::hint::WithHint;
 use crate::store::STAGING;
 use crate::store::manifest::{self, Freeze, Left, Manifest, Phase, State};
@@ -247,11 +247,6 @@ fn warn_of_files(images: &Images, table: &Table, warnings: &mut Vec<String>) {
             file.name,
             file.holders_text(),
             file.id
-        ));
-    }
-    for (Holder { pid, fd }, path) in files::lost_locks(images) {
-        warnings.push(format!(
-            "fd {fd} of pid {pid}: a restore loses its lock on {path}, which is mapped too"
         ));
     }
     if !images.locks.is_empty() {

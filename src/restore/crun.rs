@@ -20,6 +20,18 @@ pub(super) fn known(runtime: &Runtime, mut flags: Vec<OsString>) -> Vec<OsString
     flags
 }
 
+/// Removes what crun leaves of a container that it could not restore, for which it then refuses the
+/// name: a directory without a status (`libcrun_container_restore` in src/libcrun/container.c).
+pub(super) fn forget(runtime: &Runtime, id: &str) {
+    if runtime.family() == Family::Crun
+        && runtime.may_know(id)
+        && runtime.state(id).is_err()
+        && let Err(error) = runtime.delete(id)
+    {
+        tracing::debug!("{error:#}");
+    }
+}
+
 /// What crun mounts over the directories that a container must not see.
 const EMPTY: &str = ".empty-directory";
 

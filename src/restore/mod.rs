@@ -29,6 +29,8 @@ use anyhow::{Result, anyhow};
 
 use crate::choice::Choice;
 use crate::container::Volumes;
+use crate::criu::images::Images;
+use crate::files::{self, Holder};
 use crate::hint::WithHint;
 use crate::lend::Handed;
 use crate::machine;
@@ -135,7 +137,16 @@ pub fn dry_run(request: &RestoreRequest, _held: &ContainerLock) -> Result<Foreca
 pub fn put_back(request: &RestoreRequest, _held: &ContainerLock) -> Result<()> {
     machine::ensure_capable()?;
     let examined = Examined::without_rules(request)?;
+    warn_of_lost_locks(&request.images)?;
     examined.plan()?.put_back_in_place()
+}
+
+/// This CRIU has not come to ocicle's door: so nobody takes them again.
+fn warn_of_lost_locks(images: &Path) -> Result<()> {
+    for (Holder { pid, fd }, path) in files::lost_locks(&Images::load(images)?) {
+        tracing::warn!("fd {fd} of pid {pid}: CRIU loses its lock on {path}, which is mapped too");
+    }
+    Ok(())
 }
 
 /// Refuses to touch the files of a container that lives.

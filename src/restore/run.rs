@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -17,8 +17,12 @@ use super::{RestoreRequest, crun};
 use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor};
 use crate::criu::failure::{self, Logs};
-use crate::criu::images::{ImageDir, cgroups};
+use crate::criu::images::entries::FileLock;
+use crate::criu::images::{ImageDir, LOCKS, cgroups};
+use crate::criu::plugin::{self, Failure};
 use crate::criu::protocol::{FIRST_FD, Work};
+use crate::files::{Holder, Table};
+use crate::hint::WithHint;
 use crate::runtime::Family;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::runtime::exit::Ended;
@@ -59,8 +63,9 @@ impl ImageView {
             (cgroups::relocatable(&dir)?, Vec::new())
         };
         let external = crun::mounts(&request.runtime, images)?;
-        let configuration = Configuration { external, ..Configuration::default() };
+        let mut configuration = Configuration { external, ..Configuration::default() };
         if treatments.is_empty() && groups.is_none() {
+            configuration.plugin.locks = locks_to_take_again(&dir)?;
             return Ok(Self { images: images.to_owned(), configuration, flags, _directory: None });
         }
         let directory = view_directory(door, images)?;
@@ -68,9 +73,23 @@ impl ImageView {
         let others = groups.map(|bytes| (cgroups::NAME.to_owned(), bytes)).into_iter().collect();
         let keys = substitute::rewrite_with(images, &view, treatments, others)?;
         let inherit = (FIRST_FD..).zip(keys).map(|(number, key)| (number, key.key)).collect();
-        let configuration = Configuration { inherit, ..configuration };
+        configuration.inherit = inherit;
+        configuration.plugin.locks = locks_to_take_again(&changed_or(dir, &view)?)?;
         Ok(Self { images: view, configuration, flags, _directory: Some(directory) })
     }
+}
+
+/// Where the view's locks are: with the originals if they are the same.
+fn changed_or(originals: ImageDir, view: &Path) -> Result<ImageDir> {
+    let is_changed = fs::symlink_metadata(view.join(LOCKS)).is_ok_and(|locks| locks.is_file());
+    if is_changed { ImageDir::open(view) } else { Ok(originals) }
+}
+
+/// Those of ranges: CRIU loses some of them, and to take one that is held is to keep it.
+fn locks_to_take_again(images: &ImageDir) -> Result<Vec<FileLock>> {
+    let mut locks = images.locks()?;
+    locks.retain(FileLock::is_of_process);
+    Ok(locks)
 }
 
 /// Whether CRIU shall leave the processes in the control groups that the runtime starts it in, those
@@ -137,7 +156,28 @@ pub(super) fn run(
         }
         return Ok(ended);
     }
+    crun::forget(&request.runtime, &request.id);
+    if let Some(failed) = plugin::failure(door.directory()) {
+        return Err(lock_not_taken(&failed, &request.images));
+    }
     Err(failure::explain("restore", &request.runtime, &ended, diverted.log().as_ref(), &logs))
+}
+
+/// CRIU's log would say that a process was killed: by its library, which could not go on.
+fn lock_not_taken(failed: &Failure, images: &Path) -> anyhow::Error {
+    let Failure::Lock { holder, errno } = failed;
+    let whose = holder.map_or_else(String::new, |(pid, fd)| {
+        let table = Table::read(images).ok();
+        let file = table.as_ref().and_then(|table| table.held_by(Holder { pid, fd }));
+        let name = file.map_or_else(String::new, |file| format!(" on {}", file.name));
+        format!("fd {fd} of pid {pid}: its lock{name}: ")
+    });
+    let error = anyhow!("{whose}{}", std::io::Error::from_raw_os_error(*errno));
+    let error = error.context("taking the locks of processes again");
+    if [libc::EAGAIN, libc::EACCES].contains(errno) {
+        return error.hint("somebody outside the container has locked the file: end that first");
+    }
+    error
 }
 
 fn arguments(

@@ -14,7 +14,7 @@ use crate::bytes::ByteString;
 use crate::criu::images::Images;
 use crate::digest::FileRecord;
 use crate::fault::{self, Point};
-use crate::files::{self, FileKind, Holder, OpenFile, Table};
+use crate::files::{self, FileKind, OpenFile, Table};
 use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{self, DriverSnapshot, Progress, Staging};
 use crate::store::manifest::{
@@ -105,7 +105,6 @@ pub fn complete(
 
 fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
     let read = Images::load(images).context("reading the open files from CRIU's images")?;
-    warn_of_lost_locks(&read);
     let mut table = Table::of(&read);
     name_external_files(&mut table, manifest);
     describe_unsupported(&mut table, manifest);
@@ -121,14 +120,6 @@ fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
 
 fn open(images: &Path) -> Result<Directory> {
     Directory::open(images).with_context(|| format!("opening {}", images.display()))
-}
-
-fn warn_of_lost_locks(images: &Images) {
-    for (Holder { pid, fd }, path) in files::lost_locks(images) {
-        tracing::warn!(
-            "fd {fd} of pid {pid}: a restore loses its lock on {path}, which is mapped too"
-        );
-    }
 }
 
 /// CRIU's images know such a file by a number only.

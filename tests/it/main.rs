@@ -29,6 +29,7 @@ mod podman;
 mod policies;
 mod policy;
 mod precopy;
+mod resume;
 mod seeing;
 mod shim;
 mod snapshot;

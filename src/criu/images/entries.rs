@@ -751,6 +751,11 @@ impl FileLock {
         })
     }
 
+    /// Whether it is one of a range, which belongs to a process and not to an open file.
+    pub fn is_of_process(&self) -> bool {
+        self.flag & Self::POSIX != 0
+    }
+
     /// The entry, with all its fields.
     pub fn encode(&self) -> Vec<u8> {
         let signed = |number: i32| i64::from(number) as u64;

@@ -29,6 +29,9 @@ use image::{Image, ImageKind, MAX_IMAGE};
 
 pub use entries::DumpStats;
 
+/// The image of locks.
+pub const LOCKS: &str = "filelocks.img";
+
 /// An image directory, or what was read of one inside an archive.
 #[derive(Debug)]
 pub struct ImageDir {
@@ -112,6 +115,11 @@ impl ImageDir {
         let name = format!("pagemap-{pid}.img");
         let Some(image) = self.find(ImageKind::Pagemap, &name)? else { return Ok(None) };
         Pagemap::read(&image).map(Some).with_context(|| self.reading(&name))
+    }
+
+    /// The locks.
+    pub fn locks(&self) -> Result<Vec<FileLock>> {
+        self.all(ImageKind::FileLocks, LOCKS, FileLock::read)
     }
 
     /// How long the dump took, if CRIU has written it here.
@@ -217,7 +225,7 @@ impl Images {
             ttys: dir.all(ImageKind::TtyInfo, "tty-info.img", TtyInfo::read)?,
             tty_data: dir.all(ImageKind::TtyData, "tty-data.img", |m| m.need_u32(1, "tty_id"))?,
             memfds: dir.all(ImageKind::MemfdInode, "memfd.img", MemfdInode::read)?,
-            locks: dir.all(ImageKind::FileLocks, "filelocks.img", FileLock::read)?,
+            locks: dir.locks()?,
             packets: dir.all(ImageKind::SocketQueues, "sk-queues.img", Packet::read)?,
         })
     }

@@ -28,7 +28,7 @@ use crate::criu::images::entries::{
 };
 use crate::criu::images::image::{EntryChange, ImageKind};
 use crate::criu::images::wire::{BadMessage, Message};
-use crate::criu::images::{ImageDir, Images, TaskImages};
+use crate::criu::images::{ImageDir, Images, LOCKS, TaskImages};
 use crate::files::FileId;
 use crate::hint::WithHint;
 
@@ -327,9 +327,7 @@ fn changed_images(
         change(ImageKind::RemapPath, name, &|entry| rewrite_remap(plan, entry))?;
     }
     if images.locks.iter().any(|lock| plan.forgotten.contains(&(lock.pid, lock.fd))) {
-        change(ImageKind::FileLocks, "filelocks.img".to_owned(), &|entry| {
-            rewrite_lock(plan, entry)
-        })?;
+        change(ImageKind::FileLocks, LOCKS.to_owned(), &|entry| rewrite_lock(plan, entry))?;
     }
     if plan.rest.changes_terminals() {
         let rest = &plan.rest;

@@ -20,6 +20,7 @@ mod scribble;
 mod spawn;
 mod ticker;
 mod trouble;
+mod writers;
 
 #[derive(Parser)]
 enum Workload {
@@ -64,6 +65,8 @@ enum Workload {
     Lend { file: PathBuf },
     /// Gets into one trouble that a checkpoint may have, and waits.
     Trouble { kind: String, dir: PathBuf },
+    /// COUNT processes that write to one SQLite database, and note what it has accepted.
+    Writers { dir: PathBuf, count: usize },
     /// Ask a workload on its control socket, and print the answer.
     Ask {
         socket: PathBuf,
@@ -86,6 +89,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Scribble { dir, way } => recorded(&dir, scribble::run(&dir, &way)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Trouble { kind, dir } => recorded(&dir, trouble::run(&kind, &dir)),
+        Workload::Writers { dir, count } => recorded(&dir, writers::run(&dir, count)),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }
 }

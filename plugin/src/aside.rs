@@ -1,0 +1,136 @@
+//! The open files that CRIU cannot dump, and is kept from looking at.
+//!
+//! CRIU asks its plugins for files of unknown kinds only, and refuses many of the kinds it knows
+//! (`dump_one_file` in criu/files.c). So of an open file that was set aside `fstat` says that it is a
+//! block device, a kind that CRIU does not know, and `fstatfs` that it is on no file system it knows.
+//! Of everything else they say the truth. Each is known by its device and inode, and by a file
+//! descriptor of a process, with which the kernel compares it (kcmp(2)).
+
+use std::ffi::{CStr, c_int};
+use std::ptr;
+
+use libc::{stat, statfs};
+
+use crate::told::{Aside, told};
+
+/// Whether a descriptor of ours is for an open file that is set aside.
+fn is_chosen(fd: c_int, found: &stat) -> bool {
+    let mut alike =
+        told().aside.iter().filter(|one| (one.device, one.inode) == (found.st_dev, found.st_ino));
+    alike.any(|one| is_same(fd, one))
+}
+
+fn is_same(fd: c_int, other: &Aside) -> bool {
+    /// linux/kcmp.h
+    const KCMP_FILE: c_int = 0;
+    // SAFETY: kcmp(2) and getpid(2) read and write no memory of ours.
+    unsafe {
+        libc::syscall(libc::SYS_kcmp, libc::getpid(), other.pid, KCMP_FILE, fd, other.fd) == 0
+    }
+}
+
+/// The function of that name which this library's hides.
+///
+/// # Safety
+/// `F` is the type of a pointer to it.
+unsafe fn hidden<F: Copy>(name: &CStr) -> Option<F> {
+    // SAFETY: the name ends in a zero byte.
+    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    // SAFETY: a pointer to a function is as large as one to data (POSIX, dlsym), and the caller
+    // knows its type.
+    (!found.is_null()).then(|| unsafe { ptr::read((&raw const found).cast::<F>()) })
+}
+
+type Fstat = unsafe extern "C" fn(c_int, *mut stat) -> c_int;
+type Fstatfs = unsafe extern "C" fn(c_int, *mut statfs) -> c_int;
+
+/// What the C library says of a descriptor, or that it cannot.
+///
+/// # Safety
+/// `into` is what fstat(2) may write to.
+unsafe fn real_fstat(fd: c_int, into: *mut stat) -> c_int {
+    // SAFETY: this is its type on every 64-bit Linux, where both names mean the same.
+    match unsafe { hidden::<Fstat>(c"fstat") } {
+        // SAFETY: as the caller promises.
+        Some(fstat) => unsafe { fstat(fd, into) },
+        None => missing(),
+    }
+}
+
+/// # Safety
+/// `into` is what fstatfs(2) may write to.
+unsafe fn real_fstatfs(fd: c_int, into: *mut statfs) -> c_int {
+    // SAFETY: as for fstat.
+    match unsafe { hidden::<Fstatfs>(c"fstatfs") } {
+        // SAFETY: as the caller promises.
+        Some(fstatfs) => unsafe { fstatfs(fd, into) },
+        None => missing(),
+    }
+}
+
+fn missing() -> c_int {
+    // SAFETY: the C library's errno of this thread.
+    unsafe { *libc::__errno_location() = libc::ENOSYS };
+    -1
+}
+
+/// fstat(2), in which a file that is set aside is a block device.
+///
+/// # Safety
+/// As of fstat(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstat64(fd: c_int, into: *mut stat) -> c_int {
+    // SAFETY: as the caller promises.
+    let done = unsafe { real_fstat(fd, into) };
+    // SAFETY: fstat(2) has filled it, and returned 0.
+    if let Some(found) = unsafe { into.as_mut() }.filter(|_| done == 0)
+        && is_chosen(fd, found)
+    {
+        found.st_mode = libc::S_IFBLK | (found.st_mode & !libc::S_IFMT);
+    }
+    done
+}
+
+/// fstat(2) under its other name.
+///
+/// # Safety
+/// As of fstat(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstat(fd: c_int, into: *mut stat) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe { fstat64(fd, into) }
+}
+
+/// fstatfs(2), in which a file that is set aside is on no file system in particular.
+///
+/// # Safety
+/// As of fstatfs(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstatfs64(fd: c_int, into: *mut statfs) -> c_int {
+    // SAFETY: as the caller promises.
+    let done = unsafe { real_fstatfs(fd, into) };
+    // SAFETY: fstatfs(2) has filled it, and returned 0.
+    if let Some(found) = unsafe { into.as_mut() }.filter(|_| done == 0)
+        && is_set_aside(fd)
+    {
+        found.f_type = 0;
+    }
+    done
+}
+
+/// fstatfs(2) under its other name.
+///
+/// # Safety
+/// As of fstatfs(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstatfs(fd: c_int, into: *mut statfs) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe { fstatfs64(fd, into) }
+}
+
+pub fn is_set_aside(fd: c_int) -> bool {
+    // SAFETY: of a `stat`, which is numbers only, zeroes are a value.
+    let mut found = unsafe { std::mem::zeroed::<stat>() };
+    // SAFETY: it lives to the end of this function.
+    unsafe { real_fstat(fd, &raw mut found) == 0 && is_chosen(fd, &found) }
+}
