@@ -9,7 +9,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Result, anyhow};
 
@@ -23,6 +22,7 @@ use crate::store::manifest::Unsupported;
 use crate::substitute::{
     OnUnsupported, Origin, Rule, Substitution, Term, parse_each, standing_rules,
 };
+use crate::sys::at_once;
 
 /// What CRIU is kept from looking at.
 #[derive(Debug, Default)]
@@ -208,8 +208,8 @@ pub const UNMAP: &str = "end the mapping before the checkpoint";
 fn mapped_files(processes: &[Process]) -> HashSet<(u64, u64)> {
     let maps = processes.iter().map(|process| format!("/proc/{}/map_files", process.host));
     let links = maps.filter_map(|maps| fs::read_dir(maps).ok()).flatten().flatten();
-    let found = links.filter_map(|link| fs::metadata(link.path()).ok());
-    found.map(|file| (file.dev(), file.ino())).collect()
+    let found = links.filter_map(|link| at_once::stat_behind(&link.path()).ok());
+    found.map(|file| file.identity()).collect()
 }
 
 /// The rules that may cover a file: none that names it by its identifier, as CRIU has given none

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::locks::Locks;
 use super::{CheckpointRequest, connections};
@@ -15,6 +15,7 @@ use crate::container::{Container, Identity};
 use crate::cover::{Aside, Cover};
 use crate::files::{Owned, Unreachable, by_path};
 use crate::freezer::Frozen;
+use crate::hint::WithHint;
 use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
@@ -46,6 +47,12 @@ impl Foreseen {
     ) -> Result<Self> {
         let seen = by_path(&container.dumped_processes()?, frozen.is_some())
             .context("looking for files out of CRIU's reach")?;
+        if let Some(served) = seen.served {
+            return Err(anyhow!("a process of the container serves the file system at {served}").hint(
+                "CRIU cannot save a FUSE file system, and would wait for its server, which is frozen: \
+                 unmount it, and close its files, before the checkpoint",
+            ));
+        }
         Ok(Self {
             external: external(seen.unreachable),
             owned: seen.owned,

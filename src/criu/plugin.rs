@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::fd::{IntoRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -27,6 +27,7 @@ use rustix::fs::MemfdFlags;
 
 use super::images::entries::FileLock;
 use super::protocol::FIRST_FD;
+use crate::sys::at_once;
 
 /// The library, as `build.rs` has made it.
 const LIBRARY: &[u8] = include_bytes!(env!("OCICLE_PLUGIN"));
@@ -127,8 +128,9 @@ pub struct SetAside {
 impl SetAside {
     /// The open file behind a file descriptor of a process, by the number that it has here.
     pub fn of(process: i32, fd: i32) -> io::Result<Self> {
-        let stat = fs::metadata(format!("/proc/{process}/fd/{fd}"))?;
-        Ok(Self { process, fd, device: stat.dev(), inode: stat.ino() })
+        let link = format!("/proc/{process}/fd/{fd}");
+        let (device, inode) = at_once::stat_behind(Path::new(&link))?.identity();
+        Ok(Self { process, fd, device, inode })
     }
 
     /// The device and the inode.
@@ -194,6 +196,7 @@ fn systems() -> Option<PathBuf> {
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_file_is_named_by_what_tells_it_from_others() {

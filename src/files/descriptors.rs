@@ -3,11 +3,12 @@
 use std::io;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{Mode, OFlags};
 
 use super::images::kind_of_mode;
 use super::table::{FileKind, Holder, LockKind};
 use crate::container::Process;
+use crate::sys::at_once::{self, Stat};
 use crate::sys::fs::proc_path;
 use crate::sys::kcmp;
 
@@ -46,6 +47,8 @@ pub(super) struct FdInfo {
     pub(super) watches: Vec<Watch>,
     /// The type of a BPF map.
     pub(super) map_type: Option<u32>,
+    /// The number of the FUSE connection that is served through it (Linux 6.14).
+    pub(super) serves: Option<u32>,
 }
 
 /// A lock that the kernel shows with a file descriptor.
@@ -133,7 +136,7 @@ impl Observed {
         let path = format!("/proc/{}/fd/{fd}", process.host);
         let held = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let link = rustix::fs::readlink(proc_path(&held), Vec::new())?.into_bytes();
-        let stat = rustix::fs::fstat(&held)?;
+        let stat = at_once::stat(&held)?;
         let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", process.host))?;
         Ok(Self { process, fd, link, stat, info: parse_fdinfo(&info) })
     }
@@ -225,6 +228,7 @@ pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
                 info.leased |= value.contains("LEASE ") && value.contains(" WRITE ");
                 info.locks.extend(parse_lock(value));
             }
+            "fuse_connection" => info.serves = value.parse().ok(),
             "map_type" => info.map_type = value.parse().ok(),
             name if name.starts_with("inotify ") || name.starts_with("fanotify ") => {
                 info.watches.extend(parse_watch(name, value));

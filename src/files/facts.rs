@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::descriptors::{self, Observed, Watch};
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
@@ -16,6 +16,7 @@ use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::container::Process;
 use crate::criu::door::real_criu;
+use crate::sys::at_once::{self, Stat};
 use crate::sys::diag::{UnixSocket, unix_sockets};
 use crate::sys::handle::open_handle;
 use crate::sys::mountinfo::Mount;
@@ -67,13 +68,12 @@ impl Facts {
     pub fn place_of(&self, link: &Path) -> Option<(PathBuf, Place)> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let file = rustix::fs::open(link, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&file).ok()?;
+        let stat = at_once::stat(&file).ok()?;
         let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
         let own = std::os::fd::AsRawFd::as_raw_fd(&file);
         let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{own}")).ok()?;
         let mount = descriptors::parse_fdinfo(&info).mount;
-        let system = rustix::fs::fstatfs(&file).ok()?.f_type;
-        let place = place(&self.reach, &path, &stat, mount, system);
+        let place = place(&self.reach, &path, &stat, mount);
         Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
     }
 }
@@ -134,10 +134,8 @@ impl<'a> Observer<'a> {
                 | FileKind::Device
                 | FileKind::Tty
         );
-        let path = format!("/proc/{}/fd/{}", fd.process.host, fd.fd);
-        let system = rustix::fs::statfs(path).map_or(0, |system| system.f_type);
         match has_path && fd.link.starts_with(b"/") {
-            true => place(self.reach, &fd.link, &fd.stat, fd.info.mount, system),
+            true => place(self.reach, &fd.link, &fd.stat, fd.info.mount),
             false => Place::There,
         }
     }
@@ -260,46 +258,37 @@ impl UnixSockets {
 
 /// Where a file is, by the rules of `dump_one_reg_file` and `check_path_remap` of
 /// criu/files-reg.c.
-fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32, system: i64) -> Place {
-    /// Include/uapi/linux/magic.h: what is there has no file that could be missing.
-    const PROC: i64 = 0x9fa0;
-    const DEVPTS: i64 = 0x1cd1;
+fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32) -> Place {
     let Some(reached) = reach.find(mount) else {
         return Place::Foreign(ExternalFile { mount, inode: stat.st_ino });
     };
     if reached.covered {
         return Place::Overmounted;
     }
-    if matches!(system, PROC | DEVPTS) {
+    // What is there has no file that could be missing.
+    if matches!(reached.mount.kind.as_str(), "proc" | "devpts") {
         return Place::There;
     }
     if stat.st_nlink == 0 {
         // In units of 512 bytes (stat(2)).
-        let stored = u64::try_from(stat.st_blocks).unwrap_or_default() * 512;
-        return Place::Deleted { stored };
+        return Place::Deleted { stored: stat.st_blocks * 512 };
     }
-    match stat_in(reached.host, link) {
-        Ok(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) => Place::There,
+    match reach.stat_at(reached.host, link) {
+        Ok(found) if found.identity() == stat.identity() => Place::There,
         Ok(_) => Place::Taken,
         Err(rustix::io::Errno::NOENT) => Place::Unlinked,
         Err(_) => Place::There,
     }
 }
 
-/// What is at a path of a process.
-fn stat_in(host: i32, path: &[u8]) -> rustix::io::Result<Stat> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root =
-        rustix::fs::open(format!("/proc/{host}/root"), flags | OFlags::DIRECTORY, Mode::empty())?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = rustix::fs::openat2(root, path, flags | OFlags::NOFOLLOW, Mode::empty(), resolve)?;
-    rustix::fs::fstat(file)
-}
-
 /// Whether CRIU will find a watched file: by its handle through one of the mounts of its file
 /// system, or else in the directories that it searches (`check_open_handle` in criu/fsnotify.c).
 fn can_find(reach: &Reach, watch: &Watch) -> bool {
-    let mut on = reach.mounts().filter(|reached| reached.mount.device == watch.device);
+    let mut on = reach.mounts().filter(|reached| reached.mount.device == watch.device).peekable();
+    // Opening it asks its server, as CRIU will.
+    if on.peek().is_some_and(|reached| reached.mount.is_remote()) {
+        return true;
+    }
     on.any(|reached| {
         let point = directory_of(reached.host, &reached.mount);
         point
@@ -316,19 +305,19 @@ fn directory_of(host: i32, mount: &Mount) -> rustix::io::Result<OwnedFd> {
 /// Whether the file is where CRIU searches for those without a handle (`hints` in criu/irmap.c).
 fn is_searched(reach: &Reach, watch: &Watch) -> bool {
     const SEARCHED: [&str; 8] = [
-        "etc",
-        "var/spool",
-        "var/log",
-        "usr/share/dbus-1/services",
-        "usr/share/dbus-1/system-services",
-        "var/lib/polkit-1/localauthority",
-        "usr/share/polkit-1/actions",
-        "lib/udev",
+        "/etc",
+        "/var/spool",
+        "/var/log",
+        "/usr/share/dbus-1/services",
+        "/usr/share/dbus-1/system-services",
+        "/var/lib/polkit-1/localauthority",
+        "/usr/share/polkit-1/actions",
+        "/lib/udev",
     ];
     let Some(host) = reach.mounts().map(|reached| reached.host).next() else { return false };
     let Ok(root) = directory(Path::new(&format!("/proc/{host}/root"))) else { return false };
     is_watched(&root, watch)
-        || SEARCHED.iter().any(|below| {
+        || SEARCHED.iter().filter(|below| !reach.asks_somebody(below.as_bytes())).any(|below| {
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::openat2(&root, *below, flags, Mode::empty(), resolve)
@@ -341,7 +330,7 @@ fn directory(path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 fn is_watched(file: &OwnedFd, watch: &Watch) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|stat| is_file(&stat, watch))
+    at_once::stat(file).is_ok_and(|stat| is_file(&stat, watch))
 }
 
 fn is_file(stat: &Stat, watch: &Watch) -> bool {
@@ -357,12 +346,13 @@ fn is_below(directory: &OwnedFd, watch: &Watch) -> bool {
         if matches!(name.to_bytes(), b"." | b"..") {
             return false;
         }
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        let Ok(stat) = rustix::fs::statat(directory, name, flags) else { return false };
+        let Ok(stat) = at_once::stat_in(directory, name) else { return false };
         let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What is mounted there may be somebody's who does not answer.
+        let within = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
         is_file(&stat, watch)
             || stat.st_mode & libc::S_IFMT == libc::S_IFDIR
-                && rustix::fs::openat(directory, name, open, Mode::empty())
+                && rustix::fs::openat2(directory, name, open, Mode::empty(), within)
                     .is_ok_and(|below| is_below(&below, watch))
     })
 }

@@ -116,7 +116,7 @@ fn describe(fds: &[Observed], class: &Class, sockets: &mut Sockets, reach: &Reac
     let mut holders: Vec<_> = class.iter().map(|member| fds[*member].holder()).collect();
     holders.sort_unstable();
     let (kind, text) = name_of(fd, sockets);
-    let (text, deleted) = strip_deleted(fd, text);
+    let (text, deleted) = strip_deleted(fd, text, reach);
     let external = class.iter().find_map(|member| reach.unreachable(&fds[*member]));
     let mode = fd.stat.st_mode;
     let has_path = kind_of_mode(mode) == kind && kind != FileKind::Unknown;
@@ -127,7 +127,7 @@ fn describe(fds: &[Observed], class: &Class, sockets: &mut Sockets, reach: &Reac
         name: text,
         flags: fd.info.flags,
         position: has_position.then_some(fd.info.position),
-        size: matches!(kind, FileKind::Reg | FileKind::Memfd).then_some(fd.stat.st_size as u64),
+        size: matches!(kind, FileKind::Reg | FileKind::Memfd).then_some(fd.stat.st_size),
         mode: has_path.then_some(mode),
         deleted,
         holders,
@@ -164,29 +164,21 @@ fn name_of(fd: &Observed, sockets: &mut Sockets) -> (FileKind, ByteString) {
 }
 
 /// Takes away what the kernel appends to the path of a file whose name is gone.
-fn strip_deleted(fd: &Observed, name: ByteString) -> (ByteString, bool) {
+fn strip_deleted(fd: &Observed, name: ByteString, reach: &Reach) -> (ByteString, bool) {
     let has_path = fd.link.starts_with(b"/") && fd.link == name.as_bytes();
     let Some(stripped) = name.as_bytes().strip_suffix(b" (deleted)").filter(|_| has_path) else {
         return (name, false);
     };
-    if fd.stat.st_nlink > 0 && is_named_so(fd, &name) {
+    if fd.stat.st_nlink > 0 && is_named_so(fd, &name, reach) {
         return (name, false);
     }
     (stripped.into(), true)
 }
 
 /// Whether a file in the container really ends in ` (deleted)`.
-fn is_named_so(fd: &Observed, name: &ByteString) -> bool {
-    use rustix::fs::{Mode, OFlags, ResolveFlags};
-    let path = OFlags::PATH | OFlags::CLOEXEC;
-    let root = format!("/proc/{}/root", fd.process.host);
-    let found = rustix::fs::open(root, path | OFlags::DIRECTORY, Mode::empty()).and_then(|root| {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let path = path | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat2(root, name.as_path(), path, Mode::empty(), resolve)?;
-        rustix::fs::fstat(file)
-    });
-    found.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (fd.stat.st_dev, fd.stat.st_ino))
+fn is_named_so(fd: &Observed, name: &ByteString, reach: &Reach) -> bool {
+    let found = reach.stat_at(fd.process.host, name.as_bytes());
+    found.is_ok_and(|stat| stat.identity() == fd.stat.identity())
 }
 
 /// Marks the files that epoll instances watch, by the numbers that each holder has for them.

@@ -6,11 +6,11 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use super::unreachable::Reach;
+use crate::container::Process;
+use crate::sys::at_once;
 
 /// Files that may change without a trace, and when that was found out.
 #[derive(Clone, Debug)]
@@ -85,31 +85,30 @@ impl Suspects {
         let suspected =
             |file: &&File| file.flags & libc::O_DIRECT != 0 || has_ring && file.is_writable();
         open.files.iter().filter(suspected).for_each(|file| self.insert(&file.link));
-        for path in open.rings.iter().flat_map(|fdinfo| registered(fdinfo)) {
-            self.insert_seen_by(&process, &path);
-        }
+        let paths: Vec<_> = open.rings.iter().flat_map(|fdinfo| registered(fdinfo)).collect();
+        // Its number in the container is of no matter here.
+        self.insert_seen_by(Process { host: pid, inner: pid }, &paths);
     }
 
     fn insert(&mut self, link: &Path) {
-        if let Ok(found) = fs::metadata(link)
+        if let Ok(found) = at_once::stat_behind(link)
             && found.is_file()
         {
-            self.files.insert((found.dev(), found.ino()));
+            self.files.insert(found.identity());
         }
     }
 
-    /// Adds what a path means to a process. It may lie to us, about its own files only.
-    fn insert_seen_by(&mut self, process: &Path, path: &str) {
-        let look = || -> rustix::io::Result<rustix::fs::Stat> {
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let root = rustix::fs::open(process.join("root"), flags, Mode::empty())?;
-            let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            let file = rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), within)?;
-            rustix::fs::fstat(file)
-        };
-        // A file that has no name any more is in no snapshot.
-        if let Ok(found) = look() {
-            self.files.insert((found.st_dev, found.st_ino));
+    /// Adds what paths mean to a process. It may lie to us, about its own files only.
+    fn insert_seen_by(&mut self, process: Process, paths: &[String]) {
+        if paths.is_empty() {
+            return;
+        }
+        let Ok(reach) = Reach::of(&[process], false) else { return };
+        for path in paths {
+            // A file that has no name any more is in no snapshot.
+            if let Ok(found) = reach.stat_at(process.host, path.as_bytes()) {
+                self.files.insert(found.identity());
+            }
         }
     }
 }

@@ -1,14 +1,20 @@
 //! Files that CRIU cannot find by a path in the container.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::descriptors::{self, HeldLock, Observed};
 use super::table::{ExternalFile, FileKind, Holder, Lock, LockKind};
 use crate::bytes::ByteString;
 use crate::container::Process;
+use crate::sys::at_once::{self, Stat};
 use crate::sys::mountinfo::{self, Mount};
 
 /// A file descriptor for a file on a mount that the container does not have.
@@ -59,6 +65,8 @@ pub struct SeenByPath {
     pub owned: Vec<Owned>,
     /// The locks that are held, leases aside, and through which file descriptors.
     pub locks: Vec<(Holder, Lock)>,
+    /// Where a file system is that one of the processes serves: CRIU would wait for it for ever.
+    pub served: Option<ByteString>,
 }
 
 /// Lists the file descriptors whose files CRIU could not find, the owners of the others, and locks.
@@ -78,6 +86,7 @@ pub fn by_path(processes: &[Process], frozen: bool) -> Result<SeenByPath> {
         unreachable: unreachable.collect(),
         owned: fds.iter().filter_map(|fd| reach.owned(fd)).collect(),
         locks: fds.iter().flat_map(locks).collect(),
+        served: reach.served(&fds),
     })
 }
 
@@ -144,6 +153,65 @@ impl Reach {
         self.mounts.values()
     }
 
+    /// What has a path in a process's root.
+    ///
+    /// # Errors
+    /// `EREMOTE` where somebody would have to be asked who may not answer.
+    pub(super) fn stat_at(&self, host: i32, path: &[u8]) -> rustix::io::Result<Stat> {
+        if self.asks_somebody(path) {
+            return Err(Errno::REMOTE);
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(
+            format!("/proc/{host}/root"),
+            flags | OFlags::DIRECTORY,
+            Mode::empty(),
+        )?;
+        let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        if self.has_remote() {
+            // A link could lead there. The kernel's paths have none, unless one came since.
+            resolve |= ResolveFlags::NO_SYMLINKS;
+        }
+        let nofollow = flags | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat2(root, path, nofollow, Mode::empty(), resolve)?;
+        at_once::stat(file)
+    }
+
+    /// Whether looking up a path in one of the roots comes to a file system whose server is asked.
+    pub(super) fn asks_somebody(&self, path: &[u8]) -> bool {
+        let path = Path::new(OsStr::from_bytes(path));
+        let mut remote = self.mounts().filter(|reached| reached.mount.is_remote());
+        remote.any(|reached| path.starts_with(reached.mount.point.as_path()))
+    }
+
+    /// Whether there is such a file system.
+    pub(super) fn has_remote(&self) -> bool {
+        self.mounts().any(|reached| reached.mount.is_remote())
+    }
+
+    /// Where a FUSE file system is whose server has one of these descriptors: the minor number of its
+    /// device is that of its connection. Older kernels do not tell that; there, who has `/dev/fuse`
+    /// open counts as the server of all.
+    fn served(&self, fds: &[Observed]) -> Option<ByteString> {
+        const FUSE: (u32, u32) = (10, 229);
+        let number = |device: u64| (rustix::fs::major(device), rustix::fs::minor(device));
+        let servers: Vec<_> =
+            fds.iter().filter(|fd| is_device(fd) && number(fd.stat.st_rdev) == FUSE).collect();
+        let is_served = |(major, minor): (u32, u32)| {
+            major == 0 && servers.iter().any(|fd| fd.info.serves == Some(minor))
+        };
+        let tells = servers.iter().any(|fd| fd.info.serves.is_some());
+        let guess = !servers.is_empty() && !tells;
+        let mount = self
+            .mounts()
+            .map(|reached| &reached.mount)
+            .find(|mount| mount.is_fuse() && (guess || is_served(mount.device)));
+        let open = || fds.iter().find(|fd| is_served(number(fd.stat.st_dev)));
+        mount
+            .map(|mount| mount.point.clone())
+            .or_else(|| open().map(|fd| fd.link.as_slice().into()))
+    }
+
     /// Whose the file is, if it is one that has a path.
     fn owned(&self, fd: &Observed) -> Option<Owned> {
         let reached = self.find(fd.info.mount)?;
@@ -165,6 +233,10 @@ impl Reach {
     }
 }
 
+fn is_device(fd: &Observed) -> bool {
+    fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+}
+
 fn is_saved_by_path(fd: &Observed) -> bool {
     /// Memory devices (`/dev/null` and its like), and of the miscellaneous ones autofs.
     const BY_PATH: fn(u32, u32) -> bool = |major, minor| major == 1 || (major, minor) == (10, 235);
@@ -172,8 +244,7 @@ fn is_saved_by_path(fd: &Observed) -> bool {
         FileKind::Reg | FileKind::Dir | FileKind::Symlink | FileKind::Fifo => true,
         FileKind::Device => {
             let device = fd.stat.st_rdev;
-            fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR
-                && BY_PATH(rustix::fs::major(device), rustix::fs::minor(device))
+            is_device(fd) && BY_PATH(rustix::fs::major(device), rustix::fs::minor(device))
         }
         _ => false,
     }

@@ -3,6 +3,7 @@
 //!
 //! All `unsafe` of the crate is below this module.
 
+pub mod at_once;
 pub mod btrfs;
 pub mod descriptors;
 pub mod diag;

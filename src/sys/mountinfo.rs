@@ -41,6 +41,23 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Whether it is a FUSE file system: some process serves it.
+    pub fn is_fuse(&self) -> bool {
+        ["fuse", "fuseblk"].contains(&self.kind.as_str()) || self.kind.starts_with("fuse.")
+    }
+
+    /// Whether somebody else than the kernel may have to be asked: a name that is looked up in it, or
+    /// a file that is opened, may take any time.
+    pub fn is_remote(&self) -> bool {
+        const REMOTE: [&str; 12] = [
+            "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "autofs", "virtiofs", "lustre",
+            "ocfs2", "gfs2",
+        ];
+        self.is_fuse() || REMOTE.contains(&self.kind.as_str())
+    }
+}
+
 /// Reads the mounts that process `pid` sees (`self` for our own).
 pub fn mounts_of(pid: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");

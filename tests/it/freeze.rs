@@ -14,6 +14,7 @@ use crate::support::{
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ocicle::fault::POINTS;
+use serde_json::json;
 
 /// A checkpoint that has come to a point, and stands there.
 struct Halted<'a> {
@@ -363,4 +364,47 @@ on_each_runtime!(who_gets_on_is_not_disturbed, |machine| {
     let (made, _, errors) = outcome(&mut command);
     assert!(made && begin.elapsed() > Duration::from_secs(1), "{errors}");
     fs::remove_file(config).unwrap();
+});
+
+/// A container that may mount a FUSE file system, and does.
+fn serving<'m>(machine: &'m Machine, way: &str) -> Bundle<'m> {
+    let bundle = machine.bundle(way).args(["workload", "fuse", "/data", way]);
+    let bundle = bundle.configure(|config| {
+        let fuse = json!({ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229,
+            "fileMode": 0o666, "uid": 0, "gid": 0 });
+        config["linux"]["devices"] = json!([fuse]);
+        let rule =
+            json!({ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm" });
+        config["linux"]["resources"] = json!({ "devices": [rule] });
+        for set in ["bounding", "effective", "permitted"] {
+            let set = config["process"]["capabilities"][set].as_array_mut().unwrap();
+            set.push("CAP_SYS_ADMIN".into());
+        }
+    });
+    bundle.make()
+}
+
+on_each_runtime!(nothing_waits_for_a_file_system_of_the_container, |machine| {
+    for way in ["healthy", "silent", "detached"] {
+        let bundle = serving(machine, way);
+        let container = bundle.run();
+        container.wait_for("/data/ready");
+        for flags in [&[][..], &["--leave-running", "--on-unsupported", "substitute"]] {
+            let begin = Instant::now();
+            let mut command = machine.ocicle();
+            command.args(["checkpoint", bundle.id()]).args(flags);
+            let (made, _, errors) = outcome(command.args(machine.variant().criu_flags()));
+            assert!(!made && begin.elapsed() < DEADLINE, "{way}: {errors}");
+            // Without them `/dev/fuse` is named, as a file that CRIU cannot dump.
+            let cause = "a process of the container serves the file system at /";
+            assert!(errors.contains(cause) || flags.is_empty(), "{way}: {errors}");
+            assert!(!container.is_frozen() && container.status() == "running", "{way}");
+        }
+        // Nor does who only looks.
+        for command in ["files", "check"] {
+            let begin = Instant::now();
+            let (_, said, errors) = outcome(machine.ocicle().args([command, bundle.id()]));
+            assert!(begin.elapsed() < DEADLINE, "{way}: {said}{errors}");
+        }
+    }
 });

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 
+mod fuse;
 mod hold;
 mod journal;
 mod kinds;
@@ -63,6 +64,8 @@ enum Workload {
     },
     /// As a program of `exec:`, lends FILE, and keeps what it was told in FILE.json.
     Lend { file: PathBuf },
+    /// Serves a FUSE file system in DIR, and has a file of it open.
+    Fuse { dir: PathBuf, way: fuse::Way },
     /// Gets into one trouble that a checkpoint may have, and waits.
     Trouble { kind: String, dir: PathBuf },
     /// COUNT processes that write to one SQLite database, and note what it has accepted.
@@ -88,6 +91,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Spawn { dir } => recorded(&dir, spawn::run(&dir)),
         Workload::Scribble { dir, way } => recorded(&dir, scribble::run(&dir, &way)),
         Workload::Lend { file } => lend::run(&file),
+        Workload::Fuse { dir, way } => recorded(&dir, fuse::run(&dir, way)),
         Workload::Trouble { kind, dir } => recorded(&dir, trouble::run(&kind, &dir)),
         Workload::Writers { dir, count } => recorded(&dir, writers::run(&dir, count)),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
