@@ -110,6 +110,7 @@ pub mod hint;
 pub mod hooks;
 pub mod inspect;
 pub mod lend;
+pub mod limits;
 pub mod locations;
 pub mod machine;
 pub mod output;

@@ -70,11 +70,15 @@ impl Manifest {
     }
 }
 
-/// Who does not compare the files must not restore.
+/// What is refused by who does not know how to compare the files, or to read the indexes.
 fn features(filesystem: Filesystem) -> Features {
-    let held = filesystem == Filesystem::Verify;
-    let incompatible = held.then(|| manifest::HELD_FILES.to_owned()).into_iter().collect();
-    Features { incompatible, ..Features::default() }
+    let mut features = Features::default();
+    match filesystem {
+        Filesystem::Verify => features.need(manifest::HELD_FILES),
+        Filesystem::Snapshot => features.need(manifest::INDEX_LINES),
+        Filesystem::None => {}
+    }
+    features
 }
 
 /// What a restore has to be told too.

@@ -14,7 +14,7 @@ use crate::container::{Bundle, Users};
 use crate::glob;
 use crate::hint::WithHint;
 use crate::locations;
-use crate::snapshot::{Gain, Kind, Meta, Plan, Verb};
+use crate::snapshot::{Gain, Id, Kind, Meta, Plan, Verb};
 use crate::substitute::Allow;
 
 /// Refuses what the parts may not bring.
@@ -65,16 +65,21 @@ impl Bounds {
         if self.volume.is_none() && self.users.is_none() {
             return Ok(());
         }
-        let label = plan.present(b"")?.and_then(|top| top.xattrs.get(&LABEL.into()).cloned());
-        let mut found = Vec::new();
+        let label = plan.present(Id::ROOT)?.and_then(|top| top.xattrs.get(&LABEL.into()).cloned());
+        let (mut first, mut others) = (None, 0);
         for gain in plan.gains() {
-            if let Some(excess) = self.excess(&gain, label.as_ref(), || plan.present(gain.path))? {
-                found.push((ByteString::from(gain.path), excess));
+            let Some(excess) = self.excess(&gain, label.as_ref(), || plan.present(gain.path))?
+            else {
+                continue;
+            };
+            match first {
+                None => first = Some((plan.path(gain.path), excess)),
+                Some(_) => others += 1,
             }
         }
-        match found.first() {
+        match first {
             None => Ok(()),
-            Some((path, excess)) => Err(self.refuse(path, excess, found.len() - 1)),
+            Some((path, excess)) => Err(self.refuse(&path, &excess, others)),
         }
     }
 

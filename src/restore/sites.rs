@@ -1,6 +1,5 @@
 //! The file systems of the container to be, as far as they can be seen from here.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use super::reconcile::Target;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::files::FoundFile;
-use crate::snapshot::{Kind, Lookup, PackedPart, Plan, Verb};
+use crate::snapshot::{Changes, Kind, Lookup, PackedPart, Plan, Verb};
 use crate::substitute::Site;
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of
@@ -30,8 +29,8 @@ struct Mount<'a> {
     /// Whether the container may write there.
     writable: bool,
     part: Option<&'a PackedPart>,
-    /// What putting the part back will change, and how.
-    changed: HashMap<ByteString, Verb>,
+    /// What putting the part back will change.
+    changes: Option<Changes>,
 }
 
 impl<'a> FutureMounts<'a> {
@@ -48,13 +47,7 @@ impl<'a> FutureMounts<'a> {
             let holds = |mount: &&mut Mount<'_>| mount.point == part.destination;
             let mount = mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
             mount.part = Some(&part.packed);
-            for action in plan.actions() {
-                // What is removed and then made anew has changed.
-                let verb = mount.changed.entry(action.path.clone()).or_insert(action.verb);
-                if *verb != action.verb {
-                    *verb = Verb::Replace;
-                }
-            }
+            mount.changes = Some(plan.changes());
         }
         Ok(Self { mounts })
     }
@@ -93,7 +86,7 @@ impl<'a> FutureMounts<'a> {
 
 impl<'a> Mount<'a> {
     fn new(point: PathBuf, source: Option<PathBuf>, writable: bool) -> Self {
-        Self { point, source, writable, part: None::<&'a PackedPart>, changed: HashMap::new() }
+        Self { point, source, writable, part: None::<&'a PackedPart>, changes: None }
     }
 
     fn look(&self, path: &Path) -> FoundFile {
@@ -115,10 +108,7 @@ impl<'a> Mount<'a> {
 
     /// What will be done to a path, or to what it is in.
     fn change_of(&self, path: &Path) -> Option<Verb> {
-        let verb = |path: &Path| self.changed.get(&ByteString::from(path)).copied();
-        let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
-        let deep = |verb: &Verb| *verb != Verb::Attributes;
-        verb(path).or_else(|| above.filter_map(verb).find(deep))
+        self.changes.as_ref()?.of(path.as_os_str().as_bytes())
     }
 }
 

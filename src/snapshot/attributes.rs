@@ -1,5 +1,6 @@
 //! The attributes of one inode: read, compared, set.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -9,6 +10,8 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::index::{Fingerprint, Meta, Time, is_overlay_xattr};
+use crate::bytes::ByteString;
+use crate::limits::{self, Limit};
 use crate::sys::fs;
 
 /// What an inode is, as far as stat(2) and readlink(2) tell.
@@ -50,15 +53,7 @@ impl Found {
             FileType::Socket => Shape::Socket,
             _ => Shape::File,
         };
-        let mut xattrs = std::collections::BTreeMap::new();
-        for name in fs::xattr_names(&entry)? {
-            if is_overlay_xattr(&name) {
-                continue;
-            }
-            if let Some(value) = fs::xattr(&entry, &name)? {
-                xattrs.insert(name.into(), value.into());
-            }
-        }
+        let xattrs = xattrs(&entry)?;
         let identity = identity(&stat);
         let meta = Meta {
             // The mode of a symbolic link means nothing and cannot be set.
@@ -75,6 +70,19 @@ impl Found {
     pub(super) fn inode(&self) -> (u64, u64) {
         (self.device, self.identity.ino)
     }
+}
+
+/// The extended attributes of a file, but for the overlay's own.
+fn xattrs(entry: impl AsFd) -> io::Result<BTreeMap<ByteString, ByteString>> {
+    let (mut xattrs, mut bytes) = (BTreeMap::new(), 0);
+    for name in fs::xattr_names(&entry)?.into_iter().filter(|name| !is_overlay_xattr(name)) {
+        let Some(value) = fs::xattr(&entry, &name)? else { continue };
+        bytes += name.len() + value.len();
+        limits::ensure(Limit::Attributes, bytes as u64, "its attributes take")
+            .map_err(io::Error::other)?;
+        xattrs.insert(name.into(), value.into());
+    }
+    Ok(xattrs)
 }
 
 /// What stat(2) tells that changes with every change.

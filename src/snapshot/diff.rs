@@ -9,11 +9,11 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::attributes::{Found, Shape};
-use super::index::{Content, Entry, Kind, Meta};
+use super::index::{Content, Entry, Kind, Meta, PATH_LIMIT};
 use super::part::{Lookup, PackedPart};
 use super::plan::{self, Action, Verb, is_stored, look_lower};
 use super::probe::Root;
@@ -110,12 +110,12 @@ pub fn since(root: &Root, part: &PackedPart) -> Result<Difference> {
     let plan = plan::plan(root, part)?;
     let now = Now { root, part, lower: plan.lower.as_ref().map(AsFd::as_fd) };
     let mut changes = Vec::new();
-    let mut actions = plan.actions().iter().peekable();
+    let mut actions = plan.actions().peekable();
     while let Some(action) = actions.next() {
         let path = action.path.as_bytes();
         // A path that changes its type has two steps.
         let is_replaced = actions.next_if(|next| next.path == action.path).is_some();
-        now.tell(action, is_replaced, &mut changes)
+        now.tell(&action, is_replaced, &mut changes)
             .with_context(|| format!("comparing {}", shown(path)))?;
     }
     changes.sort();
@@ -157,17 +157,28 @@ impl Now<'_> {
     fn tell_added(&self, path: &[u8], changes: &mut Vec<Change>) -> Result<()> {
         changes.push(Change::of(path, Fate::Added, vec![]));
         match self.look(path)? {
-            Some((found, _)) if found.shape == Shape::Dir && self.root.holds(found.device) => {
-                self.tell_inside(path, changes)
-            }
+            Some((found, _)) if self.is_to_be_read(&found) => self.tell_inside(path, changes),
             _ => Ok(()),
         }
     }
 
+    fn is_to_be_read(&self, found: &Found) -> bool {
+        found.shape == Shape::Dir && self.root.holds(found.device)
+    }
+
     fn tell_inside(&self, path: &[u8], changes: &mut Vec<Change>) -> Result<()> {
-        let Some(dir) = open_existing(self.root.top(), path)? else { return Ok(()) };
-        for name in fs::names(&dir)? {
-            self.tell_added(&join(path, &name), changes)?;
+        let mut todo = vec![path.to_vec()];
+        while let Some(path) = todo.pop() {
+            ensure!(path.len() <= PATH_LIMIT, "a path is longer than {PATH_LIMIT} bytes");
+            let Some(dir) = open_existing(self.root.top(), &path)? else { continue };
+            for name in fs::names(&dir)? {
+                let child = join(&path, &name);
+                changes.push(Change::of(&child, Fate::Added, vec![]));
+                let entry = fs::open_entry(&dir, &name)?;
+                if entry.map(Found::look).transpose()?.is_some_and(|it| self.is_to_be_read(&it)) {
+                    todo.push(child);
+                }
+            }
         }
         Ok(())
     }
@@ -211,8 +222,10 @@ pub fn between(
     Ok(difference)
 }
 
-fn links_of<'a>(part: &'a PackedPart, path: &'a [u8]) -> &'a [u8] {
-    part.index().inode(path).map_or(path, |(first, _)| first)
+fn links_of(part: &PackedPart, path: &[u8]) -> Vec<u8> {
+    let index = part.index();
+    let first = index.entries.find(path).and_then(|id| index.inode(id));
+    first.map_or(path.to_vec(), |(first, _)| index.entries.path(first))
 }
 
 /// The paths that may differ: all that either of the two has, and what is below a directory of the
@@ -222,8 +235,10 @@ fn candidates(
     after: &PackedPart,
     lower: Option<BorrowedFd<'_>>,
 ) -> Result<BTreeSet<Vec<u8>>> {
-    let own = before.index().entries.keys().chain(after.index().entries.keys());
-    let mut paths: BTreeSet<Vec<u8>> = own.map(|path| path.as_bytes().to_vec()).collect();
+    let mut paths: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for entries in [&before.index().entries, &after.index().entries] {
+        paths.extend(entries.walk().map(|(id, _)| entries.path(id)));
+    }
     let Some(lower) = lower else { return Ok(paths) };
     let hidden_once: Vec<_> =
         paths.iter().filter(|path| hides(before, path) != hides(after, path)).cloned().collect();

@@ -1,12 +1,12 @@
 //! Carries out a plan, through the root as the container sees it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
@@ -18,9 +18,10 @@ use super::attributes::{Found, Shape, apply};
 use super::copy::{Way, copy_file};
 use super::index::{Content, Entry, Kind, Meta};
 use super::node::make_node;
-use super::plan::{Action, Inode, Plan, Verb, look_lower};
-use super::{Progress, remove, shown, split};
-use crate::bytes::ByteString;
+use super::opened::Opened;
+use super::paths::Id;
+use super::plan::{Inode, Plan, Step, Verb, look_lower};
+use super::{Progress, remove, shown};
 use crate::sys::fs;
 
 /// What was done.
@@ -76,104 +77,83 @@ impl Plan<'_> {
         progress.expect(self.bytes_to_write());
         self.remove_all(&mut report)?;
         let workshop = Workshop::make(self.root.top())?;
-        let work = Work { plan: &self, workshop, progress, made: Mutex::default() };
+        let work = Work {
+            plan: &self,
+            workshop: Some(workshop),
+            progress,
+            made: Mutex::default(),
+            top: Opened::below(self.root.top()),
+            lower: self.lower.as_ref().map(|lower| Opened::below(lower.as_fd())),
+            held: self.held.as_ref().map(|held| Opened::below(held.as_fd())),
+        };
         work.make_all(&mut report)?;
         work.link_all(&mut report)?;
         work.finish()?;
         Ok(report)
     }
 
-    fn of(&self, verb: Verb) -> impl DoubleEndedIterator<Item = &[u8]> {
-        self.actions().iter().filter(move |a| a.verb == verb).map(|a| a.path.as_bytes())
-    }
-
     fn bytes_to_write(&self) -> u64 {
-        let size = |path: &ByteString| match self.part.index().get(path.as_bytes()) {
-            Some(Entry { kind: Kind::File { content, .. }, .. }) => content.length,
+        let size = |step: &Step| match (step.verb, self.entry(step).map(|entry| &entry.kind)) {
+            (Some(Verb::Create | Verb::Replace), Some(Kind::File { content, .. })) => {
+                content.length
+            }
             _ => 0,
         };
-        let makes = |verb| matches!(verb, Verb::Create | Verb::Replace);
-        self.actions().iter().filter(|a| makes(a.verb)).map(|a| size(&a.path)).sum()
+        self.steps.values().map(size).sum()
+    }
+
+    fn entry(&self, step: &Step) -> Option<&Entry> {
+        self.part.index().entries.value(step.entry?)
     }
 
     /// First, which also gives room back.
     fn remove_all(&self, report: &mut PutBack) -> Result<()> {
-        for path in self.of(Verb::Remove).rev() {
-            remove::tree(self.root.top(), path)
-                .with_context(|| format!("removing {}", shown(path)))?;
-            report.removed += 1;
+        let mut walk = self.steps.walk();
+        while let Some((_, step)) = walk.next() {
+            if step.remove {
+                let path = walk.path();
+                remove::tree(self.root.top(), path)
+                    .with_context(|| format!("removing {}", shown(path)))?;
+                report.removed += 1;
+            }
         }
         Ok(())
-    }
-
-    fn is_dir(&self, path: &ByteString) -> bool {
-        self.made(path.as_bytes()).is_ok_and(|made| made.is_dir())
-    }
-
-    /// What a path that is to be there is made from.
-    fn made(&self, path: &[u8]) -> Result<Made<'_>> {
-        if let Some(entry) = self.part.index().get(path) {
-            return Ok(Made::Entry(entry));
-        }
-        let lower = self.lower.as_ref().context("it is neither in the snapshot nor below")?;
-        let (parent, name) = split(path).context("the root is in every snapshot")?;
-        let dir = fs::open_dir(lower, parent).context("opening the lower directory")?;
-        let (found, entry) = look_lower(&dir, name)?.context("it is gone from the lower layers")?;
-        Ok(Made::Lower(found, entry))
-    }
-
-    /// Sets the attributes of a directory that was made or seen; of any other, its time.
-    fn finish_dir(&self, path: &[u8], inode: Option<Inode>) -> Result<()> {
-        let made = self.made(path)?;
-        let dir = fs::open_dir(self.root.top(), path)?;
-        let Some(inode) = inode else {
-            return Ok(fs::set_mtime(dir, made.meta().mtime.0, made.meta().mtime.1)?);
-        };
-        ensure!(Inode::of(&dir)? == inode, "another was put in its place meanwhile");
-        apply(dir, made.meta())
-    }
-
-    /// Shares the bytes of the same file in a snapshot that is held on this file system, if there is
-    /// one: it is read-only, and of this very index.
-    fn clone_held(&self, path: &[u8], size: u64, file: &OwnedFd) -> Result<bool> {
-        let (Some(held), Some((parent, name))) = (&self.held, split(path)) else {
-            return Ok(false);
-        };
-        let entry = fs::open_entry(fs::open_dir(held, parent)?, name)?.context("it is gone")?;
-        let source = fs::open_for_reading(entry)?;
-        rustix::fs::ioctl_ficlone(file, &source)?;
-        Ok(fs::stat(file)?.st_size as u64 == size)
     }
 }
 
 /// A plan that is being carried out.
 struct Work<'a> {
     plan: &'a Plan<'a>,
-    workshop: Workshop,
+    /// There until directories get their attributes: it is in the root itself.
+    workshop: Option<Workshop>,
     progress: &'a dyn Progress,
     /// The directories that were made, to know them again.
-    made: Mutex<HashMap<Vec<u8>, Inode>>,
+    made: Mutex<HashMap<Id, Inode>>,
+    /// The root, the layers below it, and what content can be cloned from.
+    top: Opened<'a>,
+    lower: Option<Opened<'a>>,
+    held: Option<Opened<'a>>,
 }
 
 impl Work<'_> {
     fn make_all(&self, report: &mut PutBack) -> Result<()> {
         let mut rest = Vec::new();
-        for action in self.plan.actions() {
-            match action.verb {
-                Verb::Create => report.created += 1,
-                Verb::Replace => report.replaced += 1,
-                Verb::Attributes => report.attributes += 1,
-                Verb::Remove | Verb::Link => continue,
+        for (id, step) in self.plan.steps.walk() {
+            match step.verb {
+                Some(Verb::Create) => report.created += 1,
+                Some(Verb::Replace) => report.replaced += 1,
+                Some(Verb::Attributes) => report.attributes += 1,
+                None | Some(Verb::Remove | Verb::Link) => continue,
             }
             // Directories one after the other, as each may be in another; then there is room for all
             // that is in them.
-            if action.verb == Verb::Create && self.plan.is_dir(&action.path) {
-                self.carry_out(action)?;
+            if step.verb == Some(Verb::Create) && self.is_dir(id, step) {
+                self.carry_out(id, step)?;
             } else {
-                rest.push(action);
+                rest.push((id, step));
             }
         }
-        let carry_out = |action: &&Action| self.carry_out(action);
+        let carry_out = |(id, step): &(Id, &Step)| self.carry_out(*id, step);
         let bytes = if rest.len() < 2 {
             rest.iter().map(carry_out).collect::<Result<Vec<_>>>()
         } else {
@@ -184,53 +164,81 @@ impl Work<'_> {
     }
 
     /// Makes something, and returns how many bytes of content were written.
-    fn carry_out(&self, action: &Action) -> Result<u64> {
-        let path = action.path.as_bytes();
-        match action.verb {
-            Verb::Create | Verb::Replace => self.make(path),
-            Verb::Attributes => self.set_attributes(action).map(|()| 0),
-            Verb::Remove | Verb::Link => Ok(0),
+    fn carry_out(&self, id: Id, step: &Step) -> Result<u64> {
+        match step.verb {
+            Some(Verb::Create | Verb::Replace) => self.make(id, step),
+            Some(Verb::Attributes) => self.set_attributes(id, step).map(|()| 0),
+            None | Some(Verb::Remove | Verb::Link) => Ok(0),
         }
-        .with_context(|| format!("restoring {}", shown(path)))
+        .with_context(|| format!("restoring {}", self.shown(id)))
+    }
+
+    fn shown(&self, id: Id) -> String {
+        shown(&self.plan.steps.path(id))
+    }
+
+    /// The directory that a path is in, and its name there.
+    fn split(&self, id: Id) -> Result<(Id, &[u8])> {
+        ensure!(id != Id::ROOT, "the root is always there");
+        Ok((self.plan.steps.parent(id), self.plan.steps.name(id)))
+    }
+
+    fn open(&self, dirs: &Opened<'_>, dir: Id) -> io::Result<Arc<OwnedFd>> {
+        dirs.dir(&self.plan.steps, dir)
+    }
+
+    /// What a path that is to be there is made from.
+    fn made_from(&self, id: Id, step: &Step) -> Result<Made<'_>> {
+        if let Some(entry) = step.entry.and_then(|id| self.plan.part.index().entries.value(id)) {
+            return Ok(Made::Entry(entry));
+        }
+        let lower = self.lower.as_ref().context("it is neither in the snapshot nor below")?;
+        let (parent, name) = self.split(id)?;
+        let dir = self.open(lower, parent).context("opening the lower directory")?;
+        let (found, entry) = look_lower(&dir, name)?.context("it is gone from the lower layers")?;
+        Ok(Made::Lower(found, entry))
+    }
+
+    fn is_dir(&self, id: Id, step: &Step) -> bool {
+        self.made_from(id, step).is_ok_and(|made| made.is_dir())
     }
 
     /// Sets the attributes of anything but a directory; those come last.
-    fn set_attributes(&self, action: &Action) -> Result<()> {
-        let path = action.path.as_bytes();
-        let made = self.plan.made(path)?;
+    fn set_attributes(&self, id: Id, step: &Step) -> Result<()> {
+        let made = self.made_from(id, step)?;
         if made.is_dir() {
             return Ok(());
         }
-        apply(self.open_seen(path, action.seen)?, made.meta())
+        apply(self.open_seen(id, step.seen)?, made.meta())
     }
 
     /// Opens what has a path, if it is still the inode that was seen or made.
-    fn open_seen(&self, path: &[u8], seen: Option<Inode>) -> Result<OwnedFd> {
-        let top = self.plan.root.top();
-        let entry = match split(path) {
-            Some((parent, name)) => fs::open_entry(fs::open_dir(top, parent)?, name)?,
-            None => Some(fs::open_dir(top, b"")?),
-        };
-        let entry = entry.context("it is gone")?;
+    fn open_seen(&self, id: Id, seen: Option<Inode>) -> Result<OwnedFd> {
+        let (parent, name) = self.split(id)?;
+        let entry = fs::open_entry(self.open(&self.top, parent)?, name)?.context("it is gone")?;
         ensure!(Some(Inode::of(&entry)?) == seen, "another was put in its place meanwhile");
         Ok(entry)
     }
 
-    fn make(&self, path: &[u8]) -> Result<u64> {
-        let made = self.plan.made(path)?;
-        let (parent, name) = split(path).context("the root is always there")?;
-        let dir = fs::open_dir(self.plan.root.top(), parent)?;
+    fn make(&self, id: Id, step: &Step) -> Result<u64> {
+        let made = self.made_from(id, step)?;
+        let (parent, name) = self.split(id)?;
+        let dir = self.open(&self.top, parent)?;
         if made.is_dir() {
             let inode = make_dir(&dir, name).context("making the directory")?;
-            self.made.lock().expect("nobody panics with it").insert(path.to_vec(), inode);
+            self.made.lock().expect("nobody panics with it").insert(id, inode);
             return Ok(0);
         }
         let mut bytes = 0;
-        self.workshop.give(&dir, name, |desk, temporary| {
-            let (entry, written) = self.make_node(desk, temporary, &made, path)?;
-            bytes = written;
-            apply(entry, made.meta())
-        })?;
+        self.workshop.as_ref().context("the work is done")?.give(
+            &dir,
+            name,
+            |desk, temporary| {
+                let (entry, written) = self.make_node(desk, temporary, &made, id)?;
+                bytes = written;
+                apply(entry, made.meta())
+            },
+        )?;
         Ok(bytes)
     }
 
@@ -240,12 +248,12 @@ impl Work<'_> {
         desk: &OwnedFd,
         name: &[u8],
         made: &Made<'_>,
-        path: &[u8],
+        id: Id,
     ) -> Result<(OwnedFd, u64)> {
         match made {
             Made::Entry(Entry { kind: Kind::File { size, content }, .. }) => {
                 let file = fs::create_file(desk, name)?;
-                if self.plan.clone_held(path, *size, &file).unwrap_or(false) {
+                if self.clone_held(id, *size, &file).unwrap_or(false) {
                     self.progress.advance(content.length);
                     return Ok((file, 0));
                 }
@@ -264,6 +272,17 @@ impl Work<'_> {
         }
     }
 
+    /// Shares the bytes of the same file in a snapshot that is held on this file system, if there is
+    /// one: it is read-only, and of this very index.
+    fn clone_held(&self, id: Id, size: u64, file: &OwnedFd) -> Result<bool> {
+        let Some(held) = &self.held else { return Ok(false) };
+        let (parent, name) = self.split(id)?;
+        let entry = fs::open_entry(self.open(held, parent)?, name)?.context("it is gone")?;
+        let source = fs::open_for_reading(entry)?;
+        rustix::fs::ioctl_ficlone(file, &source)?;
+        Ok(fs::stat(file)?.st_size as u64 == size)
+    }
+
     fn write(&self, file: &File, size: u64, content: &Content) -> Result<u64> {
         file.set_len(size).context("setting its length")?;
         self.plan.part.stored(content, |at, bytes| {
@@ -275,48 +294,74 @@ impl Work<'_> {
     }
 
     fn link_all(&self, report: &mut PutBack) -> Result<()> {
-        for path in self.plan.of(Verb::Link) {
-            self.link(path).with_context(|| format!("linking {}", shown(path)))?;
+        for (id, step) in self.plan.steps.walk().filter(|(_, step)| step.verb == Some(Verb::Link)) {
+            self.link(id, step).with_context(|| format!("linking {}", self.shown(id)))?;
             report.linked += 1;
         }
         Ok(())
     }
 
-    fn link(&self, path: &[u8]) -> Result<()> {
-        let (first, _) = self.plan.part.index().inode(path).context("it is not in the index")?;
-        let (from, first) = split(first).context("the root has one name")?;
-        let from = fs::open_dir(self.plan.root.top(), from)?;
-        let (parent, name) = split(path).context("the root has one name")?;
-        let dir = fs::open_dir(self.plan.root.top(), parent)?;
-        self.workshop.give(&dir, name, |desk, temporary| {
+    fn link(&self, id: Id, step: &Step) -> Result<()> {
+        let entries = &self.plan.part.index().entries;
+        let first = step.first.context("it is not in the index")?;
+        let from = fs::open_dir(self.plan.root.top(), &entries.path(entries.parent(first)))?;
+        let (parent, name) = self.split(id)?;
+        let dir = self.open(&self.top, parent)?;
+        self.workshop.as_ref().context("the work is done")?.give(&dir, name, |desk, temporary| {
+            let first = entries.name(first);
             Ok(rustix::fs::linkat(&from, first, desk, temporary, AtFlags::empty())?)
         })
     }
 
     /// Sets the attributes of the directories that were made or in which something was done: last,
     /// since each change in a directory sets its time, and the deepest first.
-    fn finish(self) -> Result<()> {
-        // It is in the root itself.
-        drop(self.workshop);
-        let made = self.made.into_inner().expect("nobody panics with it");
-        let plan = self.plan;
-        // Of the parents of what was removed or made the time alone is another.
-        let mut dirs: BTreeMap<&[u8], Option<Inode>> = BTreeMap::new();
-        dirs.insert(b"", None);
-        for action in plan.actions() {
-            let path = action.path.as_bytes();
-            if let Some((parent, _)) = split(path) {
-                dirs.entry(parent).or_default();
-            }
-            if action.verb != Verb::Remove && plan.is_dir(&action.path) {
-                dirs.insert(path, made.get(path).copied().or(action.seen));
+    fn finish(mut self) -> Result<()> {
+        drop(self.workshop.take());
+        let mut dirs: Vec<Id> = vec![Id::ROOT];
+        let steps = &self.plan.steps;
+        for (id, step) in steps.walk().filter(|(_, step)| step.remove || step.verb.is_some()) {
+            dirs.push(steps.parent(id));
+            if step.verb.is_some() && self.is_dir(id, step) {
+                dirs.push(id);
             }
         }
-        for (path, inode) in dirs.into_iter().rev() {
-            plan.finish_dir(path, inode)
-                .with_context(|| format!("setting the attributes of {}", shown(path)))?;
+        // A directory got its place before what is in it.
+        dirs.sort_unstable();
+        dirs.dedup();
+        let mut last = None;
+        for id in dirs.into_iter().rev() {
+            let done = self.finish_dir(id, last.take());
+            let context = || format!("setting the attributes of {}", self.shown(id));
+            last = Some((id, done.with_context(context)?));
         }
         Ok(())
+    }
+
+    /// Sets the attributes of a directory that was made or seen, and returns it. Of the parents of what
+    /// was removed or made the time alone is another. `last` may be in it.
+    fn finish_dir(&self, id: Id, last: Option<(Id, Arc<OwnedFd>)>) -> Result<Arc<OwnedFd>> {
+        let step = self.plan.steps.value(id).context("it is not in the plan")?;
+        let made = self.made_from(id, step)?;
+        let was_made = self.made.lock().expect("nobody panics with it").get(&id).copied();
+        let inode = was_made.or(step.seen);
+        let above = match (last, inode) {
+            (Some((below, last)), Some(inode)) if self.plan.steps.parent(below) == id => {
+                fs::open_parent(&last, inode.into())?
+            }
+            _ => None,
+        };
+        let dir = match above {
+            Some(dir) => Arc::new(dir),
+            None => self.open(&self.top, id)?,
+        };
+        match inode {
+            None => fs::set_mtime(&dir, made.meta().mtime.0, made.meta().mtime.1)?,
+            Some(inode) => {
+                ensure!(Inode::of(&dir)? == inode, "another was put in its place meanwhile");
+                apply(&dir, made.meta())?;
+            }
+        }
+        Ok(dir)
     }
 }
 

@@ -1,18 +1,25 @@
 //! The index: everything about a part but the bytes of its files.
+//!
+//! On disk it is a line of JSON for itself and one for each entry, in the order of a walk: how deep it
+//! lies, its last name, and what it is. It is read and written a line at a time. Version 1, which is
+//! read too, was one object with the whole path of each entry.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Form, RootIdentity};
-use super::{shown, split};
+use super::paths::{Id, Paths, Weigh};
+use super::{old, shown};
 use crate::bytes::ByteString;
-use crate::sys::fs::check_path;
+use crate::limits::Limit;
 
-/// The version of the index that this program writes and reads.
-pub(super) const SCHEMA: u32 = 1;
-/// More bytes than this no path may have: a chain of directories costs the square of its depth.
+/// The version of the index that this program writes.
+pub(super) const SCHEMA: u32 = 2;
+/// More bytes than this no path may have.
 pub(super) const PATH_LIMIT: usize = 32 << 10;
 /// Stretches of data that one file may be cut into by its holes.
 pub(super) const STRETCH_LIMIT: usize = 1 << 14;
@@ -21,25 +28,25 @@ const XATTR_LIMIT: usize = 64 << 10;
 const XATTR_NAME_LIMIT: usize = 255;
 /// Layers of one part; whoever comes near starts again with a full one.
 pub(super) const LAYER_LIMIT: usize = 1000;
+/// The bytes of a line: attributes of [`Limit::Attributes`], each byte escaped, and the rest.
+const LINE_LIMIT: u64 = 8 << 20;
 
 /// Everything about a part at the instant of its snapshot. `C` says where content is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Index<C = Content> {
-    /// The version of this format.
-    pub schema: u32,
     /// What the entries are relative to.
     pub driver: Form,
     /// The root that the snapshot was taken of.
     pub root: RootIdentity,
-    /// Every path, relative to the root, in the order of its bytes; the root itself is empty.
-    pub entries: BTreeMap<ByteString, Entry<C>>,
+    /// Every path relative to the root, in the order of a walk: the first has the first [`Id`].
+    pub entries: Paths<Entry<C>>,
 }
 
-/// One path.
+/// One path. `L` is how another one is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry<C = Content> {
+pub struct Entry<C = Content, L = Id> {
     /// What it is.
-    pub kind: Kind<C>,
+    pub kind: Kind<C, L>,
     /// Its attributes; nothing for a link to another path and for a whiteout.
     #[serde(default, skip_serializing_if = "Meta::is_nothing")]
     pub meta: Meta,
@@ -48,10 +55,20 @@ pub struct Entry<C = Content> {
     pub identity: Option<Fingerprint>,
 }
 
+impl<C> Weigh for Entry<C> {
+    fn weight(&self) -> u64 {
+        let target = match &self.kind {
+            Kind::Symlink { target } => target.as_bytes().len(),
+            _ => 0,
+        };
+        self.meta.weight() + target as u64
+    }
+}
+
 /// What a path is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind<C = Content> {
+pub enum Kind<C = Content, L = Id> {
     /// A directory.
     Dir {
         /// Whether nothing of the layers below shows through.
@@ -69,10 +86,10 @@ pub enum Kind<C = Content> {
         /// Where it points.
         target: ByteString,
     },
-    /// A further name of the inode that an earlier path names first.
+    /// A further name of the inode that another path names first.
     Link {
         /// That path.
-        to: ByteString,
+        to: L,
     },
     /// A character device.
     Char {
@@ -107,10 +124,35 @@ pub struct Content {
     pub length: u64,
     /// Offset and length in the file of each stretch, one after the other in the layer; the rest is
     /// zeros. Empty: one stretch, the whole file.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "old::stretches")]
     pub map: Vec<(u64, u64)>,
     /// BLAKE3 of the stored bytes.
-    pub digest: String,
+    pub digest: Digest,
+}
+
+/// A BLAKE3 digest, written in hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest([u8; blake3::OUT_LEN]);
+
+impl Digest {
+    /// The digest of what was hashed.
+    pub fn of(hasher: &blake3::Hasher) -> Self {
+        Self(hasher.finalize().into())
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        let hash = blake3::Hash::from_hex(text.as_bytes());
+        hash.map(|hash| Self(hash.into())).map_err(|_| serde::de::Error::custom("no digest"))
+    }
 }
 
 impl Content {
@@ -136,13 +178,27 @@ pub struct Meta {
     /// Time of modification.
     pub mtime: Time,
     /// Extended attributes but the overlay's own; POSIX ACLs are among them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "old::xattrs")]
     pub xattrs: BTreeMap<ByteString, ByteString>,
 }
 
 impl Meta {
     fn is_nothing(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// What its attributes take.
+    pub(super) fn weight(&self) -> u64 {
+        /// Of the map, and of each pair beside its bytes.
+        const MAP: u64 = 640;
+        const PAIR: u64 = 64;
+        if self.xattrs.is_empty() {
+            return 0;
+        }
+        let bytes = |(name, value): (&ByteString, &ByteString)| {
+            (name.as_bytes().len() + value.as_bytes().len()) as u64 + PAIR
+        };
+        MAP + self.xattrs.iter().map(bytes).sum::<u64>()
     }
 }
 
@@ -164,65 +220,143 @@ pub struct Fingerprint {
 }
 
 impl<C> Index<C> {
-    /// The paths directly in directory `path`, with their last names.
-    pub fn children<'a>(
-        &'a self,
-        path: &'a [u8],
-    ) -> impl Iterator<Item = (&'a [u8], &'a Entry<C>)> + 'a {
-        Children { index: self, parent: path, after: None }
-    }
-
     /// The entry of a path.
     pub fn get(&self, path: &[u8]) -> Option<&Entry<C>> {
-        self.entries.get(&ByteString::from(path))
+        self.entries.get(path)
     }
 
-    /// The entry that has the attributes and content of `path`: the first name of a hard link.
-    pub fn inode<'a>(&'a self, path: &'a [u8]) -> Option<(&'a [u8], &'a Entry<C>)> {
-        match self.get(path)? {
-            Entry { kind: Kind::Link { to }, .. } => {
-                Some((to.as_bytes(), self.get(to.as_bytes())?))
-            }
+    /// The entry that has the attributes and content of a path: the first name of a hard link.
+    pub fn inode(&self, path: Id) -> Option<(Id, &Entry<C>)> {
+        match self.entries.value(path)? {
+            Entry { kind: Kind::Link { to }, .. } => Some((*to, self.entries.value(*to)?)),
             entry => Some((path, entry)),
         }
     }
-}
 
-/// Steps over the children of a directory in the ordered map, jumping over their subtrees.
-struct Children<'a, C> {
-    index: &'a Index<C>,
-    parent: &'a [u8],
-    after: Option<Vec<u8>>,
-}
-
-impl<'a, C> Iterator for Children<'a, C> {
-    type Item = (&'a [u8], &'a Entry<C>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        let prefix = if self.parent.is_empty() { 0 } else { self.parent.len() + 1 };
-        loop {
-            let from = match self.after.take() {
-                Some(after) => Included(ByteString::from(after)),
-                None if prefix == 0 => Excluded(ByteString::default()),
-                None => Included(ByteString::from([self.parent, b"/"].concat())),
-            };
-            let (path, entry) = self.index.entries.range((from, Unbounded)).next()?;
-            let path = path.as_bytes();
-            if prefix > 0 && !(path.starts_with(self.parent) && path.get(prefix - 1) == Some(&b'/'))
-            {
-                return None;
+    /// The paths that are further names of others, by these.
+    pub(super) fn links(&self) -> BTreeMap<Id, Vec<Id>> {
+        let mut links: BTreeMap<Id, Vec<Id>> = BTreeMap::new();
+        for (path, entry) in self.entries.walk() {
+            if let Kind::Link { to } = entry.kind {
+                links.entry(to).or_default().push(path);
             }
-            let name = &path[prefix..];
-            if let Some(slash) = name.iter().position(|byte| *byte == b'/') {
-                // Below a child already seen: `child0` is the first path after all `child/…`.
-                self.after = Some([&path[..prefix + slash], b"0"].concat());
-                continue;
-            }
-            self.after = Some([path, b"\0"].concat());
-            return Some((name, entry));
         }
+        links
     }
+}
+
+/// The first line of an index.
+#[derive(Serialize)]
+struct Head<'a> {
+    schema: u32,
+    driver: Form,
+    root: &'a RootIdentity,
+}
+
+/// The same, as it is read.
+#[derive(Deserialize)]
+struct ReadHead {
+    driver: Form,
+    root: RootIdentity,
+}
+
+/// Writes an index line by line.
+pub(super) struct Lines<W: Write>(W);
+
+impl<W: Write> Lines<W> {
+    /// Begins one.
+    pub(super) fn begin(to: W, driver: Form, root: &RootIdentity) -> Result<Self> {
+        let mut lines = Self(to);
+        lines.line(&Head { schema: SCHEMA, driver, root })?;
+        Ok(lines)
+    }
+
+    /// Writes the next entry of a walk; a link to another names that by its place in the walk.
+    pub(super) fn entry<C: Serialize>(
+        &mut self,
+        depth: usize,
+        name: &[u8],
+        entry: &Entry<C>,
+    ) -> Result<()> {
+        self.line(&(depth, ByteString::from(name), entry))
+    }
+
+    fn line(&mut self, line: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.0, line)?;
+        Ok(self.0.write_all(b"\n")?)
+    }
+
+    /// Gives back what it was written to.
+    pub(super) fn finish(self) -> W {
+        self.0
+    }
+}
+
+impl<C: Serialize> Index<C> {
+    /// Writes all of it.
+    pub(super) fn write(&self, to: impl Write) -> Result<()> {
+        let mut lines = Lines::begin(to, self.driver, &self.root)?;
+        let mut walk = self.entries.walk();
+        while let Some((path, entry)) = walk.next() {
+            lines.entry(walk.depth(), self.entries.name(path), entry)?;
+        }
+        Ok(lines.finish().flush()?)
+    }
+}
+
+impl<C: DeserializeOwned> Index<C> {
+    /// Reads one. What it says is not checked.
+    pub(super) fn read(from: impl Read) -> Result<Self> {
+        let mut from = BufReader::with_capacity(super::copy::BUFFER, from);
+        match version(from.fill_buf()?) {
+            Some(SCHEMA) => {}
+            Some(newer) if newer > SCHEMA => {
+                bail!("the index has version {newer}, this program reads versions up to {SCHEMA}")
+            }
+            _ => return old::read(from),
+        }
+        let mut line = Vec::new();
+        next_line(&mut from, &mut line)?;
+        let ReadHead { driver, root } =
+            serde_json::from_slice(&line).context("reading its head")?;
+        let mut entries: Option<Paths<Entry<C>>> = None;
+        let mut way: Vec<(Id, usize)> = Vec::new();
+        while next_line(&mut from, &mut line)? {
+            let (depth, name, entry): (usize, ByteString, Entry<C>) =
+                serde_json::from_slice(&line).context("reading an entry")?;
+            let Some(entries) = &mut entries else {
+                ensure!(depth == 0 && name.is_empty(), "the index has no root");
+                entries = Some(Paths::new(entry));
+                way.push((Id::ROOT, 0));
+                continue;
+            };
+            ensure!((1..=way.len()).contains(&depth), "an entry lies deeper than its directory");
+            way.truncate(depth);
+            let (dir, length) = way[depth - 1];
+            let length = length + name.as_bytes().len() + usize::from(depth > 1);
+            ensure!(length <= PATH_LIMIT, "a path is longer than {PATH_LIMIT} bytes");
+            let path = entries
+                .push(dir, name.as_bytes(), entry)
+                .with_context(|| format!("reading an entry {name} of {}", way.len()))?;
+            way.push((path, length));
+        }
+        Ok(Self { driver, root, entries: entries.context("the index has no root")? })
+    }
+}
+
+/// The version of an index, if it begins as this program begins one.
+fn version(beginning: &[u8]) -> Option<u32> {
+    let digits = beginning.strip_prefix(b"{\"schema\":")?;
+    let length = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..length]).ok()?.parse().ok()
+}
+
+/// Reads a line, if there is another.
+fn next_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool> {
+    line.clear();
+    from.take(LINE_LIMIT).read_until(b'\n', line)?;
+    ensure!(line.is_empty() || line.ends_with(b"\n"), "a line of it has no end");
+    Ok(!line.is_empty())
 }
 
 /// Whether an extended attribute is the overlay's own, and neither kept nor set.
@@ -234,34 +368,28 @@ impl<C> Index<C> {
     /// Checks everything that does not depend on where content is. Who wrote the index is not
     /// trusted: what passes can be walked, joined to paths and looked up without another thought.
     pub(super) fn check(&self) -> Result<()> {
-        ensure!(
-            self.schema == SCHEMA,
-            "the index has version {}, this program reads version {SCHEMA}",
-            self.schema
-        );
-        let root = self.get(b"").context("the index has no root")?;
-        ensure!(matches!(root.kind, Kind::Dir { .. }), "the root in the index is no directory");
-        for (path, entry) in &self.entries {
-            self.check_entry(path.as_bytes(), entry)
-                .with_context(|| format!("checking {} in the index", shown(path.as_bytes())))?;
+        let mut walk = self.entries.walk();
+        while let Some((path, entry)) = walk.next() {
+            let checked = match path {
+                Id::ROOT if matches!(entry.kind, Kind::Dir { .. }) => entry.meta.check(),
+                Id::ROOT => bail!("the root in the index is no directory"),
+                path => self.check_entry(path, entry),
+            };
+            checked.with_context(|| format!("checking {} in the index", shown(walk.path())))?;
         }
         Ok(())
     }
 
-    fn check_entry(&self, path: &[u8], entry: &Entry<C>) -> Result<()> {
-        check_path(path)?;
-        ensure!(path.len() <= PATH_LIMIT, "the path is longer than {PATH_LIMIT} bytes");
-        if let Some((parent, _)) = split(path) {
-            let parent = self.get(parent).context("its directory is not in the index")?;
-            ensure!(matches!(parent.kind, Kind::Dir { .. }), "what holds it is no directory");
-        }
+    fn check_entry(&self, path: Id, entry: &Entry<C>) -> Result<()> {
+        let parent = self.entries.value(self.entries.parent(path));
+        let in_dir = parent.is_some_and(|parent| matches!(parent.kind, Kind::Dir { .. }));
+        ensure!(in_dir, "what holds it is no directory");
         match &entry.kind {
             Kind::Link { to } => {
-                let first = self.get(to.as_bytes()).context("it links to nothing")?;
+                let first = self.entries.value(*to).context("it links to nothing")?;
                 if matches!(first.kind, Kind::Dir { .. } | Kind::Link { .. } | Kind::Whiteout) {
                     bail!("it links to what cannot have two names");
                 }
-                ensure!(to.as_bytes() < path, "it links to a later path");
             }
             Kind::Symlink { target } => {
                 let target = target.as_bytes();
@@ -283,6 +411,8 @@ impl Meta {
         ensure!(self.mode & !0o7777 == 0, "its mode has more than permissions");
         ensure!(self.uid != u32::MAX && self.gid != u32::MAX, "its owner is no owner");
         ensure!(self.mtime.1 < 1_000_000_000, "its time has more than a second of nanoseconds");
+        let all = self.xattrs.iter().map(|(n, v)| n.as_bytes().len() + v.as_bytes().len());
+        crate::limits::ensure(Limit::Attributes, all.sum::<usize>() as u64, "its attributes take")?;
         for (name, value) in &self.xattrs {
             let (name, value) = (name.as_bytes(), value.as_bytes());
             ensure!(!is_overlay_xattr(name), "it has an attribute of the overlay");
@@ -299,10 +429,11 @@ impl Meta {
 impl Index<Content> {
     /// Checks where content is against the lengths of the layers.
     pub(super) fn check_content(&self, layers: &[u64]) -> Result<()> {
-        for (path, entry) in &self.entries {
+        for (path, entry) in self.entries.walk() {
             if let Kind::File { size, content } = &entry.kind {
-                check_content(*size, content, layers)
-                    .with_context(|| format!("checking {} in the index", shown(path.as_bytes())))?;
+                let context =
+                    || format!("checking {} in the index", shown(&self.entries.path(path)));
+                check_content(*size, content, layers).with_context(context)?;
             }
         }
         Ok(())
@@ -311,8 +442,6 @@ impl Index<Content> {
 
 /// Checks where the content of a file is against the lengths of the layers.
 pub(super) fn check_content(size: u64, content: &Content, layers: &[u64]) -> Result<()> {
-    let digest = &content.digest;
-    ensure!(digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "no digest");
     if content.length == 0 {
         ensure!(content.map.is_empty(), "it maps bytes that it has not");
         return Ok(());

@@ -1,6 +1,6 @@
 //! Turns staging into a layer tar and the index.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::copy::{BUFFER, stretches};
 use super::driver::{DriverSnapshot, HeldContent};
-use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT, Meta, check_content};
+use super::index::{Content, Digest, Entry, Index, Kind, Lines, Meta, check_content};
 use super::layer::{self, Compression, Reader};
 use super::packed::PackedFiles;
 use super::part::open_file;
-use super::staging::{BLOBS, Base, STAGED_BASE, STAGED_INDEX, StagedContent, read_json};
+use super::paths::Id;
+use super::staging::{BLOBS, Base, STAGED_INDEX, StagedContent, read_base, read_index};
 use super::tar::{Member, TarWriter, is_sparse};
 use super::{Progress, join, shown, split};
 use crate::digest::FileRecord;
@@ -44,11 +45,11 @@ pub fn pack(
     fate: Staging,
     progress: &dyn Progress,
 ) -> Result<PackedFiles> {
-    let base: Option<Base> = read_json(staging, STAGED_BASE)?;
+    let base = read_base(staging)?;
     let (staged, held) = match DriverSnapshot::read(staging)? {
         Some(held) => held.index(base.as_ref()).map(|(index, content)| (index, Some(content)))?,
         None => {
-            let staged = read_json(staging, STAGED_INDEX)?;
+            let staged = read_index(staging, STAGED_INDEX)?;
             (staged.with_context(|| format!("finding {STAGED_INDEX}"))?, None)
         }
     };
@@ -70,9 +71,20 @@ struct Packer<'a> {
     /// The snapshot that content is in which is not in staging.
     held: Option<HeldContent>,
     out: &'a Directory,
-    /// The names of each inode that has several, by the first.
-    names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
-    base_names: HashMap<&'a [u8], BTreeSet<&'a [u8]>>,
+    /// The further names of each inode that has several, by the first.
+    names: BTreeMap<Id, Vec<Id>>,
+    base_names: BTreeMap<Id, Vec<Id>>,
+    /// The first names of those that have the same names in the base.
+    same_names: HashSet<Id>,
+}
+
+/// A path that is packed.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    id: Id,
+    path: &'a [u8],
+    /// The same path in the base.
+    twin: Option<Id>,
 }
 
 /// The content of a file before it is written.
@@ -102,10 +114,11 @@ impl<'a> Packer<'a> {
         blobs: Option<Directory>,
         out: &'a Directory,
     ) -> Result<Self> {
-        ensure!(
-            base.is_none_or(|base| base.layers.len() < LAYER_LIMIT),
-            "the part has {LAYER_LIMIT} layers: take this snapshot without a base"
-        );
+        let names = staged.links();
+        let base_names = base.map(|base| base.index.links()).unwrap_or_default();
+        let same_names = base
+            .map(|base| same_names((staged, &names), (&base.index, &base_names)))
+            .unwrap_or_default();
         Ok(Self {
             staged,
             base,
@@ -114,8 +127,9 @@ impl<'a> Packer<'a> {
             is_consumed: false,
             held: None,
             out,
-            names: link_groups(staged),
-            base_names: base.map(|base| link_groups(&base.index)).unwrap_or_default(),
+            names,
+            base_names,
+            same_names,
         })
     }
 
@@ -131,8 +145,13 @@ impl<'a> Packer<'a> {
         let hashing = Hashing { to: DirectStream::new(file), hash: blake3::Hasher::new() };
         let mut layer = TarWriter::new(layer::LayerWriter::new(hashing, compression));
         let number = layers.len() as u32;
-        let contents = self
-            .write_members(&mut layer, number, progress)
+        let index_name = format!("ocicle-{prefix}.index.json");
+        let (index, new_index) =
+            self.out.begin(&index_name).with_context(|| format!("creating {index_name}"))?;
+        let index =
+            Hashing { to: BufWriter::with_capacity(BUFFER, index), hash: blake3::Hasher::new() };
+        let mut lines = Lines::begin(index, self.staged.driver, &self.staged.root)?;
+        self.write_members(&mut layer, &mut lines, number, progress)
             .with_context(|| format!("writing {name}"))?;
         let size = layer.position();
         if size > 0 || layers.is_empty() {
@@ -150,147 +169,134 @@ impl<'a> Packer<'a> {
             drop(layer);
             drop(new);
         }
-        let index = self.write_index(prefix, contents)?;
-        Ok(PackedFiles { index, layers })
-    }
-
-    fn write_index(
-        &self,
-        prefix: &str,
-        mut contents: HashMap<&[u8], Content>,
-    ) -> Result<FileRecord> {
-        let mut entries = BTreeMap::new();
-        for (path, entry) in &self.staged.entries {
-            let kind = match &entry.kind {
-                Kind::File { size, .. } => {
-                    let content = contents
-                        .remove(path.as_bytes())
-                        .with_context(|| format!("finding the content of {path}"))?;
-                    Kind::File { size: *size, content }
-                }
-                kind => without_content(kind),
-            };
-            let entry = Entry { kind, meta: entry.meta.clone(), identity: entry.identity.clone() };
-            entries.insert(path.clone(), entry);
-        }
-        let staged = self.staged;
-        let index = Index {
-            schema: staged.schema,
-            driver: staged.driver,
-            root: staged.root.clone(),
-            entries,
-        };
-        let name = format!("ocicle-{prefix}.index.json");
-        let write = || -> Result<FileRecord> {
-            let (file, new) = self.out.begin(&name)?;
-            let buffered = BufWriter::with_capacity(BUFFER, file);
-            let mut hashing = Hashing { to: buffered, hash: blake3::Hasher::new() };
-            serde_json::to_writer(&mut hashing, &index)?;
-            hashing.write_all(b"\n")?;
+        let written = || -> Result<(u64, String)> {
+            let hashing = lines.finish();
             let blake3 = hashing.hash.finalize().to_hex().to_string();
             let file = hashing.to.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all()?;
-            new.finish()?;
-            Ok(FileRecord { name: name.clone(), size: file.metadata()?.len(), blake3 })
+            new_index.finish()?;
+            Ok((file.metadata()?.len(), blake3))
         };
-        write().with_context(|| format!("writing {name}"))
+        let (size, blake3) = written().with_context(|| format!("writing {index_name}"))?;
+        Ok(PackedFiles { index: FileRecord { name: index_name, size, blake3 }, layers })
     }
 
-    /// Writes what is new against the base, and tells where each file's content is.
+    /// Writes what is new against the base, and for each path a line of the index.
     fn write_members(
         &self,
         layer: &mut Layer,
+        lines: &mut Lines<impl Write>,
         number: u32,
         progress: &dyn Progress,
-    ) -> Result<HashMap<&'a [u8], Content>> {
+    ) -> Result<()> {
         let staged = |entry: &Entry<StagedContent>| match &entry.kind {
             Kind::File { size, content: StagedContent::Blob(_) | StagedContent::Held } => *size,
             _ => 0,
         };
         progress.expect(self.staged.entries.values().map(staged).sum());
-        let mut contents = HashMap::new();
-        // A directory that was something else in the base, or showed what is below, hides what
-        // older layers have in it: everything in it is written again.
-        let mut again: Vec<&[u8]> = Vec::new();
         self.write_removals(layer)?;
-        for (path, entry) in &self.staged.entries {
-            let path = path.as_bytes();
-            while again.last().is_some_and(|dir| !is_below(path, dir)) {
-                again.pop();
-            }
-            let forced = !again.is_empty();
-            let written = self
-                .write_entry(layer, number, path, entry, forced, &mut contents)
-                .with_context(|| format!("writing {}", shown(path)))?;
-            if written && self.is_new_dir(path, entry) {
-                again.push(path);
-            }
+        let mut shared = HashMap::new();
+        let mut walk = self.staged.entries.walk();
+        // Of each directory on the way, which it was in the base, and whether all in it is written
+        // again: one that was something else there, or showed what is below, hides what older layers
+        // have in it.
+        let mut way: Vec<(Option<Id>, bool)> = Vec::new();
+        while let Some((id, entry)) = walk.next() {
+            way.truncate(walk.depth());
+            let name = self.staged.entries.name(id);
+            let twin = match (self.base, way.last()) {
+                (None, _) => None,
+                (Some(_), None) => Some(Id::ROOT),
+                (Some(base), Some((dir, _))) => {
+                    dir.and_then(|dir| base.index.entries.child(dir, name))
+                }
+            };
+            let forced = way.last().is_some_and(|(_, again)| *again);
+            let place = Place { id, path: walk.path(), twin };
+            let (written, content) = self
+                .write_entry(layer, number, place, entry, forced, &mut shared)
+                .with_context(|| format!("writing {}", shown(walk.path())))?;
+            lines.entry(walk.depth(), name, &packed(entry, content)?)?;
+            way.push((twin, forced || written && self.is_new_dir(twin, entry)));
             progress.advance(staged(entry));
         }
-        Ok(contents)
+        Ok(())
     }
 
     /// Whether a directory does not continue the same directory of the base.
-    fn is_new_dir(&self, path: &[u8], entry: &Entry<StagedContent>) -> bool {
+    fn is_new_dir(&self, twin: Option<Id>, entry: &Entry<StagedContent>) -> bool {
         let Kind::Dir { opaque } = entry.kind else { return false };
-        let was = self.base.and_then(|base| base.index.get(path)).map(|entry| &entry.kind);
-        match was {
+        match self.in_base(twin).map(|entry| &entry.kind) {
             Some(Kind::Dir { opaque: was }) => opaque && !*was,
             _ => true,
         }
     }
 
+    fn in_base(&self, twin: Option<Id>) -> Option<&Entry> {
+        self.base?.index.entries.value(twin?)
+    }
+
+    /// Writes a path if it is not the same in the base; says whether it is, and of a file where its
+    /// content is. `shared` has that of files with several names.
     fn write_entry(
         &self,
         layer: &mut Layer,
         number: u32,
-        path: &'a [u8],
-        entry: &'a Entry<StagedContent>,
+        place: Place<'_>,
+        entry: &Entry<StagedContent>,
         forced: bool,
-        contents: &mut HashMap<&'a [u8], Content>,
-    ) -> Result<bool> {
-        let first = match &entry.kind {
-            Kind::Link { to } => to.as_bytes(),
-            _ => path,
+        shared: &mut HashMap<Id, Content>,
+    ) -> Result<(bool, Option<Content>)> {
+        let Some((first, inode)) = self.staged.inode(place.id) else { return Ok((false, None)) };
+        let first_path =
+            if first == place.id { Vec::new() } else { self.staged.entries.path(first) };
+        let first = match first == place.id {
+            true => place,
+            false => self.place(first, &first_path),
         };
-        let Some(inode) = self.staged.get(first) else { return Ok(false) };
-        if let Kind::File { size, content } = &inode.kind {
-            if let Some(already) = contents.get(first) {
-                // Another name: content is known, only the member may be missing.
-                let is_new = already.layer == number && already.length > 0;
-                let changed =
-                    forced || is_new || self.is_changed(path, first, inode, Some(already));
-                return self
-                    .write_other(layer, path, first, inode, changed, false)
-                    .map(|()| changed);
-            }
-            let source = self.source(first, *size, content)?;
-            let changed = forced || self.is_changed(path, first, inode, source.known.as_ref());
-            let content = if changed {
-                let name = self.primary(first);
-                self.write_file(layer, number, &name, *size, &inode.meta, source)?
-            } else {
-                source.known.context("finding unchanged content")?
-            };
-            contents.insert(first, content);
-            self.consume(&inode.kind).context("removing what is packed")?;
-            return Ok(changed);
+        let Kind::File { size, content } = &inode.kind else {
+            let changed = forced || self.is_changed(place, first, inode, None);
+            self.write_other(layer, place, first, inode, changed)?;
+            return Ok((changed, None));
+        };
+        if let Some(already) = shared.get(&first.id) {
+            // Another name: content is known, only the member may be missing.
+            let is_new = already.layer == number && already.length > 0;
+            let changed = forced || is_new || self.is_changed(place, first, inode, Some(already));
+            let content = matches!(entry.kind, Kind::File { .. }).then(|| already.clone());
+            self.write_other(layer, place, first, inode, changed)?;
+            return Ok((changed, content));
         }
-        let changed = forced || self.is_changed(path, first, inode, None);
-        self.write_other(layer, path, first, inode, changed, first == path)?;
-        Ok(changed)
+        let source = self.source(first, *size, content)?;
+        let changed = forced || self.is_changed(place, first, inode, source.known.as_ref());
+        let content = if changed {
+            let name = self.primary(first);
+            self.write_file(layer, number, &name, *size, &inode.meta, source)?
+        } else {
+            source.known.context("finding unchanged content")?
+        };
+        if self.names.contains_key(&first.id) {
+            shared.insert(first.id, content.clone());
+        }
+        self.consume(&inode.kind).context("removing what is packed")?;
+        Ok((changed, Some(content)))
+    }
+
+    /// A path that is not the one that comes next.
+    fn place<'b>(&self, id: Id, path: &'b [u8]) -> Place<'b> {
+        Place { id, path, twin: self.base.and_then(|base| base.index.entries.find(path)) }
     }
 
     /// Whether a member must be written: the base has not the very same at this path.
     fn is_changed(
         &self,
-        path: &[u8],
-        first: &[u8],
+        place: Place<'_>,
+        first: Place<'_>,
         inode: &Entry<StagedContent>,
         content: Option<&Content>,
     ) -> bool {
-        let Some(base) = self.base else { return true };
-        let Some((base_first, was)) = base.index.inode(path) else { return true };
+        let was = self.base.and_then(|base| base.index.inode(place.twin?));
+        let Some((base_first, was)) = was else { return true };
         let same_kind = match (&was.kind, &inode.kind) {
             (Kind::File { content: was, .. }, Kind::File { .. }) => Some(was) == content,
             (Kind::File { .. }, _) | (_, Kind::File { .. }) => false,
@@ -298,36 +304,38 @@ impl<'a> Packer<'a> {
         };
         // Links of one layer to a file of another are not understood everywhere, so that a change
         // of one name writes them all.
-        let same_names = base_first == first && self.base_names.get(first) == self.names.get(first);
+        let same_names = first.twin == Some(base_first)
+            && match self.names.contains_key(&first.id) {
+                true => self.same_names.contains(&first.id),
+                false => !self.base_names.contains_key(&base_first),
+            };
         !(same_kind && same_names && was.meta == inode.meta)
     }
 
     /// Under which name an inode's bytes are in the tar. A name that a layer takes for a whiteout
     /// cannot stand there: readers of layers pass over `.wh..wh.` names.
-    fn primary(&self, first: &[u8]) -> Vec<u8> {
-        if !is_hidden(first) {
-            return first.to_vec();
+    fn primary(&self, first: Place<'_>) -> Vec<u8> {
+        if !is_hidden(first.path) {
+            return first.path.to_vec();
         }
-        let visible = self.names.get(first).and_then(|n| n.iter().find(|n| !is_hidden(n)));
-        visible.map_or_else(
-            || {
-                let digest = blake3::hash(first).to_hex();
-                format!(".wh..wh.ocicle.{}", &digest[..32]).into_bytes()
-            },
-            |name| name.to_vec(),
-        )
+        let names = self.names.get(&first.id).into_iter().flatten();
+        let visible = names.map(|id| self.staged.entries.path(*id)).find(|name| !is_hidden(name));
+        visible.unwrap_or_else(|| {
+            let digest = blake3::hash(first.path).to_hex();
+            format!(".wh..wh.ocicle.{}", &digest[..32]).into_bytes()
+        })
     }
 
     /// Writes anything but the content of a regular file.
     fn write_other(
         &self,
         layer: &mut Layer,
-        path: &[u8],
-        first: &[u8],
+        place: Place<'_>,
+        first: Place<'_>,
         inode: &Entry<StagedContent>,
         changed: bool,
-        is_first: bool,
     ) -> Result<()> {
+        let path = place.path;
         if !changed || is_hidden(path) {
             return Ok(());
         }
@@ -335,7 +343,7 @@ impl<'a> Packer<'a> {
         let is_primary = if matches!(inode.kind, Kind::File { .. }) {
             primary == path
         } else {
-            is_first || primary == path
+            first.id == place.id || primary == path
         };
         let member = match &inode.kind {
             Kind::Socket => return Ok(()),
@@ -353,7 +361,7 @@ impl<'a> Packer<'a> {
         // The root's own attributes are those of `./`.
         let name: &[u8] = if path.is_empty() { b"." } else { path };
         layer.header(name, &inode.meta, &member)?;
-        if matches!(inode.kind, Kind::Dir { opaque: true }) && self.is_new_dir(path, inode) {
+        if matches!(inode.kind, Kind::Dir { opaque: true }) && self.is_new_dir(place.twin, inode) {
             let marker = join(path, b".wh..wh..opq");
             layer.header(&marker, &Meta::default(), &Member::File(0, &[]))?;
         }
@@ -363,25 +371,35 @@ impl<'a> Packer<'a> {
     /// Whiteouts for what the base has and this part has not.
     fn write_removals(&self, layer: &mut Layer) -> Result<()> {
         let Some(base) = self.base else { return Ok(()) };
-        for (path, was) in &base.index.entries {
-            let path = path.as_bytes();
-            let Some((parent, _)) = split(path) else { continue };
-            let gone = self.staged.get(path).is_none() && was.kind != Kind::Whiteout;
-            let parent_is = self.staged.get(parent).map(|entry| &entry.kind);
-            let parent_was = base.index.get(parent).map(|entry| &entry.kind);
-            let in_dir = matches!(parent_is, Some(Kind::Dir { .. }))
-                && matches!(parent_was, Some(Kind::Dir { .. }));
-            if gone && in_dir && !is_hidden(path) {
-                write_whiteout(layer, path)?;
+        let is_dir = |kind: Option<&Kind<_>>| matches!(kind, Some(Kind::Dir { .. }));
+        let mut walk = base.index.entries.walk();
+        // Each directory on the way, as it is now.
+        let mut way: Vec<Option<Id>> = Vec::new();
+        while let Some((id, was)) = walk.next() {
+            way.truncate(walk.depth());
+            let Some(dir) = way.last().copied() else {
+                way.push(Some(Id::ROOT));
+                continue;
+            };
+            let entries = &self.staged.entries;
+            let twin = dir.and_then(|dir| entries.child(dir, base.index.entries.name(id)));
+            let is_in = dir.and_then(|dir| entries.value(dir));
+            let was_in = base.index.entries.value(base.index.entries.parent(id));
+            let in_dir = matches!(is_in.map(|entry| &entry.kind), Some(Kind::Dir { .. }))
+                && is_dir(was_in.map(|entry| &entry.kind));
+            let gone = twin.is_none() && was.kind != Kind::Whiteout;
+            if gone && in_dir && !is_hidden(walk.path()) {
+                write_whiteout(layer, walk.path())?;
             }
+            way.push(twin);
         }
         Ok(())
     }
 
-    fn source(&self, path: &[u8], size: u64, content: &StagedContent) -> Result<Source<'_>> {
+    fn source(&self, place: Place<'_>, size: u64, content: &StagedContent) -> Result<Source<'_>> {
         match content {
             StagedContent::Empty => {
-                let known = self.base.and_then(|base| match &base.index.get(path)?.kind {
+                let known = self.in_base(place.twin).and_then(|entry| match &entry.kind {
                     Kind::File { size: 0, content } => Some(content.clone()),
                     _ => None,
                 });
@@ -396,16 +414,16 @@ impl<'a> Packer<'a> {
                     bytes: Bytes::Base(layer),
                     runs: vec![(content.offset, content.length)],
                     stretches: content.stretches(),
-                    known: Some(content.clone()),
+                    known: Some((**content).clone()),
                 })
             }
             StagedContent::Blob(_) | StagedContent::Held => {
-                let file = self.staged_file(path, content)?;
+                let file = self.staged_file(place.path, content)?;
                 ensure!(file.metadata()?.len() == size, "what is staged has another length");
                 let stretches = stretches(&file, size)?;
                 let runs = stretches.clone();
                 let mut source = Source { bytes: Bytes::Blob(file), runs, stretches, known: None };
-                source.known = self.same_in_base(path, size, &source)?;
+                source.known = self.same_in_base(place.twin, size, &source)?;
                 Ok(source)
             }
         }
@@ -439,8 +457,13 @@ impl<'a> Packer<'a> {
     }
 
     /// Where the base has the same bytes for the same path.
-    fn same_in_base(&self, path: &[u8], size: u64, source: &Source<'_>) -> Result<Option<Content>> {
-        let Some((_, was)) = self.base.and_then(|base| base.index.inode(path)) else {
+    fn same_in_base(
+        &self,
+        twin: Option<Id>,
+        size: u64,
+        source: &Source<'_>,
+    ) -> Result<Option<Content>> {
+        let Some((_, was)) = self.base.and_then(|base| base.index.inode(twin?)) else {
             return Ok(None);
         };
         let Kind::File { size: was_size, content } = &was.kind else { return Ok(None) };
@@ -452,7 +475,7 @@ impl<'a> Packer<'a> {
             hash.update(bytes);
             Ok(())
         })?;
-        Ok((*content.digest == *hash.finalize().to_hex()).then(|| content.clone()))
+        Ok((content.digest == Digest::of(&hash)).then(|| content.clone()))
     }
 
     fn write_file(
@@ -479,7 +502,7 @@ impl<'a> Packer<'a> {
             offset: if length == 0 { 0 } else { offset },
             length,
             map,
-            digest: hash.finalize().to_hex().to_string(),
+            digest: Digest::of(&hash),
         })
     }
 }
@@ -530,18 +553,29 @@ fn is_hidden(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".wh."))
 }
 
-fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    dir.is_empty() || (path.starts_with(dir) && path.get(dir.len()) == Some(&b'/'))
+/// The inodes of which all names are the same in the base, by the first.
+fn same_names(
+    (staged, names): (&Index<StagedContent>, &BTreeMap<Id, Vec<Id>>),
+    (base, base_names): (&Index, &BTreeMap<Id, Vec<Id>>),
+) -> HashSet<Id> {
+    let is_same = |(first, names): (&Id, &Vec<Id>)| -> Option<Id> {
+        let was = base_names.get(&base.entries.find(&staged.entries.path(*first))?)?;
+        // Both are in the order of a walk.
+        let same = |(is, was): (&Id, &Id)| staged.entries.path(*is) == base.entries.path(*was);
+        (was.len() == names.len() && names.iter().zip(was).all(same)).then_some(*first)
+    };
+    names.iter().filter_map(is_same).collect()
 }
 
-fn link_groups<C>(index: &Index<C>) -> HashMap<&[u8], BTreeSet<&[u8]>> {
-    let mut groups: HashMap<&[u8], BTreeSet<&[u8]>> = HashMap::new();
-    for (path, entry) in &index.entries {
-        if let Kind::Link { to } = &entry.kind {
-            groups.entry(to.as_bytes()).or_default().insert(path.as_bytes());
+/// An entry of the index that is written.
+fn packed(entry: &Entry<StagedContent>, content: Option<Content>) -> Result<Entry> {
+    let kind = match &entry.kind {
+        Kind::File { size, .. } => {
+            Kind::File { size: *size, content: content.context("finding its content")? }
         }
-    }
-    groups
+        kind => without_content(kind),
+    };
+    Ok(Entry { kind, meta: entry.meta.clone(), identity: entry.identity.clone() })
 }
 
 /// A kind that is no file, for an index with content of another type.
@@ -549,7 +583,7 @@ fn without_content(kind: &Kind<StagedContent>) -> Kind {
     match kind {
         Kind::Dir { opaque } => Kind::Dir { opaque: *opaque },
         Kind::Symlink { target } => Kind::Symlink { target: target.clone() },
-        Kind::Link { to } => Kind::Link { to: to.clone() },
+        Kind::Link { to } => Kind::Link { to: *to },
         Kind::Char { major, minor } => Kind::Char { major: *major, minor: *minor },
         Kind::Block { major, minor } => Kind::Block { major: *major, minor: *minor },
         Kind::Fifo => Kind::Fifo,

@@ -1,18 +1,20 @@
 //! A packed part, opened for reading. Everything in it is checked first.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::copy::BUFFER;
 use super::identity::Form;
-use super::index::{Content, Entry, Index, Kind, LAYER_LIMIT};
+use super::index::{Content, Digest, Entry, Index, Kind, LAYER_LIMIT};
 use super::layer::Reader;
 use super::packed::PackedFiles;
-use super::{Progress, shown, split};
+use super::paths::Id;
+use super::{Progress, shown};
 use crate::digest::FileRecord;
 use crate::sys::directory::Directory;
 
@@ -22,7 +24,7 @@ const INDEX_LIMIT: u64 = 2 << 30;
 /// A packed part.
 pub struct PackedPart {
     record: PackedFiles,
-    index: Index,
+    index: Arc<Index>,
     layers: Vec<Reader>,
 }
 
@@ -75,7 +77,7 @@ impl PackedPart {
             .check()
             .and_then(|()| index.check_content(&sizes))
             .with_context(|| format!("reading {}", record.index.name))?;
-        Ok(Self { record: record.clone(), index, layers })
+        Ok(Self { record: record.clone(), index: Arc::new(index), layers })
     }
 
     /// The files it is made of.
@@ -100,26 +102,33 @@ impl PackedPart {
         &self.index
     }
 
+    /// The same, to be kept.
+    pub(super) fn shared_index(&self) -> Arc<Index> {
+        self.index.clone()
+    }
+
     /// What a path, relative to the root and without `.` and `..`, was.
     pub fn lookup(&self, path: &[u8]) -> Lookup<'_> {
-        let mut at = path;
-        loop {
-            let entry = self.index.get(at);
-            let is_it = at.len() == path.len();
-            match entry.map(|entry| &entry.kind) {
-                Some(Kind::Whiteout) => return Lookup::Absent,
-                Some(Kind::Link { to }) if is_it => {
-                    return self.index.get(to.as_bytes()).map_or(Lookup::Absent, Lookup::Present);
-                }
-                Some(_) if is_it => return entry.map_or(Lookup::Absent, Lookup::Present),
-                Some(Kind::Dir { opaque: false }) | None => {}
-                Some(_) => return Lookup::Absent,
+        let entries = &self.index.entries;
+        let below = match self.index.driver {
+            Form::Directory => Lookup::Absent,
+            Form::Overlay => Lookup::Below,
+        };
+        let (mut at, mut is_covered) = (Id::ROOT, false);
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            match entries.value(at).map(|entry| &entry.kind) {
+                Some(Kind::Dir { opaque }) => is_covered |= *opaque,
+                _ => return Lookup::Absent,
             }
-            match split(at) {
-                Some((parent, _)) => at = parent,
-                None if self.index.driver == Form::Directory => return Lookup::Absent,
-                None => return Lookup::Below,
+            match entries.child(at, name) {
+                Some(child) => at = child,
+                None if is_covered => return Lookup::Absent,
+                None => return below,
             }
+        }
+        match self.index.inode(at) {
+            None | Some((_, Entry { kind: Kind::Whiteout, .. })) => Lookup::Absent,
+            Some((_, entry)) => Lookup::Present(entry),
         }
     }
 
@@ -166,7 +175,7 @@ impl PackedPart {
             }
         }
         ensure!(
-            *hash.finalize().to_hex() == *content.digest,
+            Digest::of(&hash) == content.digest,
             "its bytes in {} are not those that were stored",
             self.layer_name(content)
         );
@@ -250,13 +259,29 @@ pub(super) fn open_file(dir: &Directory, record: &FileRecord) -> Result<File> {
 fn open_index(dir: &Directory, record: &FileRecord) -> Result<Index> {
     ensure!(record.size <= INDEX_LIMIT, "it is larger than {INDEX_LIMIT} bytes");
     let file = open_file(dir, record)?;
-    let mut bytes = Vec::with_capacity(record.size as usize);
-    BufReader::new(file.take(record.size)).read_to_end(&mut bytes)?;
+    let mut hashing = Hashing { from: file.take(record.size), hash: blake3::Hasher::new() };
+    let index = Index::read(&mut hashing);
+    // Whatever it says, if it is another file.
+    io::copy(&mut hashing, &mut io::sink())?;
     ensure!(
-        *blake3::hash(&bytes).to_hex() == *record.blake3,
+        *hashing.hash.finalize().to_hex() == *record.blake3,
         "it is not the file that was written"
     );
-    Ok(serde_json::from_slice(&bytes)?)
+    index
+}
+
+/// Hashes what is read.
+struct Hashing<R> {
+    from: R,
+    hash: blake3::Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Compares a root with a snapshot, and says what would make it equal. Nothing is changed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
@@ -14,11 +15,13 @@ use super::attributes::{Found, Shape, identity};
 use super::copy::BUFFER;
 use super::driver::HeldLocally;
 use super::identity::Form;
-use super::index::{Content, Entry, Index, Kind, Meta, PATH_LIMIT};
+use super::index::{Content, Digest, Entry, Index, Kind, Meta, PATH_LIMIT};
 use super::layer::FRAME;
+use super::opened::Opened;
 use super::part::PackedPart;
+use super::paths::{Id, Paths, Weigh};
 use super::probe::Root;
-use super::walk::{open_existing, upper_state};
+use super::walk::upper_state;
 use super::{join, shown};
 use crate::bytes::ByteString;
 use crate::sys::fs;
@@ -45,8 +48,6 @@ pub struct Action {
     pub verb: Verb,
     /// With which path, relative to the root; the root itself is empty.
     pub path: ByteString,
-    /// The inode whose attributes are to be set: no other that gets its path meanwhile.
-    pub(super) seen: Option<Inode>,
 }
 
 /// Device and inode number.
@@ -58,6 +59,12 @@ impl Inode {
     pub(super) fn of(entry: impl AsFd) -> Result<Self> {
         let stat = fs::stat(entry)?;
         Ok(Self(stat.st_dev, stat.st_ino))
+    }
+}
+
+impl From<Inode> for (u64, u64) {
+    fn from(Inode(device, inode): Inode) -> Self {
+        (device, inode)
     }
 }
 
@@ -82,14 +89,77 @@ pub struct Plan<'a> {
     pub(super) lower: Option<OwnedFd>,
     /// The same content on the same file system, which files can be cloned from.
     pub(super) held: Option<OwnedFd>,
-    actions: Vec<Action>,
+    pub(super) steps: Arc<Paths<Step>>,
     notes: Vec<String>,
 }
 
+/// What is to be done with a path.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Step {
+    pub remove: bool,
+    pub verb: Option<Verb>,
+    /// The path in the index, and the first of the inode that it is to be; of what the layers below
+    /// show, neither.
+    pub entry: Option<Id>,
+    pub first: Option<Id>,
+    /// The inode whose attributes are to be set.
+    pub seen: Option<Inode>,
+    /// The inode that stays, for what can have several names.
+    kept: Option<(u64, u64)>,
+}
+
+impl Weigh for Step {}
+
+impl Step {
+    fn is_other_name(&self) -> bool {
+        self.first != self.entry
+    }
+
+    /// What becomes of the path.
+    fn change(&self) -> Option<Verb> {
+        match (self.remove, self.verb) {
+            // What is removed and then made anew has changed.
+            (true, Some(_)) => Some(Verb::Replace),
+            (true, None) => Some(Verb::Remove),
+            (false, verb) => verb,
+        }
+    }
+}
+
+/// What a plan changes, to be asked while it is carried out.
+pub struct Changes(Arc<Paths<Step>>);
+
+impl Changes {
+    /// What will be done to a path, or to what it is in.
+    pub fn of(&self, path: &[u8]) -> Option<Verb> {
+        let (mut at, mut above) = (Id::ROOT, None);
+        let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        let change = |id: Id| self.0.value(id).and_then(Step::change);
+        for name in names {
+            let deep = change(at).filter(|verb| at != Id::ROOT && *verb != Verb::Attributes);
+            above = deep.or(above);
+            match self.0.child(at, name) {
+                Some(child) => at = child,
+                None => return above,
+            }
+        }
+        change(at).or(above)
+    }
+}
+
 impl Plan<'_> {
-    /// The steps, in the order of paths; a path that changes its type has two.
-    pub fn actions(&self) -> &[Action] {
-        &self.actions
+    /// The steps, in the order of a walk; a path that changes its type has two.
+    pub fn actions(&self) -> impl Iterator<Item = Action> + '_ {
+        self.steps.walk().flat_map(move |(id, step)| {
+            let verbs = [step.remove.then_some(Verb::Remove), step.verb];
+            let action = move |verb| Action { verb, path: self.steps.path(id).into() };
+            verbs.into_iter().flatten().map(action)
+        })
+    }
+
+    /// What is changed.
+    pub fn changes(&self) -> Changes {
+        Changes(self.steps.clone())
     }
 
     /// What could not be compared, and why.
@@ -99,7 +169,7 @@ impl Plan<'_> {
 
     /// Whether the root is as it was.
     pub fn is_empty(&self) -> bool {
-        self.actions.is_empty()
+        self.steps.values().all(|step| step.change().is_none())
     }
 
     /// Takes content from what this machine still holds, where that can be cloned.
@@ -110,8 +180,9 @@ impl Plan<'_> {
     /// How many steps of each kind.
     pub fn summary(&self) -> BTreeMap<Verb, usize> {
         let mut counts = BTreeMap::new();
-        for action in &self.actions {
-            *counts.entry(action.verb).or_default() += 1;
+        for step in self.steps.values() {
+            let verbs = [step.remove.then_some(Verb::Remove), step.verb];
+            verbs.into_iter().flatten().for_each(|verb| *counts.entry(verb).or_default() += 1);
         }
         counts
     }
@@ -128,12 +199,21 @@ pub fn plan<'a>(root: &'a Root, part: &'a PackedPart) -> Result<Plan<'a>> {
                 .to_owned(),
         );
     }
-    let comparison = Comparison { root, part, lower: lower.as_ref().map(AsFd::as_fd) };
-    let verdicts = comparison
+    let groups: HashSet<Id> = part.index().links().into_keys().collect();
+    let comparison = Comparison {
+        root,
+        part,
+        groups: &groups,
+        merged: Opened::below(root.top()),
+        upper: root.overlay().map(|overlay| Opened::below(overlay.upper.as_fd())),
+        lower: lower.as_ref().map(|lower| Opened::below(lower.as_fd())),
+    };
+    let mut steps = comparison
         .run()
         .with_context(|| format!("comparing {} with the snapshot", root.path().display()))?;
-    let actions = settle(verdicts, root.overlay().is_some());
-    Ok(Plan { root, part, lower, held: None, actions, notes })
+    drop(comparison);
+    settle(&mut steps, &groups, root.overlay().is_some());
+    Ok(Plan { root, part, lower, held: None, steps: Arc::new(steps), notes })
 }
 
 /// So many names are compared in one go, by one thread.
@@ -145,90 +225,98 @@ fn is_little(index: &Index) -> bool {
         Kind::File { content, .. } => content.length,
         _ => 0,
     };
-    index.entries.len() <= 4 * FEW
+    index.entries.count() <= 4 * FEW
         && index.entries.values().map(bytes).sum::<u64>() <= 4 * BUFFER as u64
 }
 
 struct Comparison<'a> {
     root: &'a Root,
     part: &'a PackedPart,
-    lower: Option<BorrowedFd<'a>>,
+    /// The inodes of the snapshot that have several names, by the first.
+    groups: &'a HashSet<Id>,
+    merged: Opened<'a>,
+    upper: Option<Opened<'a>>,
+    lower: Option<Opened<'a>>,
 }
 
 /// A directory of the snapshot that is to be compared.
 struct Job {
-    path: Vec<u8>,
+    dir: Id,
+    /// The bytes of its path.
+    length: usize,
+    what: Child,
+}
+
+/// What is known of a directory before it is compared.
+struct Child {
+    /// The directory in the index.
+    entry: Option<Id>,
     /// Whether nothing below the snapshot shows through here.
     covered: bool,
     /// The directory is there now; if so, whether all that is seen counts, because it was renamed.
     present: Option<bool>,
 }
 
+/// So many directories are compared side by side.
+const AT_ONCE: usize = 256;
+
 /// What a path is to be.
 enum Wanted<'a> {
     Absent,
     /// The entry of its inode, and the first path of that.
-    Entry(&'a [u8], &'a Entry),
+    Entry(Id, &'a Entry),
     Lower(Found, OwnedFd),
 }
 
 /// The outcome for one path.
 struct Verdict {
-    path: Vec<u8>,
-    /// The first path of the inode that it is to be.
-    first: Vec<u8>,
-    remove: bool,
-    verb: Option<Verb>,
-    /// The inode that stays, for what can have several names.
-    kept: Option<(u64, u64)>,
-    /// The inode that was compared.
-    seen: Option<Inode>,
+    name: Vec<u8>,
+    step: Step,
+    child: Option<Child>,
 }
 
 impl<'a> Comparison<'a> {
-    fn run(&self) -> Result<Vec<Verdict>> {
+    fn run(&self) -> Result<Paths<Step>> {
         let index = self.part.index();
         let entry = index.get(b"").context("the index has no root")?;
         let found = Found::look(self.root.top())?;
-        let mut verdicts = Vec::new();
-        verdicts.extend((found.meta != entry.meta).then(|| Verdict {
-            path: Vec::new(),
-            first: Vec::new(),
-            remove: false,
-            verb: Some(Verb::Attributes),
-            kept: None,
+        let differs = found.meta != entry.meta;
+        let mut steps = Paths::without_limit(Step {
+            verb: differs.then_some(Verb::Attributes),
+            entry: Some(Id::ROOT),
+            first: Some(Id::ROOT),
             seen: Some(Inode(found.device, found.identity.ino)),
-        }));
+            ..Step::default()
+        });
         let covered =
             index.driver == Form::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
-        let mut jobs = vec![Job { path: Vec::new(), covered, present: Some(false) }];
+        let what = Child { entry: Some(Id::ROOT), covered, present: Some(false) };
+        let mut jobs = vec![Job { dir: Id::ROOT, length: 0, what }];
         while !jobs.is_empty() {
+            let now = jobs.split_off(jobs.len().saturating_sub(AT_ONCE));
             let compare = |job: &Job| {
-                self.compare_dir(job).with_context(|| format!("comparing {}", shown(&job.path)))
+                let context = || format!("comparing {}", shown(&steps.path(job.dir)));
+                self.compare_dir(&steps, job).with_context(context)
             };
             let compared = if is_little(index) {
-                jobs.iter().map(compare).collect::<Result<Vec<_>>>()
+                now.iter().map(compare).collect::<Result<Vec<_>>>()
             } else {
-                jobs.par_iter().map(compare).collect()
+                now.par_iter().map(compare).collect()
             };
-            jobs.clear();
-            for (outcome, dirs) in compared? {
-                verdicts.extend(outcome);
-                jobs.extend(dirs);
+            for (job, verdicts) in now.iter().zip(compared?) {
+                note(&mut steps, job, verdicts, &mut jobs)?;
             }
         }
-        verdicts.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(verdicts)
+        Ok(steps)
     }
 
-    fn compare_dir(&self, job: &Job) -> Result<(Vec<Verdict>, Vec<Job>)> {
-        ensure!(job.path.len() <= PATH_LIMIT, "the path is longer than {PATH_LIMIT} bytes");
-        let view = View::open(self, job)?;
+    fn compare_dir(&self, steps: &Paths<Step>, job: &Job) -> Result<Vec<Verdict>> {
+        ensure!(job.length <= PATH_LIMIT, "the path is longer than {PATH_LIMIT} bytes");
+        let view = View::open(self, steps, job)?;
         let names: Vec<_> = view.candidates(self, job)?.into_iter().collect();
         let compare = |name: &Vec<u8>| {
-            let path = join(&job.path, name);
-            self.compare_name(&view, job, &path, name)
-                .with_context(|| format!("comparing {}", shown(&path)))
+            self.compare_name(&view, job, name)
+                .with_context(|| format!("comparing {}", shown(&join(&steps.path(job.dir), name))))
         };
         let compared = if names.len() <= FEW {
             names.iter().map(compare).collect::<Result<Vec<_>>>()
@@ -236,55 +324,51 @@ impl<'a> Comparison<'a> {
             // In small pieces: those that have changed take longest, and lie side by side.
             names.par_iter().with_min_len(FEW).with_max_len(FEW).map(compare).collect()
         };
-        let (verdicts, jobs): (Vec<_>, Vec<_>) = compared?.into_iter().unzip();
-        Ok((verdicts, jobs.into_iter().flatten().collect()))
+        Ok(compared?.into_iter().flatten().collect())
     }
 
-    fn compare_name(
-        &self,
-        view: &View,
-        job: &Job,
-        path: &[u8],
-        name: &[u8],
-    ) -> Result<(Verdict, Option<Job>)> {
-        if let Some(verdict) = self.recognize(view, path, name) {
-            return Ok((verdict, None));
+    /// Compares one path; nothing is said of one that is as it was.
+    fn compare_name(&self, view: &View, job: &Job, name: &[u8]) -> Result<Option<Verdict>> {
+        let entry = job.what.entry.and_then(|dir| self.part.index().entries.child(dir, name));
+        if let Some(step) = self.recognize(view, entry, name) {
+            let verdict = |step| Verdict { name: name.to_vec(), step, child: None };
+            return Ok(step.map(verdict));
         }
-        let wanted = self.wanted(view, job, path, name)?;
+        let wanted = self.wanted(view, job, entry, name)?;
         let present = view.look(name)?;
-        let verdict = self.judge(path, &wanted, present.as_ref())?;
-        let child = self.child(view, job, path, name, &wanted, present.as_ref())?;
-        Ok((verdict, child))
+        let names = present.as_ref().map_or(0, |(found, _)| found.names);
+        let step = self.judge(entry, &wanted, present.as_ref())?;
+        let child = self.child(view, job, entry, name, &wanted, present.as_ref())?;
+        let matters = child.is_some() || step.change().is_some() || self.has_others(&step, names);
+        Ok(matters.then(|| Verdict { name: name.to_vec(), step, child }))
+    }
+
+    /// Whether a path has to be known to tell which names are of one inode.
+    fn has_others(&self, step: &Step, names: u64) -> bool {
+        names > 1
+            || step.is_other_name()
+            || step.entry.is_some_and(|entry| self.groups.contains(&entry))
     }
 
     /// A file that has not changed since: stat(2) says so, and it need not be opened.
-    fn recognize(&self, view: &View, path: &[u8], name: &[u8]) -> Option<Verdict> {
+    fn recognize(&self, view: &View, path: Option<Id>, name: &[u8]) -> Option<Option<Step>> {
+        let path = path?;
         let (first, entry) = self.part.index().inode(path)?;
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let now = rustix::fs::statat(view.merged.as_ref()?, name, flags).ok()?;
-        let same = entry.identity.as_ref() == Some(&identity(&now));
+        if entry.identity.as_ref() != Some(&identity(&now)) {
+            return None;
+        }
         let kept = Some((now.st_dev, now.st_ino));
-        same.then(|| Verdict {
-            path: path.into(),
-            first: first.into(),
-            remove: false,
-            verb: None,
-            kept,
-            seen: None,
-        })
+        let step = Step { entry: Some(path), first: Some(first), kept, ..Step::default() };
+        Some(Some(step).filter(|step| self.has_others(step, now.st_nlink)))
     }
 
-    fn wanted<'b>(
-        &'b self,
-        view: &View,
-        job: &Job,
-        path: &'b [u8],
-        name: &[u8],
-    ) -> Result<Wanted<'b>> {
-        match self.part.index().inode(path) {
+    fn wanted(&self, view: &View, job: &Job, entry: Option<Id>, name: &[u8]) -> Result<Wanted<'_>> {
+        match entry.and_then(|entry| self.part.index().inode(entry)) {
             Some((_, Entry { kind: Kind::Whiteout, .. })) => Ok(Wanted::Absent),
             Some((first, entry)) => Ok(Wanted::Entry(first, entry)),
-            None if job.covered => Ok(Wanted::Absent),
+            None if job.what.covered => Ok(Wanted::Absent),
             None => match &view.lower {
                 Some(lower) => Ok(look_lower(lower, name)?
                     .map_or(Wanted::Absent, |(found, entry)| Wanted::Lower(found, entry))),
@@ -296,43 +380,37 @@ impl<'a> Comparison<'a> {
     /// Compares one path.
     fn judge(
         &self,
-        path: &[u8],
+        entry: Option<Id>,
         wanted: &Wanted<'_>,
         present: Option<&(Found, OwnedFd)>,
-    ) -> Result<Verdict> {
+    ) -> Result<Step> {
         let first = match wanted {
-            Wanted::Entry(first, _) => first,
-            _ => path,
+            Wanted::Entry(first, _) => Some(*first),
+            _ => entry,
         };
-        let mut verdict = Verdict {
-            path: path.to_vec(),
-            first: first.to_vec(),
-            remove: false,
-            verb: None,
-            kept: None,
-            seen: present.map(|(found, _)| Inode(found.device, found.identity.ino)),
-        };
+        let seen = present.map(|(found, _)| Inode(found.device, found.identity.ino));
+        let mut step = Step { entry, first, seen, ..Step::default() };
         let is_dir = match wanted {
             Wanted::Absent => {
-                verdict.remove = present.is_some();
-                return Ok(verdict);
+                step.remove = present.is_some();
+                return Ok(step);
             }
             Wanted::Entry(_, entry) => matches!(entry.kind, Kind::Dir { .. }),
             Wanted::Lower(found, _) => found.shape == Shape::Dir,
         };
-        let Some((found, entry)) = present else {
-            verdict.verb = Some(Verb::Create);
-            return Ok(verdict);
+        let Some((found, opened)) = present else {
+            step.verb = Some(Verb::Create);
+            return Ok(step);
         };
         if is_dir != (found.shape == Shape::Dir) {
-            verdict.remove = true;
-            verdict.verb = Some(Verb::Create);
-            return Ok(verdict);
+            step.remove = true;
+            step.verb = Some(Verb::Create);
+            return Ok(step);
         }
-        verdict.verb = self.compare(wanted, found, entry)?;
-        let stays = matches!(verdict.verb, None | Some(Verb::Attributes));
-        verdict.kept = (!is_dir && stays).then(|| found.inode());
-        Ok(verdict)
+        step.verb = self.compare(wanted, found, opened)?;
+        let stays = matches!(step.verb, None | Some(Verb::Attributes));
+        step.kept = (!is_dir && stays).then(|| found.inode());
+        Ok(step)
     }
 
     /// What is needed to make a present inode equal to what is wanted.
@@ -376,11 +454,11 @@ impl<'a> Comparison<'a> {
         &self,
         view: &View,
         job: &Job,
-        path: &[u8],
+        entry: Option<Id>,
         name: &[u8],
         wanted: &Wanted<'_>,
         present: Option<&(Found, OwnedFd)>,
-    ) -> Result<Option<Job>> {
+    ) -> Result<Option<Child>> {
         let opaque = match wanted {
             Wanted::Entry(_, Entry { kind: Kind::Dir { opaque }, .. }) => *opaque,
             Wanted::Lower(found, _) if found.shape == Shape::Dir => false,
@@ -392,33 +470,49 @@ impl<'a> Comparison<'a> {
                 if !self.root.holds(found.device) {
                     return Ok(None);
                 }
-                Some(job.present == Some(true) || view.is_renamed(self.root, name)?)
+                Some(job.what.present == Some(true) || view.is_renamed(self.root, name)?)
             }
             _ => None,
         };
-        Ok(Some(Job { path: path.to_vec(), covered: job.covered || opaque, present }))
+        Ok(Some(Child { entry, covered: job.what.covered || opaque, present }))
     }
+}
+
+/// Puts verdicts in their place, and asks for the directories among them.
+fn note(
+    steps: &mut Paths<Step>,
+    job: &Job,
+    verdicts: Vec<Verdict>,
+    jobs: &mut Vec<Job>,
+) -> Result<()> {
+    // They come sorted by name.
+    for Verdict { name, step, child } in verdicts {
+        let dir = steps.push(job.dir, &name, step)?;
+        let length = job.length + 1 + name.len();
+        jobs.extend(child.map(|what| Job { dir, length, what }));
+    }
+    Ok(())
 }
 
 /// The same directory, as it is seen now, in the upper layer and in the lower ones.
 struct View {
-    merged: Option<OwnedFd>,
-    upper: Option<OwnedFd>,
-    lower: Option<OwnedFd>,
+    merged: Option<Arc<OwnedFd>>,
+    upper: Option<Arc<OwnedFd>>,
+    lower: Option<Arc<OwnedFd>>,
 }
 
 impl View {
-    fn open(of: &Comparison<'_>, job: &Job) -> Result<Self> {
-        let merged = match job.present {
-            Some(_) => Some(fs::open_dir(of.root.top(), &job.path)?),
+    fn open(of: &Comparison<'_>, steps: &Paths<Step>, job: &Job) -> Result<Self> {
+        let merged = match job.what.present {
+            Some(_) => Some(of.merged.dir(steps, job.dir)?),
             None => None,
         };
-        let upper = match (of.root.overlay(), &merged) {
-            (Some(overlay), Some(_)) => open_existing(&overlay.upper, &job.path)?,
+        let upper = match (&of.upper, &merged) {
+            (Some(upper), Some(_)) => upper.existing(steps, job.dir)?,
             _ => None,
         };
-        let lower = match of.lower {
-            Some(lower) if !job.covered => open_existing(lower, &job.path)?,
+        let lower = match &of.lower {
+            Some(lower) if !job.what.covered => lower.existing(steps, job.dir)?,
             _ => None,
         };
         Ok(Self { merged, upper, lower })
@@ -427,19 +521,21 @@ impl View {
     /// The names that may have to change: those of the index, of the upper layer, and where what
     /// is seen and the lower layers differ. The rest is the lower layers' own, and untouched.
     fn candidates(&self, of: &Comparison<'_>, job: &Job) -> Result<BTreeSet<Vec<u8>>> {
-        let list = |dir: &Option<OwnedFd>| -> Result<BTreeSet<Vec<u8>>> {
+        let list = |dir: &Option<Arc<OwnedFd>>| -> Result<BTreeSet<Vec<u8>>> {
             Ok(match dir {
                 Some(dir) => fs::names(dir)?.into_iter().collect(),
                 None => BTreeSet::new(),
             })
         };
+        let entries = &of.part.index().entries;
+        let known = job.what.entry.map_or(&[][..], |dir| entries.below(dir));
         let mut names: BTreeSet<Vec<u8>> =
-            of.part.index().children(&job.path).map(|(name, _)| name.to_vec()).collect();
-        if job.covered {
+            known.iter().map(|id| entries.name(*id).to_vec()).collect();
+        if job.what.covered {
             names.append(&mut list(&self.merged)?);
         } else if of.lower.is_some() {
             let (merged, lower) = (list(&self.merged)?, list(&self.lower)?);
-            let whole = job.present == Some(true);
+            let whole = job.what.present == Some(true);
             names.extend(merged.symmetric_difference(&lower).cloned());
             names.extend(list(&self.upper)?);
             if whole {
@@ -474,7 +570,7 @@ fn gains_rights(shape: &Shape, is: &Meta, was: &Meta) -> bool {
 
 /// What the lower layers show under a name. A single layer is looked at as it lies there, so that a
 /// whiteout in it, which hides nothing, must be passed over here.
-pub(super) fn look_lower(dir: &OwnedFd, name: &[u8]) -> Result<Option<(Found, OwnedFd)>> {
+pub(super) fn look_lower(dir: impl AsFd, name: &[u8]) -> Result<Option<(Found, OwnedFd)>> {
     let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
     let found = Found::look(&entry)?;
     Ok((found.shape != Shape::Char(0, 0)).then_some((found, entry)))
@@ -524,7 +620,7 @@ pub(super) fn is_stored(
             at += piece.len() as u64;
         }
     }
-    Ok(*hash.finalize().to_hex() == *content.digest && is_zero(file, at, size)?)
+    Ok(Digest::of(&hash) == content.digest && is_zero(file, at, size)?)
 }
 
 /// Compares the first bytes of a large file, of which there would be more to read than a frame.
@@ -582,41 +678,28 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> Result<bool> {
     }
 }
 
-/// Turns verdicts, in the order of paths, into actions: an inode stays for the names of one group
-/// only, and the names of a group are names of one inode.
-fn settle(mut verdicts: Vec<Verdict>, is_overlay: bool) -> Vec<Action> {
-    let grouped: BTreeSet<Vec<u8>> =
-        verdicts.iter().filter(|v| v.path != v.first).map(|v| v.first.clone()).collect();
-    let mut owners: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
-    let mut firsts: HashMap<Vec<u8>, Option<(u64, u64)>> = HashMap::new();
-    for verdict in verdicts.iter_mut().filter(|verdict| verdict.path == verdict.first) {
-        let Some(inode) = verdict.kept else { continue };
-        let is_taken = owners.contains_key(&inode);
+/// Decides about names: an inode stays for the names of one group only, and the names of a group are
+/// names of one inode.
+fn settle(steps: &mut Paths<Step>, groups: &HashSet<Id>, is_overlay: bool) {
+    let mut owned: HashSet<(u64, u64)> = HashSet::new();
+    let mut firsts: HashMap<Id, (u64, u64)> = HashMap::new();
+    for step in steps.values_mut().filter(|step| !step.is_other_name()) {
+        let Some(inode) = step.kept else { continue };
+        let is_grouped = step.entry.is_some_and(|entry| groups.contains(&entry));
         // Changing attributes copies the inode up, which separates it from its lower names.
-        let separates = is_overlay && verdict.verb.is_some() && grouped.contains(&verdict.path);
-        if is_taken || separates {
-            verdict.verb = Some(Verb::Replace);
-            verdict.kept = None;
-        } else {
-            owners.insert(inode, verdict.path.clone());
-        }
-        firsts.insert(verdict.path.clone(), verdict.kept);
-    }
-    let mut actions = Vec::new();
-    for verdict in verdicts {
-        let mut verb = verdict.verb;
-        if verdict.path != verdict.first {
-            let first = firsts.get(&verdict.first).copied().flatten();
-            verb = if first.is_some() && verdict.kept == first { None } else { Some(Verb::Link) };
-        }
-        let path = ByteString::from(verdict.path);
-        if verdict.remove {
-            actions.push(Action { verb: Verb::Remove, path: path.clone(), seen: None });
-        }
-        if let Some(verb) = verb {
-            let seen = verdict.seen.filter(|_| verb == Verb::Attributes);
-            actions.push(Action { verb, path, seen });
+        let separates = is_overlay && step.verb.is_some() && is_grouped;
+        if separates || !owned.insert(inode) {
+            step.verb = Some(Verb::Replace);
+        } else if let Some(entry) = step.entry {
+            firsts.insert(entry, inode);
         }
     }
-    actions
+    for step in steps.values_mut().filter(|step| step.is_other_name()) {
+        let first = step.first.and_then(|first| firsts.get(&first).copied());
+        let is_it = first.is_some() && step.kept == first;
+        step.verb = if is_it { None } else { Some(Verb::Link) };
+    }
+    for step in steps.values_mut() {
+        step.seen = step.seen.filter(|_| step.verb == Some(Verb::Attributes));
+    }
 }

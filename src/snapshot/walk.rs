@@ -1,8 +1,8 @@
 //! Walks what a root holds: the whole tree of a directory, the deviations of an overlay.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -11,23 +11,35 @@ use rustix::fs::{AtFlags, Stat};
 
 use super::attributes::{Found, Shape, identity, is_racy};
 use super::index::{Fingerprint, PATH_LIMIT, Time};
+use super::opened::{Opened, as_fd};
+use super::paths::{Id, Paths, Weigh};
 use super::probe::{Overlay, Root};
-use super::{join, shown, split};
-use crate::bytes::ByteString;
+use super::{join, shown};
 use crate::files::Suspects;
 use crate::sys::fs;
 
 /// What a walk found at a path.
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are inodes")]
 pub(super) enum Seen {
-    /// An inode; `opaque` of a directory says that nothing below shows through.
-    Inode { found: Found, opaque: bool, upper: Option<Stamp> },
+    /// An inode; `opaque` of a directory says that nothing below shows through, `copied` of a regular
+    /// file that its content was, when it was seen.
+    Inode { found: Found, opaque: bool, upper: Option<Box<Stamp>>, copied: bool },
     /// The upper layer hides a name.
     Whiteout,
 }
 
+impl Weigh for Seen {
+    fn weight(&self) -> u64 {
+        let Self::Inode { found, .. } = self else { return 0 };
+        let target = match &found.shape {
+            Shape::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        found.meta.weight() + target as u64
+    }
+}
+
 /// All that a walk found.
-pub(super) type Tree = BTreeMap<ByteString, Seen>;
+pub(super) type Tree = Paths<Seen>;
 
 /// Whether the container runs meanwhile: then what vanishes is no error.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,11 +52,11 @@ pub(super) enum Still {
 pub(super) struct Walked {
     pub tree: Tree,
     /// What is new or not as the walk before found it, and what was not copied then.
-    pub fresh: Vec<ByteString>,
+    pub fresh: Vec<Id>,
     /// How many names of files with content are neither.
     pub kept: u64,
     /// Directories of which not all was seen, since the container changed them meanwhile.
-    missed: HashSet<Vec<u8>>,
+    missed: HashSet<Id>,
 }
 
 /// What stat(2) says of an inode as long as nothing changes it.
@@ -69,7 +81,7 @@ impl Stamp {
     /// the upper layer.
     fn of_dir(seen: &Seen, begun: Time) -> Option<Self> {
         let Seen::Inode { found, upper, .. } = seen else { return None };
-        let stamp = upper.clone().unwrap_or_else(|| Self::of(found));
+        let stamp = upper.as_ref().map_or_else(|| Self::of(found), |upper| (**upper).clone());
         let proves = found.shape == Shape::Dir && !is_racy(stamp.identity.ctime, begun);
         proves.then_some(stamp)
     }
@@ -85,20 +97,12 @@ impl Stamp {
 /// it says so still has the same names.
 #[derive(Default)]
 pub(super) struct Earlier {
-    tree: Tree,
-    dirs: HashMap<Vec<u8>, Before>,
-}
-
-/// A directory that was found before.
-#[derive(Default)]
-struct Before {
-    /// What it was, if that proves something.
-    stamp: Option<Stamp>,
-    names: HashMap<Vec<u8>, Known>,
+    tree: Option<Tree>,
+    begun: Time,
+    missed: HashSet<Id>,
 }
 
 /// A name that was found before.
-#[derive(Default)]
 struct Known {
     /// What it was, if that proves something.
     stamp: Option<Stamp>,
@@ -115,7 +119,7 @@ impl Earlier {
     /// Keeps what a walk found that began at `begun`, and of what the content `is_copied`.
     pub(super) fn of(
         root: &Root,
-        Walked { tree, missed, .. }: Walked,
+        Walked { mut tree, missed, .. }: Walked,
         begun: Time,
         is_copied: impl Fn(&Found) -> bool,
     ) -> Self {
@@ -123,41 +127,38 @@ impl Earlier {
             // Who knows what else keeps of times.
             return Self::default();
         }
-        let mut dirs: HashMap<Vec<u8>, Before> = HashMap::new();
-        for (path, seen) in &tree {
-            let path = path.as_bytes();
-            if let Some(dir) = Stamp::of_dir(seen, begun)
-                && !missed.contains(path)
-            {
-                dirs.entry(path.to_vec()).or_default().stamp = Some(dir);
-            }
-            if let Some((parent, name)) = split(path) {
-                let known = Known::of(seen, begun, &is_copied);
-                dirs.entry(parent.to_vec()).or_default().names.insert(name.to_vec(), known);
+        for seen in tree.values_mut() {
+            if let Seen::Inode { found, copied, .. } = seen {
+                *copied = is_copied(found);
             }
         }
-        Self { tree, dirs }
+        Self { tree: Some(tree), begun, missed }
     }
 }
 
 impl Known {
-    fn of(seen: &Seen, begun: Time, is_copied: impl Fn(&Found) -> bool) -> Self {
-        let Seen::Inode { found, upper, .. } = seen else { return Self::default() };
+    fn of(seen: &Seen, begun: Time) -> Option<Self> {
+        let Seen::Inode { found, upper, copied, .. } = seen else { return None };
         let times = |of: &Fingerprint| (of.size, of.mtime, of.ctime);
         // Both were looked at one after the other, while somebody may have written.
         let is_one = |upper: &&Stamp| times(&upper.identity) == times(&found.identity);
         let (stamp, in_upper) = match upper {
-            Some(upper) => (Some(upper).filter(is_one).cloned(), true),
+            Some(upper) => (Some(&**upper).filter(is_one).cloned(), true),
             None => (Some(Stamp::of(found)), false),
         };
         let proves =
             |stamp: &Stamp| found.shape != Shape::Dir && !is_racy(stamp.identity.ctime, begun);
-        let copied = (found.shape == Shape::File).then(|| is_copied(found));
-        Self { stamp: stamp.filter(proves), in_upper, inode: found.inode(), copied }
+        let copied = (found.shape == Shape::File).then_some(*copied);
+        Some(Self { stamp: stamp.filter(proves), in_upper, inode: found.inode(), copied })
     }
 
     /// What it was and still is.
-    fn unchanged(&self, merged: &OwnedFd, upper: Option<&OwnedFd>, name: &[u8]) -> Option<&Stamp> {
+    fn unchanged(
+        &self,
+        merged: BorrowedFd<'_>,
+        upper: Option<BorrowedFd<'_>>,
+        name: &[u8],
+    ) -> Option<&Stamp> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stamp = self.stamp.as_ref()?;
         let dir = if self.in_upper { upper? } else { merged };
@@ -176,10 +177,17 @@ fn keeps_ctime(root: &Root) -> bool {
 
 /// A directory that is still to be read.
 struct Pending {
-    path: Vec<u8>,
+    dir: Id,
+    /// The bytes of its path.
+    length: usize,
     /// Whether all that is seen counts, not only what the upper layer has.
     whole: bool,
+    /// What it was before, if that proves something.
+    before: Option<Stamp>,
 }
+
+/// So many directories are read side by side; what waits is what is beside the way to them.
+const AT_ONCE: usize = 256;
 
 /// Walks a root. Of what is as `earlier` says only `suspects` count as changed.
 pub(super) fn walk(
@@ -188,8 +196,7 @@ pub(super) fn walk(
     earlier: Earlier,
     suspects: &Suspects,
 ) -> Result<Walked> {
-    let Earlier { mut tree, dirs } = earlier;
-    let walk = Walk { root, still, dirs: &dirs, suspects };
+    let Earlier { tree, begun, missed: doubtful } = earlier;
     let top = Found::look(root.top()).context("reading the attributes of the root")?;
     let ((opaque, renamed), upper) = match root.overlay() {
         Some(overlay) => {
@@ -197,33 +204,39 @@ pub(super) fn walk(
         }
         None => ((false, false), None),
     };
-    tree.insert(ByteString::default(), Seen::Inode { found: top, opaque, upper });
+    let upper = upper.map(Box::new);
+    let top = Seen::Inode { found: top, opaque, upper, copied: false };
+    let (mut tree, before) = match tree {
+        Some(mut tree) => {
+            let before = tree.value(Id::ROOT).and_then(|seen| Stamp::of_dir(seen, begun));
+            tree.replace(Id::ROOT, top)?;
+            (tree, before.filter(|_| !doubtful.contains(&Id::ROOT)))
+        }
+        None => (Paths::new(top), None),
+    };
+    let walk = Walk {
+        root,
+        still,
+        begun,
+        doubtful: &doubtful,
+        suspects,
+        merged: Opened::below(root.top()),
+        upper: root.overlay().map(|overlay| Opened::below(overlay.upper.as_fd())),
+    };
     let (mut fresh, mut kept, mut missed) = (Vec::new(), 0, HashSet::new());
-    let mut visited = HashSet::new();
-    let mut pending =
-        vec![Pending { path: Vec::new(), whole: root.overlay().is_none() || renamed }];
+    let whole = root.overlay().is_none() || renamed;
+    let mut pending = vec![Pending { dir: Id::ROOT, length: 0, whole, before }];
     while !pending.is_empty() {
-        let read = pending.par_iter().map(|dir| walk.read_dir(dir)).collect::<Result<Vec<_>>>()?;
-        for (dir, read) in pending.drain(..).zip(&read) {
-            if read.missed {
-                missed.insert(dir.path.clone());
-            }
-            visited.insert(dir.path);
-        }
-        for Read { seen, dirs, gone, doubtful, kept: more, .. } in read {
-            kept += more;
-            fresh.extend(doubtful);
-            fresh.extend(seen.iter().map(|(path, _)| path.clone()));
-            tree.extend(seen);
-            for path in gone {
-                tree.remove(&path);
-            }
-            pending.extend(dirs);
-        }
-    }
-    for (dir, before) in dirs.iter().filter(|(dir, _)| !visited.contains(*dir)) {
-        for name in before.names.keys() {
-            tree.remove(&ByteString::from(join(dir, name)));
+        let now = pending.split_off(pending.len().saturating_sub(AT_ONCE));
+        let read = |dir: &Pending| walk.read_dir(&tree, dir);
+        let read = now.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+        for (dir, read) in now.iter().zip(read) {
+            kept += read.kept;
+            missed.extend(read.missed.then_some(dir.dir));
+            fresh.extend(&read.doubtful);
+            let merged = read.merge(&mut tree, dir, &mut pending);
+            let context = || format!("reading {}", shown(&tree.path(dir.dir)));
+            fresh.extend(merged.with_context(context)?);
         }
     }
     Ok(Walked { tree, fresh, kept, missed })
@@ -242,68 +255,71 @@ fn is_race(still: Still, error: &io::Error) -> bool {
 /// What is in a directory, but for what is known and has not changed.
 #[derive(Default)]
 struct Read {
-    seen: Vec<(ByteString, Seen)>,
-    dirs: Vec<Pending>,
+    seen: Vec<(Vec<u8>, Looked)>,
     /// What was there before.
-    gone: Vec<ByteString>,
+    gone: Vec<Id>,
     /// What has not changed, but may have other content than was copied.
-    doubtful: Vec<ByteString>,
+    doubtful: Vec<Id>,
     kept: u64,
     /// Something vanished while it was looked at.
     missed: bool,
 }
 
 /// One name of a directory.
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are looked at")]
 enum Name {
-    Doubtful(Vec<u8>),
+    Doubtful(Id),
     Looked(Vec<u8>, Looked),
-    Gone(Vec<u8>),
+    Gone(Option<Id>),
 }
 
 /// A walk under way.
 struct Walk<'a> {
     root: &'a Root,
     still: Still,
-    dirs: &'a HashMap<Vec<u8>, Before>,
+    /// When the walk before began, and the directories of which it has not seen all.
+    begun: Time,
+    doubtful: &'a HashSet<Id>,
     suspects: &'a Suspects,
+    merged: Opened<'a>,
+    upper: Option<Opened<'a>>,
 }
 
 impl Walk<'_> {
-    fn read_dir(&self, dir: &Pending) -> Result<Read> {
-        match self.try_read_dir(dir) {
+    fn read_dir(&self, tree: &Tree, dir: &Pending) -> Result<Read> {
+        match self.try_read_dir(tree, dir) {
             Ok(read) => Ok(read),
             Err(error) => match error.downcast_ref::<io::Error>() {
                 Some(io) if is_race(self.still, io) => Ok(Read { missed: true, ..Read::default() }),
-                _ => Err(error).with_context(|| format!("reading {}", shown(&dir.path))),
+                _ => Err(error).with_context(|| format!("reading {}", shown(&tree.path(dir.dir)))),
             },
         }
     }
 
-    fn try_read_dir(&self, dir: &Pending) -> Result<Read> {
-        let merged = fs::open_dir(self.root.top(), &dir.path)?;
-        let upper = match self.root.overlay() {
-            Some(overlay) => open_existing(&overlay.upper, &dir.path)?,
+    fn try_read_dir(&self, tree: &Tree, dir: &Pending) -> Result<Read> {
+        let merged = self.merged.dir(tree, dir.dir)?;
+        let upper = match &self.upper {
+            Some(upper) => upper.existing(tree, dir.dir)?,
             None => None,
         };
-        let unknown = Before::default();
-        let before = self.dirs.get(&dir.path).unwrap_or(&unknown);
-        let listed = match &upper {
-            upper if self.has_same_names(dir, before, &merged, upper.as_ref())? => None,
+        let view = View { merged: as_fd(&merged), upper: upper.as_ref().map(as_fd) };
+        let listed = match view.upper {
+            _ if self.has_same_names(dir, view)? => None,
             Some(upper) if !dir.whole => Some(fs::names(upper)?),
             None if !dir.whole => Some(Vec::new()),
-            _ => Some(fs::names(&merged)?),
+            _ => Some(fs::names(view.merged)?),
         };
+        let before = tree.below(dir.dir);
         let names: Vec<&[u8]> = match &listed {
             Some(listed) => listed.iter().map(Vec::as_slice).collect(),
-            None => before.names.keys().map(Vec::as_slice).collect(),
+            None => before.iter().map(|id| tree.name(*id)).collect(),
         };
         let (hits, kept) = (AtomicUsize::new(0), AtomicU64::new(0));
         let look = |name: &&[u8]| -> Option<Result<Name>> {
-            let known = before.names.get(*name);
-            hits.fetch_add(usize::from(known.is_some()), Ordering::Relaxed);
-            if let Some(known) = known
-                && let Some(stamp) = known.unchanged(&merged, upper.as_ref(), name)
+            let id = tree.child(dir.dir, name);
+            hits.fetch_add(usize::from(id.is_some()), Ordering::Relaxed);
+            let seen = id.and_then(|id| tree.value(id));
+            if let (Some(id), Some(known)) = (id, seen.and_then(|seen| Known::of(seen, self.begun)))
+                && let Some(stamp) = known.unchanged(view.merged, view.upper, name)
             {
                 let is_suspect = [known.inode, stamp.inode()]
                     .into_iter()
@@ -311,59 +327,64 @@ impl Walk<'_> {
                 let doubtful = known.copied == Some(false) || is_suspect;
                 let is_kept = !doubtful && known.copied.is_some() && stamp.identity.size > 0;
                 kept.fetch_add(u64::from(is_kept), Ordering::Relaxed);
-                return doubtful.then(|| Ok(Name::Doubtful(join(&dir.path, name))));
+                return doubtful.then_some(Ok(Name::Doubtful(id)));
             }
-            Some(self.look(dir, &merged, upper.as_ref(), name))
+            let before = id.filter(|id| !self.doubtful.contains(id)).and(seen);
+            Some(self.look(tree, dir, view, name, id).map(|name| name.known(before, self.begun)))
         };
         // A directory of many files is shared among the processors.
         let looked =
             names.par_iter().with_min_len(64).filter_map(look).collect::<Result<Vec<_>>>()?;
         let mut read = Read { kept: kept.into_inner(), ..Read::of(looked) };
-        if hits.into_inner() < before.names.len() {
+        if hits.into_inner() < before.len() {
             let names: HashSet<&[u8]> = names.into_iter().collect();
-            let gone = before.names.keys().filter(|name| !names.contains(name.as_slice()));
-            read.gone.extend(gone.map(|name| ByteString::from(join(&dir.path, name))));
+            read.gone.extend(before.iter().filter(|id| !names.contains(tree.name(**id))));
         }
         Ok(read)
     }
 
     /// Whether nothing was made or removed in a directory.
-    fn has_same_names(
-        &self,
-        dir: &Pending,
-        before: &Before,
-        merged: &OwnedFd,
-        upper: Option<&OwnedFd>,
-    ) -> io::Result<bool> {
+    fn has_same_names(&self, dir: &Pending, view: View<'_>) -> io::Result<bool> {
         // What an overlay shows of its lower layers in a renamed directory is not in that stamp.
-        let listed = match (self.root.overlay(), upper) {
-            (None, _) => merged,
+        let listed = match (self.root.overlay(), view.upper) {
+            (None, _) => view.merged,
             (Some(_), Some(upper)) if !dir.whole => upper,
             _ => return Ok(false),
         };
-        Ok(before.stamp.is_some() && before.stamp == Some(Stamp::new(&fs::stat(listed)?)))
+        Ok(dir.before.is_some() && dir.before == Some(Stamp::new(&fs::stat(listed)?)))
     }
 
     fn look(
         &self,
+        tree: &Tree,
         dir: &Pending,
-        merged: &OwnedFd,
-        upper: Option<&OwnedFd>,
+        view: View<'_>,
         name: &[u8],
+        known: Option<Id>,
     ) -> Result<Name> {
-        let path = join(&dir.path, name);
-        if is_crius_own(&path) {
-            return Ok(Name::Gone(path));
+        if is_crius_own(tree, dir.dir, name) {
+            return Ok(Name::Gone(known));
         }
-        if path.len() > PATH_LIMIT {
+        if dir.length + 1 + name.len() > PATH_LIMIT {
             bail!("a path in it is longer than {PATH_LIMIT} bytes: remove it, or leave it out");
         }
-        let looked = look(self.root, dir, merged, upper, name, self.still)
-            .with_context(|| format!("reading the attributes of {}", shown(&path)))?;
+        let path = || shown(&join(&tree.path(dir.dir), name));
+        let looked = look(self.root, dir, view, name, self.still)
+            .with_context(|| format!("reading the attributes of {}", path()))?;
         Ok(match looked {
-            Some(looked) => Name::Looked(path, looked),
-            None => Name::Gone(path),
+            Some(looked) => Name::Looked(name.to_vec(), looked),
+            None => Name::Gone(known),
         })
+    }
+}
+
+impl Name {
+    /// Notes what a directory was before.
+    fn known(mut self, before: Option<&Seen>, begun: Time) -> Self {
+        if let Self::Looked(_, Looked { descend: Some(descend), .. }) = &mut self {
+            descend.before = before.and_then(|seen| Stamp::of_dir(seen, begun)).map(Box::new);
+        }
+        self
     }
 }
 
@@ -372,47 +393,77 @@ impl Read {
         let mut read = Self::default();
         for name in names {
             match name {
-                Name::Doubtful(path) => read.doubtful.push(path.into()),
+                Name::Doubtful(path) => read.doubtful.push(path),
                 Name::Gone(path) => {
                     read.missed = true;
-                    read.gone.push(path.into());
+                    read.gone.extend(path);
                 }
-                Name::Looked(path, Looked { seen, descend }) => {
-                    if let Some(whole) = descend {
-                        read.dirs.push(Pending { path: path.clone(), whole });
-                    }
-                    read.seen.push((path.into(), seen));
-                }
+                Name::Looked(name, looked) => read.seen.push((name, looked)),
             }
         }
         read
     }
+
+    /// Puts what was found in its place, and returns where that is.
+    fn merge(self, tree: &mut Tree, dir: &Pending, pending: &mut Vec<Pending>) -> Result<Vec<Id>> {
+        let mut seen = self.seen;
+        seen.sort_by(|a, b| a.0.cmp(&b.0));
+        let (mut descents, mut values) = (Vec::new(), Vec::with_capacity(seen.len()));
+        for (name, Looked { seen, descend }) in seen {
+            descents.push(descend);
+            values.push((name, seen));
+        }
+        let places = tree.update(dir.dir, values, &self.gone)?;
+        for (place, descend) in places.iter().zip(descents) {
+            let Some(Descent { whole, before }) = descend else {
+                tree.clear(*place);
+                continue;
+            };
+            let length = dir.length + 1 + tree.name(*place).len();
+            let before = before.map(|before| *before);
+            pending.push(Pending { dir: *place, length, whole, before });
+        }
+        Ok(places)
+    }
+}
+
+/// A directory as the container sees it, and in the upper layer of an overlay.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    merged: BorrowedFd<'a>,
+    upper: Option<BorrowedFd<'a>>,
 }
 
 /// Whether CRIU makes a directory of that name in the container, and removes it: where it mounts
 /// a tmpfs to read what lies below other mounts (`get_clean_mnt` in criu/mount.c). It does so while
 /// this walks.
-fn is_crius_own(path: &[u8]) -> bool {
-    let name = path.strip_prefix(b"tmp/").unwrap_or(path);
-    name.strip_prefix(b"cr-tmpfs.")
-        .is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric))
+fn is_crius_own<T>(tree: &Paths<T>, dir: Id, name: &[u8]) -> bool {
+    let is_tmp = || tree.parent(dir) == Id::ROOT && tree.name(dir) == b"tmp";
+    let is_it = |rest: &[u8]| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric);
+    name.strip_prefix(b"cr-tmpfs.").is_some_and(is_it) && (dir == Id::ROOT || is_tmp())
 }
 
 struct Looked {
     seen: Seen,
-    /// For a directory to read: whether all that is seen counts there.
-    descend: Option<bool>,
+    /// For a directory to read.
+    descend: Option<Descent>,
+}
+
+struct Descent {
+    /// Whether all that is seen counts there.
+    whole: bool,
+    /// What it was before, if that proves something.
+    before: Option<Box<Stamp>>,
 }
 
 fn look(
     root: &Root,
     dir: &Pending,
-    merged: &OwnedFd,
-    upper: Option<&OwnedFd>,
+    view: View<'_>,
     name: &[u8],
     still: Still,
 ) -> Result<Option<Looked>> {
-    let Some(entry) = fs::open_entry(merged, name)? else {
+    let Some(entry) = fs::open_entry(view.merged, name)? else {
         // What the upper layer names and the overlay does not show is a whiteout, whichever of its
         // forms the kernel knows (device 0:0, `overlay.whiteout`).
         let is_whiteout = !dir.whole && root.overlay().is_some();
@@ -423,7 +474,7 @@ fn look(
         Err(error) if is_race(still, &error) => return Ok(None),
         other => other?,
     };
-    let below = match upper {
+    let below = match view.upper {
         Some(upper) => fs::open_entry(upper, name)?,
         None => None,
     };
@@ -434,9 +485,9 @@ fn look(
         opaque = is_opaque;
         whole |= renamed;
     }
-    let upper = below.map(fs::stat).transpose()?.as_ref().map(Stamp::new);
-    let descend = (is_dir && root.holds(found.device)).then_some(whole);
-    Ok(Some(Looked { seen: Seen::Inode { found, opaque, upper }, descend }))
+    let upper = below.map(fs::stat).transpose()?.as_ref().map(Stamp::new).map(Box::new);
+    let descend = (is_dir && root.holds(found.device)).then_some(Descent { whole, before: None });
+    Ok(Some(Looked { seen: Seen::Inode { found, opaque, upper, copied: false }, descend }))
 }
 
 /// Whether an upper directory is opaque, and whether it was renamed: then it shows a lower
@@ -451,14 +502,15 @@ pub(super) fn upper_state(overlay: &Overlay, dir: impl AsFd) -> io::Result<(bool
 pub(super) fn open_existing(root: impl AsFd, path: &[u8]) -> io::Result<Option<OwnedFd>> {
     match fs::open_dir(root, path) {
         Ok(dir) => Ok(Some(dir)),
-        Err(error)
-            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-                || error.raw_os_error() == Some(libc::ELOOP) =>
-        {
-            Ok(None)
-        }
+        Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether an error says that there is no such directory.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(libc::ELOOP)
 }
 
 #[cfg(test)]
@@ -472,7 +524,7 @@ mod tests {
     const LATER: Time = Time(i64::MAX / 2, 1);
 
     fn found<'a>(tree: &'a Tree, path: &str) -> Option<&'a Found> {
-        match tree.get(&ByteString::from(path)) {
+        match tree.get(path.as_bytes()) {
             Some(Seen::Inode { found, .. }) => Some(found),
             _ => None,
         }
@@ -502,12 +554,13 @@ mod tests {
         fs::hard_link(path("linked"), path("other")).unwrap();
         fs::remove_file(path("becomes")).unwrap();
         fs::create_dir(path("becomes")).unwrap();
-        let Walked { tree: again, mut fresh, kept, .. } =
+        let Walked { tree: again, fresh, kept, .. } =
             walk(Earlier::of(&root, first, LATER, |found| found.identity.size != 8));
+        let mut fresh: Vec<_> = fresh.iter().map(|id| again.path(*id)).collect();
         assert_eq!(found(&again, "stays").unwrap().meta.uid, 4711);
         fresh.sort();
         let names = ["becomes", "grows", "linked", "other", "replaced", "uncopied"];
-        assert_eq!(fresh, names.map(ByteString::from));
+        assert_eq!(fresh, names.map(|name| name.as_bytes().to_vec()));
         assert_eq!(kept, 1);
         for name in ["grows", "replaced", "linked", "other", "becomes", ""] {
             assert_ne!(found(&again, name).unwrap().meta.uid, 4711, "{name}");
@@ -525,10 +578,9 @@ mod tests {
         let walk = |earlier| super::walk(&root, Still::Frozen, earlier, &nobody).unwrap();
         let first = walk(Earlier::default());
         let begun = found(&first.tree, "file").unwrap().identity.ctime;
-        assert_eq!(
-            walk(Earlier::of(&root, first, begun, |_| true)).fresh,
-            [ByteString::from("file")]
-        );
+        let again = walk(Earlier::of(&root, first, begun, |_| true));
+        let fresh: Vec<_> = again.fresh.iter().map(|id| again.tree.path(*id)).collect();
+        assert_eq!(fresh, [b"file"]);
     }
 
     #[test]
@@ -540,9 +592,9 @@ mod tests {
         let walk = |earlier| super::walk(&root, Still::Frozen, earlier, &nobody).unwrap();
         let names = |missed: bool| {
             let mut first = walk(Earlier::default());
-            first.tree.remove(&ByteString::from("file"));
-            first.missed.extend(missed.then(Vec::new));
-            walk(Earlier::of(&root, first, LATER, |_| true)).tree.len()
+            first.tree.clear(Id::ROOT);
+            first.missed.extend(missed.then_some(Id::ROOT));
+            walk(Earlier::of(&root, first, LATER, |_| true)).tree.count()
         };
         assert_eq!([names(true), names(false)], [2, 1]);
     }
@@ -564,15 +616,20 @@ mod tests {
         }
         fs::write(path("becomes"), "").unwrap();
         let again = walk(Earlier::of(&root, first, LATER, |_| true));
-        let paths: Vec<_> = again.tree.keys().map(ToString::to_string).collect();
-        assert_eq!(paths, ["", "becomes", "stays", "stays/file"]);
+        let paths: Vec<_> = again.tree.walk().map(|(id, _)| again.tree.path(id)).collect();
+        let expected = ["", "becomes", "stays", "stays/file"];
+        assert_eq!(paths, expected.map(|path| path.as_bytes().to_vec()));
     }
 
     #[test]
     fn what_criu_makes_meanwhile_is_no_part() {
-        assert!(is_crius_own(b"tmp/cr-tmpfs.xIz6kn") && is_crius_own(b"cr-tmpfs.a1b2c3"));
-        for other in ["tmp/cr-tmpfs.xIz6k", "tmp/cr-tmpfs.xIz6kn/x", "var/tmp/cr-tmpfs.xIz6kn"] {
-            assert!(!is_crius_own(other.as_bytes()), "{other}");
-        }
+        let mut tree = Paths::new(());
+        let [tmp, var] =
+            ["tmp", "var"].map(|name| tree.push(Id::ROOT, name.as_bytes(), ()).unwrap());
+        let deeper = tree.push(var, b"tmp", ()).unwrap();
+        assert!(is_crius_own(&tree, tmp, b"cr-tmpfs.xIz6kn"));
+        assert!(is_crius_own(&tree, Id::ROOT, b"cr-tmpfs.a1b2c3"));
+        assert!(!is_crius_own(&tree, tmp, b"cr-tmpfs.xIz6k"));
+        assert!(!is_crius_own(&tree, deeper, b"cr-tmpfs.xIz6kn"));
     }
 }

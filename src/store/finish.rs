@@ -87,6 +87,9 @@ pub fn complete(
     manifest.must_substitute = must_substitute(&table);
     manifest.files = pack_and_digest(images, &mut manifest, timeline, progress)?;
     fault::point(Point::Packed);
+    if !manifest.parts.is_empty() {
+        manifest.features.need(manifest::INDEX_LINES);
+    }
     manifest.state = State::Complete;
     if manifest.timeline.is_empty() {
         manifest.timeline = timeline.phases();

@@ -123,14 +123,26 @@ pub struct Features {
     pub incompatible: Vec<String>,
 }
 
+impl Features {
+    /// Says that who does not know this must refuse.
+    pub fn need(&mut self, feature: &str) {
+        if !self.incompatible.iter().any(|known| known == feature) {
+            self.incompatible.push(feature.to_owned());
+        }
+    }
+}
+
 /// The features that this version knows.
-const KNOWN: [&str; 1] = [HELD_FILES];
+const KNOWN: [&str; 2] = [HELD_FILES, INDEX_LINES];
 
 /// What the runtime's `checkpoint` was told and its `restore` has to be told too.
 pub const FLAGS: [&str; 4] = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
 
 /// A restore has to compare the files that the container held.
 pub const HELD_FILES: &str = "held-files";
+
+/// The indexes of parts have a line for each entry.
+pub const INDEX_LINES: &str = "index-lines";
 
 /// How far a checkpoint has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

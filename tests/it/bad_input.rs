@@ -298,11 +298,14 @@ on_each_runtime!(an_interrupted_checkpoint_that_somebody_made_up, |machine| {
     fs::remove_file(&blob).unwrap();
     fs::rename(kept, blob).unwrap();
 
-    let index: Value = serde_json::from_slice(&fs::read(part.join("index.json")).unwrap()).unwrap();
+    let index = fs::read_to_string(part.join("index.json")).unwrap();
+    let mut lines = index.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let (mut root, top) = (lines.next().unwrap(), lines.next().unwrap());
     let size = fs::metadata(host.join("secret")).unwrap().len();
     let layer = json!({ "name": "../../../host/secret", "size": size, "blake3": "" });
-    let mut root = index.clone();
-    root["entries"].as_object_mut().unwrap().retain(|path, _| path.is_empty());
+    // As the first version had it.
+    root["schema"] = json!(1);
+    root["entries"] = json!({ "": top[2] });
     let base = json!({ "layers": [layer], "index": root });
     fs::write(part.join("base.json"), base.to_string()).unwrap();
     refuse("a file of the host is to be a layer");

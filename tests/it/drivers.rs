@@ -71,7 +71,11 @@ impl Subject {
         let at_once = local.as_ref().is_some_and(|local| local.put_back(&now).unwrap());
         let now = probe(root).unwrap();
         let plan_of = plan(&now, part).unwrap().cloning(local.as_ref());
-        assert!(!at_once || plan_of.is_empty(), "{what}: {:?}", plan_of.actions());
+        assert!(
+            !at_once || plan_of.is_empty(),
+            "{what}: {:?}",
+            plan_of.actions().collect::<Vec<_>>()
+        );
         plan_of.execute(&()).unwrap_or_else(|error| panic!("{what}: {error:#}"));
         assert_same(was, &picture(root), what);
         assert!(plan(&now, part).unwrap().is_empty(), "{what}: a second plan is not empty");

@@ -21,6 +21,7 @@ mod freeze;
 mod handed;
 mod hooks;
 mod kinds;
+mod limits;
 mod main_job;
 mod neighbour;
 mod parts;

@@ -56,7 +56,7 @@ fn restore(root: &Path, part: &PackedPart, was: &Picture, what: &str) {
     plan(&now, part).unwrap().execute(&()).unwrap_or_else(|error| panic!("{what}: {error:#}"));
     assert_same(was, &picture(root), what);
     let again = plan(&now, part).unwrap();
-    let left: Vec<_> = again.actions().iter().map(ToString::to_string).collect();
+    let left: Vec<_> = again.actions().map(|action| action.to_string()).collect();
     assert!(left.is_empty(), "{what}: a second plan is not empty: {left:?}");
 }
 
@@ -514,14 +514,14 @@ fn damage_is_an_error() {
     // A manifest that agrees with a hostile index.
     let text = String::from_utf8(index).unwrap();
     for (from, to, message) in [
-        ("\"file\":{\"kind\"", "\"../file\":{\"kind\"", "name of dots"),
-        ("\"file\":{\"kind\"", "\"/etc/file\":{\"kind\"", "empty name"),
-        ("\"file\":{\"kind\"", "\"no/file\":{\"kind\"", "directory is not in the index"),
+        ("[1,\"file\"", "[1,\"..\"", "name of dots"),
+        ("[1,\"file\"", "[1,\"../file\"", "empty name"),
+        ("[1,\"file\"", "[2,\"file\"", "deeper than its directory"),
         ("\"size\":50000", "\"size\":50001", "not as many"),
         ("\"length\":50000", "\"length\":5000000", "beyond the end"),
         ("\"layer\":0", "\"layer\":9", "layer is not there"),
         ("\"offset\":", "\"offset\":18446744073709550000,\"_\":", "beyond the end"),
-        ("\"schema\":1", "\"schema\":2", "version 2"),
+        ("\"schema\":2", "\"schema\":3", "version 3"),
     ] {
         let hostile = text.replacen(from, to, 1);
         assert_ne!(hostile, text, "{from}");

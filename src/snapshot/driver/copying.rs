@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -17,14 +18,16 @@ use crate::snapshot::attributes::{Found, Shape, coarse_now, identity, is_racy};
 use crate::snapshot::cache::Cache;
 use crate::snapshot::copy::{self, copy_file};
 use crate::snapshot::identity::Form;
-use crate::snapshot::index::{Content, Fingerprint, Index, Kind, SCHEMA, Time};
+use crate::snapshot::index::{Fingerprint, Index, Kind, Lines, Time};
+use crate::snapshot::opened::Opened;
 use crate::snapshot::part::PackedPart;
+use crate::snapshot::paths::Id;
 use crate::snapshot::probe::Root;
+use crate::snapshot::shown;
 use crate::snapshot::staging::{
-    BLOBS, STAGED_INDEX, StagedContent, entries, known_content, write_base, write_json,
+    BLOBS, STAGED_INDEX, StagedContent, content_of, entries, known_content, write_base, write_whole,
 };
-use crate::snapshot::walk::{Earlier, Seen, Still, Walked, open_existing, walk};
-use crate::snapshot::{shown, split};
+use crate::snapshot::walk::{Earlier, Seen, Still, Tree, Walked, walk};
 use crate::sys::fs;
 use crate::sys::process::go_first;
 
@@ -37,14 +40,14 @@ pub struct CopyDriver {
     cache: Cache,
     /// What was copied so far, by device and inode number.
     copies: HashMap<(u64, u64), CopiedFile>,
-    /// Files of the base whose identity counts, by inode number.
-    base: HashMap<u64, (Fingerprint, Content)>,
+    /// The base, and its files whose identity counts, by inode number.
+    base: Option<(Arc<Index>, HashMap<u64, Id>)>,
     /// What the walk of the running container found.
     earlier: Earlier,
     /// What changed after this shows it in its ctime, whoever wrote it.
     since: Time,
     /// What the walk of the frozen one found.
-    taken: Option<crate::snapshot::walk::Tree>,
+    taken: Option<Tree>,
 }
 
 /// A file that was copied.
@@ -60,8 +63,9 @@ impl CopyDriver {
     /// only. `base` is the previous snapshot of the same root.
     pub fn create(staging: &Path, root: Root, base: Option<&PackedPart>) -> Result<Self> {
         write_base(staging, base)?;
-        let known = base.map_or_else(HashMap::new, |base| known_content(base.index()));
-        Ok(Self { base: known, ..Self::copying(staging, root)? })
+        let base = base.map(PackedPart::shared_index);
+        let base = base.map(|index| (index.clone(), known_content(&index)));
+        Ok(Self { base, ..Self::copying(staging, root)? })
     }
 
     /// The same, when nothing but the bytes themselves can be known before the freeze.
@@ -80,7 +84,7 @@ impl CopyDriver {
             next_blob: AtomicU64::new(0),
             cache: Cache::default(),
             copies: HashMap::new(),
-            base: HashMap::new(),
+            base: None,
             earlier: Earlier::default(),
             since: Time::default(),
             taken: None,
@@ -92,13 +96,14 @@ impl CopyDriver {
         let known = std::mem::take(&mut self.earlier);
         let walked = walk(&self.root, still, known, suspects)?;
         let Walked { tree, fresh, kept, .. } = &walked;
-        let entries = tree.len() as u64;
+        let entries = tree.count() as u64;
         let mut stats = CopyStats { entries, kept: *kept, ..CopyStats::default() };
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
         for path in fresh {
-            let Some(Seen::Inode { found, upper, .. }) = tree.get(path) else { continue };
-            if found.shape != Shape::File || !seen.insert(found.inode()) {
+            let Some(Seen::Inode { found, upper, .. }) = tree.value(*path) else { continue };
+            let has_others = found.names > 1;
+            if found.shape != Shape::File || has_others && !seen.insert(found.inode()) {
                 continue;
             }
             let is_volatile = suspects.contains(found.inode())
@@ -106,24 +111,36 @@ impl CopyDriver {
             if self.keep(found, is_volatile) {
                 stats.kept += u64::from(found.identity.size > 0);
             } else {
-                wanted.push((path.as_bytes(), found, is_volatile));
+                wanted.push((*path, is_volatile));
             }
         }
-        let copied = wanted
-            .par_iter()
-            .filter_map(|(path, found, is_volatile)| {
-                let copied = self.copy(path, &found.identity, *is_volatile, still);
-                let copied = copied.with_context(|| format!("copying {}", shown(path)));
-                copied.map(|copied| Some((found.inode(), copied?))).transpose()
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for (inode, (size, copied)) in copied {
-            stats.copied += u64::from(size > 0);
-            stats.shared += u64::from(size > 0 && copied.shared);
-            stats.bytes += size;
-            self.copies.insert(inode, copied);
-        }
+        wanted.chunks(MANY).try_for_each(|wanted| {
+            let copied = self.copy_all(tree, wanted, still)?;
+            for (inode, (size, copied)) in copied {
+                stats.copied += u64::from(size > 0);
+                stats.shared += u64::from(size > 0 && copied.shared);
+                stats.bytes += size;
+                self.copies.insert(inode, copied);
+            }
+            anyhow::Ok(())
+        })?;
         Ok((stats, walked))
+    }
+
+    /// Copies files side by side; of a running container, those that are still there.
+    fn copy_all(&self, tree: &Tree, wanted: &[(Id, bool)], still: Still) -> Result<Copies> {
+        let dirs = Dirs {
+            merged: Opened::below(self.root.top()),
+            upper: self.root.overlay().map(|overlay| Opened::below(overlay.upper.as_fd())),
+        };
+        let copy = |(path, is_volatile): &(Id, bool)| {
+            let Some(Seen::Inode { found, .. }) = tree.value(*path) else { return None };
+            let place = Place { tree, path: *path, dirs: &dirs };
+            let copied = self.copy(&place, &found.identity, *is_volatile, still);
+            let copied = copied.with_context(|| format!("copying {}", place.shown()));
+            copied.map(|copied| Some((found.inode(), copied?))).transpose()
+        };
+        wanted.par_iter().filter_map(copy).collect()
     }
 
     /// Whether the content of a file is there already; what the base has is noted as a copy.
@@ -135,21 +152,18 @@ impl CopyDriver {
         if let Some(copied) = self.copies.get(&inode) {
             return copied.identity.as_ref() == Some(&found.identity);
         }
-        match self.base.get(&found.identity.ino) {
-            Some((identity, content)) if *identity == found.identity => {
-                let blob = StagedContent::Base(content.clone());
-                let identity = Some(identity.clone());
-                self.copies.insert(inode, CopiedFile { blob, identity, shared: false });
-                true
-            }
-            _ => false,
-        }
+        let Some((base, known)) = &self.base else { return false };
+        let Some(content) = content_of(base, known, &found.identity) else { return false };
+        let blob = StagedContent::Base(Box::new(content.clone()));
+        let identity = Some(found.identity.clone());
+        self.copies.insert(inode, CopiedFile { blob, identity, shared: false });
+        true
     }
 
     /// Copies one file to a new blob; `None` if the running container has removed it.
     fn copy(
         &self,
-        path: &[u8],
+        place: &Place<'_>,
         walked: &Fingerprint,
         volatile: bool,
         still: Still,
@@ -158,7 +172,7 @@ impl CopyDriver {
             // Direct I/O may be under way since before we looked who does it: what it writes while
             // the container runs is known by the time of that look only.
             let started = if still == Still::Running { self.since } else { coarse_now() };
-            let Some(source) = self.open_source(path)? else {
+            let Some(source) = self.open_source(place)? else {
                 if still == Still::Running {
                     return Ok(None);
                 }
@@ -170,7 +184,7 @@ impl CopyDriver {
             let before = identity(&fs::stat(&source.merged)?);
             let (size, blob, shared) = match self.copy_blob(&source) {
                 Err(error) if still == Still::Running && !is_full(&error) => {
-                    tracing::debug!("copying {} ahead: {error:#}", shown(path));
+                    tracing::debug!("copying {} ahead: {error:#}", place.shown());
                     return Ok(None);
                 }
                 other => other?,
@@ -205,10 +219,11 @@ impl CopyDriver {
     }
 
     /// Opens a file for its content, or `None` if it is no regular file any more.
-    fn open_source(&self, path: &[u8]) -> Result<Option<Source>> {
-        let (parent, name) = split(path).context("the root is no file")?;
-        let open = |root: std::os::fd::BorrowedFd<'_>| -> io::Result<Option<(OwnedFd, OwnedFd)>> {
-            let Some(dir) = open_existing(root, parent)? else { return Ok(None) };
+    fn open_source(&self, place: &Place<'_>) -> Result<Option<Source>> {
+        let Place { tree, path, dirs } = place;
+        let (dir, name) = (tree.parent(*path), tree.name(*path));
+        let open = |dirs: &Opened<'_>| -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+            let Some(dir) = dirs.existing(tree, dir)? else { return Ok(None) };
             let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
             if !is_regular(&entry)? {
                 return Ok(None);
@@ -216,10 +231,10 @@ impl CopyDriver {
             let file = fs::open_for_reading(&entry)?;
             Ok(Some((entry, file)))
         };
-        let Some((_, merged)) = open(self.root.top())? else { return Ok(None) };
+        let Some((_, merged)) = open(&dirs.merged)? else { return Ok(None) };
         let mut data = None;
-        if let Some(overlay) = self.root.overlay()
-            && let Some((entry, file)) = open(overlay.upper.as_fd())?
+        if let (Some(overlay), Some(upper)) = (self.root.overlay(), &dirs.upper)
+            && let Some((entry, file)) = open(upper)?
             // A metacopy file in the upper layer has the attributes, and no content.
             && overlay.xattr(&entry, "metacopy")?.is_none()
             && fs::stat(&file)?.st_size == fs::stat(&merged)?.st_size
@@ -277,28 +292,46 @@ impl Driver for CopyDriver {
             let copied = self.copies.get(&found.inode()).context("it was not copied")?;
             Ok((copied.blob.clone(), copied.identity.clone()))
         };
-        let index = Index {
-            schema: SCHEMA,
-            driver: self.root.form(),
-            root: self.root.identity().clone(),
-            entries: entries(tree, content)?,
-        };
-        let used: HashSet<_> = index
-            .entries
-            .values()
-            .filter_map(|entry| match entry.kind {
-                Kind::File { content: StagedContent::Blob(blob), .. } => Some(blob),
-                _ => None,
+        let mut used = vec![false; self.next_blob.load(Ordering::Relaxed) as usize];
+        write_whole(&self.dir, STAGED_INDEX, |file| {
+            let mut lines = Lines::begin(file, self.root.form(), self.root.identity())?;
+            entries(&tree, content, |depth, name, entry| {
+                if let Kind::File { content: StagedContent::Blob(blob), .. } = entry.kind {
+                    used[blob as usize] = true;
+                }
+                lines.entry(depth, name, &entry)
             })
-            .collect();
-        for blob in 0..self.next_blob.load(Ordering::Relaxed) {
-            if !used.contains(&blob) {
-                // One that was never finished is not there.
-                let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
-            }
+        })?;
+        for (blob, _) in used.iter().enumerate().filter(|(_, used)| !**used) {
+            // One that was never finished is not there.
+            let _ = rustix::fs::unlinkat(&self.blobs, blob.to_string(), AtFlags::empty());
         }
-        write_json(&self.dir, STAGED_INDEX, &index)?;
         Ok(None)
+    }
+}
+
+/// Files that were copied, by device and inode number, with their lengths.
+type Copies = Vec<((u64, u64), (u64, CopiedFile))>;
+
+/// So many files are copied side by side.
+const MANY: usize = 4096;
+
+/// Where the files of a walk are opened.
+struct Dirs<'a> {
+    merged: Opened<'a>,
+    upper: Option<Opened<'a>>,
+}
+
+/// A file that a walk found.
+struct Place<'a> {
+    tree: &'a Tree,
+    path: Id,
+    dirs: &'a Dirs<'a>,
+}
+
+impl Place<'_> {
+    fn shown(&self) -> String {
+        shown(&self.tree.path(self.path))
     }
 }
 

@@ -13,11 +13,11 @@ use crate::bytes::ByteString;
 use crate::files::Suspects;
 use crate::snapshot::attributes::{coarse_now, is_racy};
 use crate::snapshot::identity::RootIdentity;
-use crate::snapshot::index::{Index, SCHEMA, Time};
+use crate::snapshot::index::{Index, Time};
 use crate::snapshot::packed::PackedFiles;
 use crate::snapshot::probe::Root;
 use crate::snapshot::staging::{
-    Base, StagedContent, entries, known_content, read_json, write_json,
+    Base, StagedContent, as_paths, content_of, known_content, read_json, write_json,
 };
 use crate::snapshot::walk::{Earlier, Still, walk};
 use crate::sys::directory::Directory;
@@ -133,18 +133,19 @@ impl DriverSnapshot {
             self.open().with_context(|| format!("opening the snapshot {}", self.claim.name))?;
         let all = walk(&root, Still::Frozen, Earlier::default(), &Suspects::default())?;
         let known = base.map_or_else(HashMap::new, |base| known_content(&base.index));
-        let entries = entries(all.tree, |found| {
+        let entries = as_paths(&all.tree, |found| {
             let identity = &found.identity;
             let is_trusted =
                 !self.suspects.contains(&identity.ino) && !is_racy(identity.ctime, self.taken);
-            let content = match known.get(&identity.ino) {
+            let same = || content_of(&base?.index, &known, identity);
+            let content = match same() {
                 _ if identity.size == 0 => StagedContent::Empty,
-                Some((same, content)) if same == identity => StagedContent::Base(content.clone()),
-                _ => StagedContent::Held,
+                Some(content) => StagedContent::Base(Box::new(content.clone())),
+                None => StagedContent::Held,
             };
             Ok((content, is_trusted.then(|| identity.clone())))
         })?;
-        let index = Index { schema: SCHEMA, driver: root.form(), root: self.root.clone(), entries };
+        let index = Index { driver: root.form(), root: self.root.clone(), entries };
         Ok((index, HeldContent { top: root.into_top(), _pool: pool }))
     }
 
