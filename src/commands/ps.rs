@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::Format;
+use crate::bytes::ByteString;
 use crate::engines::{self, ContainerStatus, Listed};
 use crate::output::{self, TextTable, Tone, toned};
 use crate::store::versions::Store;
@@ -44,13 +45,13 @@ fn row(listed: &Listed, whole: bool) -> Vec<String> {
     let checkpoints: Vec<String> = listed
         .checkpoints
         .iter()
-        .map(|checkpoint| crate::bytes::ByteString::from(&*checkpoint.name).to_string())
+        .map(|checkpoint| ByteString::from(&*checkpoint.name).to_string())
         .collect();
     vec![
         format!("{}{user}", listed.engine.as_str()),
-        id.to_owned(),
+        if id.is_empty() { "-".to_owned() } else { id.to_owned() },
         name_of(listed),
-        status(listed.status),
+        status_of(listed),
         if listed.frozen { toned(Tone::Warning, "frozen") } else { "-".to_owned() },
         listed.runtime.unwrap_or("-").to_owned(),
         if checkpoints.is_empty() { "-".to_owned() } else { checkpoints.join(",") },
@@ -67,11 +68,27 @@ fn name_of(listed: &Listed) -> String {
     }
 }
 
+/// Whether it runs, and what of it cannot be read.
+fn status_of(listed: &Listed) -> String {
+    let (status, between) = (
+        status(listed.status),
+        match listed.status {
+            ContainerStatus::Unreadable => ": ",
+            _ => "; ",
+        },
+    );
+    match &listed.problem {
+        Some(problem) => format!("{status}{between}{}", ByteString::from(&**problem)),
+        None => status,
+    }
+}
+
 fn status(status: ContainerStatus) -> String {
     match status {
         ContainerStatus::Created => toned(Tone::Warning, "created"),
         ContainerStatus::Running => toned(Tone::Good, "running"),
         ContainerStatus::Paused => toned(Tone::Warning, "paused"),
         ContainerStatus::Stopped => toned(Tone::Faint, "stopped"),
+        ContainerStatus::Unreadable => toned(Tone::Warning, "unreadable"),
     }
 }

@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::records::read_json;
 use crate::freezer::{CgroupVersion, Freezer};
 use crate::runtime::Runtime;
+use crate::sys::foreign::Reader;
 use crate::sys::mountinfo::{Mount, mounts_of};
 
 /// The version of the hierarchy that can freeze.
@@ -174,8 +176,7 @@ struct Record {
 fn recorded(runtime: &Runtime, id: &str, hierarchy: &Hierarchy) -> Option<PathBuf> {
     let root = runtime.root().unwrap_or_else(|| Path::new("/run").join(runtime.name()));
     let record = ["state.json", "status"].iter().find_map(|name| {
-        let text = fs::read(root.join(id).join(name)).ok()?;
-        serde_json::from_slice::<Record>(&text).ok()
+        read_json::<Record>(&Reader::of_root(), &root.join(id).join(name)).ok()?
     })?;
     let controller = match hierarchy.version {
         CgroupVersion::V1 => "freezer",

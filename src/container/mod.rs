@@ -20,6 +20,7 @@ use oci_spec::runtime::Spec;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
 use crate::runtime::{Family, Runtime};
+use crate::sys::foreign::Reader;
 use crate::sys::owned::ensure_roots_alone;
 use crate::sys::process::{descends_from, namespaced_pids};
 
@@ -61,7 +62,7 @@ impl Bundle {
         let directory = fs::canonicalize(directory)
             .with_context(|| format!("opening the bundle {}", directory.display()))?;
         let config = directory.join("config.json");
-        let spec = Spec::load(&config).with_context(|| format!("reading {}", config.display()))?;
+        let spec = read_spec(&config).with_context(|| format!("reading {}", config.display()))?;
         let root = spec.root().as_ref().context("config.json names no root file system")?;
         let rootfs = directory.join(root.path());
         let rootfs = fs::canonicalize(&rootfs)
@@ -140,6 +141,13 @@ impl Bundle {
         found.sort();
         found
     }
+}
+
+/// Whoever keeps the bundle may have put something else there than a file.
+fn read_spec(config: &Path) -> Result<Spec> {
+    let text = Reader::of_root().read(config)?;
+    let text = text.ok_or_else(|| std::io::Error::from(rustix::io::Errno::NOENT))?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 impl Container {

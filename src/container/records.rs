@@ -1,31 +1,29 @@
 //! What engines write of their containers.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 
-/// The largest file of an engine's that is read; real ones have kilobytes for each container.
-const LIMIT: u64 = 64 << 20;
+use crate::sys::foreign::{Reader, Unreadable};
 
-/// A file that somebody else writes, if it is there and of a size that can be.
-pub fn read_small(path: &Path) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
-    let read = File::open(path).ok()?.take(LIMIT + 1).read_to_end(&mut text).ok()?;
-    (read as u64 <= LIMIT).then_some(text)
+/// JSON that somebody keeps; `None` where there is none.
+///
+/// # Errors
+/// When it cannot be read, or is no such JSON.
+pub fn read_json<T: for<'de> Deserialize<'de>>(
+    reader: &Reader,
+    path: &Path,
+) -> Result<Option<T>, Unreadable> {
+    let Some(text) = reader.read(path)? else { return Ok(None) };
+    Ok(Some(serde_json::from_slice(&text).map_err(std::io::Error::from)?))
 }
 
-/// Such a file with JSON.
-pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
-    let text = read_small(path)?;
-    match serde_json::from_slice(&text) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            tracing::warn!("reading {}: {error}", path.display());
-            None
-        }
-    }
+/// The same in a place that root has named; what cannot be read is warned of.
+pub fn read_own<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
+    read_json(&Reader::of_root(), path).unwrap_or_else(|error| {
+        tracing::warn!("reading {}: {error}", path.display());
+        None
+    })
 }
 
 /// A container of containers/storage, which podman, CRI-O and buildah share.
@@ -65,13 +63,13 @@ impl StoredContainer {
     }
 }
 
-/// The containers whose directories are in this one, `overlay-containers` or the like.
+/// The lists of containers whose directories are in this one, `overlay-containers` or the like.
+pub const LISTS: [&str; 2] = ["containers.json", "volatile-containers.json"];
+
+/// The containers in both of them.
 pub fn stored(directory: &Path) -> Vec<StoredContainer> {
-    ["containers.json", "volatile-containers.json"]
-        .iter()
-        .filter_map(|list| read_json::<Vec<StoredContainer>>(&directory.join(list)))
-        .flatten()
-        .collect()
+    let lists = LISTS.iter().map(|list| read_own::<Vec<StoredContainer>>(&directory.join(list)));
+    lists.flatten().flatten().collect()
 }
 
 /// docker's `config.v2.json` (moby, `container.CommonContainer`).
@@ -110,5 +108,5 @@ impl DockerContainer {
 
 /// The container that has this directory.
 pub fn docker(directory: &Path) -> Option<DockerContainer> {
-    read_json(&directory.join("config.v2.json"))
+    read_own(&directory.join("config.v2.json"))
 }

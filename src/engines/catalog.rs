@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::states::in_place;
-use super::{Checkpoint, Listed, directories_in};
+use super::{Checkpoint, Listed, Seen, directories_in, users};
 use crate::bytes::ByteString;
-use crate::container::records::{self, StoredContainer, read_json, read_small};
+use crate::container::records::{self, StoredContainer, read_json, read_own};
 use crate::container::{Engine, ensure_name};
+use crate::sys::foreign::Reader;
 
 /// A container, as its engine knows it.
 #[derive(Debug)]
@@ -40,44 +41,54 @@ impl CatalogEntry {
 }
 
 /// Every container in an engine's list.
-pub(super) fn read() -> Vec<CatalogEntry> {
-    let mut found = storage(&graph_root(), None);
-    for home in directories_in(Path::new("/run/user")) {
-        let Some(user) = home.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
-            continue;
-        };
-        if let Ok(Some(account)) = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user)) {
-            found.extend(storage(&account.dir.join(".local/share/containers/storage"), Some(user)));
-        }
+pub(super) fn read() -> Seen<CatalogEntry> {
+    let mut seen = storage(&graph_root(), &Reader::of_root());
+    for user in users() {
+        let Some(home) = home_of(user) else { continue };
+        let root = home.join(".local/share/containers/storage");
+        seen.extend(storage(&root, &Reader::of_user(user)));
     }
-    found.extend(docker());
-    found
+    seen.found.extend(docker());
+    seen
+}
+
+/// The home of a user. What leads to it is root's.
+fn home_of(user: u32) -> Option<PathBuf> {
+    let account = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user)).ok()??;
+    let (above, name) = account.dir.parent().zip(account.dir.file_name())?;
+    Some(above.canonicalize().ok()?.join(name))
 }
 
 /// Where containers/storage keeps everything (containers-storage.conf(5)).
 pub(super) fn graph_root() -> PathBuf {
+    let read = |path: &&str| Reader::of_root().read(Path::new(path)).ok().flatten();
     let configured = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"]
         .iter()
-        .find_map(|path| String::from_utf8(read_small(Path::new(path))?).ok());
+        .find_map(|path| String::from_utf8(read(path)?).ok());
     let table = configured.and_then(|text| text.parse::<toml::Table>().ok());
     let root =
         table.and_then(|table| Some(table.get("storage")?.get("graphroot")?.as_str()?.into()));
     root.unwrap_or_else(|| "/var/lib/containers/storage".into())
 }
 
-fn storage(root: &Path, user: Option<u32>) -> Vec<CatalogEntry> {
-    let mut found = Vec::new();
-    for driver in directories_in(root) {
+fn storage(root: &Path, reader: &Reader) -> Seen<CatalogEntry> {
+    let mut seen = Seen::default();
+    let drivers = seen.or_row(reader, root, reader.directories(root)).unwrap_or_default();
+    for driver in drivers {
         if !driver.as_os_str().as_encoded_bytes().ends_with(b"-containers") {
             continue;
         }
-        let stored = records::stored(&driver).into_iter();
-        found.extend(stored.filter_map(|one| stored_entry(one, &driver, user)));
+        for list in records::LISTS {
+            let list = driver.join(list);
+            let read = read_json::<Vec<StoredContainer>>(reader, &list);
+            let stored = seen.or_row(reader, &list, read).flatten().into_iter().flatten();
+            seen.found.extend(stored.filter_map(|one| stored_entry(one, &driver, reader)));
+        }
     }
-    found
+    seen
 }
 
-fn stored_entry(stored: StoredContainer, driver: &Path, user: Option<u32>) -> Option<CatalogEntry> {
+fn stored_entry(stored: StoredContainer, driver: &Path, reader: &Reader) -> Option<CatalogEntry> {
     ensure_name(&stored.id).ok()?;
     // buildah's working containers have no process of their own, and no name of an image.
     let metadata = stored.metadata();
@@ -87,18 +98,18 @@ fn stored_entry(stored: StoredContainer, driver: &Path, user: Option<u32>) -> Op
     let name = metadata.container_name.or(metadata.name).or(stored.names.into_iter().next());
     Some(CatalogEntry {
         id: stored.id,
-        user,
+        user: reader.user(),
         engine,
         name: name.map(ByteString::from),
         pod: metadata.pod_name.map(ByteString::from),
         image: metadata.image_name.filter(|name| !name.is_empty()).map(ByteString::from),
-        checkpoints: in_place(&bundle).into_iter().collect(),
+        checkpoints: in_place(&bundle, reader).into_iter().collect(),
         bundle: Some(bundle),
     })
 }
 
 fn docker() -> Vec<CatalogEntry> {
-    let configured: Option<DaemonConfig> = read_json(Path::new("/etc/docker/daemon.json"));
+    let configured: Option<DaemonConfig> = read_own(Path::new("/etc/docker/daemon.json"));
     let root = configured.and_then(|config| config.data_root);
     let containers = root.unwrap_or_else(|| "/var/lib/docker".into()).join("containers");
     directories_in(&containers).iter().filter_map(|directory| docker_entry(directory)).collect()
@@ -152,7 +163,7 @@ mod tests {
             {"id":"../x","metadata":"{\"image-name\":\"i\"}"},
             {"id":"cc","names":["work"],"metadata":"{\"type\":\"buildah\"}"}]"#;
         fs::write(driver.join("containers.json"), list).unwrap();
-        let found = storage(directory.path(), None);
+        let found = storage(directory.path(), &Reader::of_root()).found;
         let told: Vec<_> = found
             .iter()
             .map(|one| (one.engine, one.name.as_ref().unwrap().to_string(), one.checkpoints.len()))

@@ -12,7 +12,8 @@ use serde::Deserialize;
 
 use super::catalog::graph_root;
 use crate::container::ensure_name;
-use crate::container::records::{read_json, read_small};
+use crate::container::records::read_own;
+use crate::sys::foreign::Reader;
 
 /// An image of containers/storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +43,11 @@ pub fn stored_image(name: &str) -> Option<StoredImage> {
 
 fn find(root: &Path, name: &str) -> Option<StoredImage> {
     let images = root.join("overlay-images");
-    let records: Vec<Record> = read_json(&images.join("images.json"))?;
+    let records: Vec<Record> = read_own(&images.join("images.json"))?;
     let record = records.into_iter().find(|record| is_called(record, name))?;
     ensure_name(&record.id).and(ensure_name(&record.layer)).ok()?;
     Some(StoredImage {
-        manifest: read_small(&images.join(&record.id).join("manifest"))?,
+        manifest: Reader::of_root().read(&images.join(&record.id).join("manifest")).ok()??,
         layer: root.join("overlay").join(&record.layer).join("diff"),
         reference: record.names.into_iter().next().unwrap_or(record.id),
     })

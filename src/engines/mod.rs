@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::bytes::ByteString;
 use crate::container::Engine;
 use crate::store::versions::Store;
+use crate::sys::foreign::{Reader, Unreadable};
 
 pub use images::{StoredImage, stored_image};
 pub use states::ContainerStatus;
@@ -51,6 +52,40 @@ pub struct Listed {
     pub pid: Option<i32>,
     /// The checkpoints that it has.
     pub checkpoints: Vec<Checkpoint>,
+    /// What of it cannot be read, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What was seen in files, some of which may be somebody's who would have us stop there.
+#[derive(Debug)]
+struct Seen<T> {
+    found: Vec<T>,
+    /// A line for each place that could not be read.
+    unreadable: Vec<Listed>,
+}
+
+impl<T> Default for Seen<T> {
+    fn default() -> Self {
+        Self { found: Vec::new(), unreadable: Vec::new() }
+    }
+}
+
+impl<T> Seen<T> {
+    fn extend(&mut self, other: Self) {
+        self.found.extend(other.found);
+        self.unreadable.extend(other.unreadable);
+    }
+
+    /// What was read; a line is made of what could not be.
+    fn or_row<R>(
+        &mut self,
+        reader: &Reader,
+        path: &Path,
+        read: Result<R, Unreadable>,
+    ) -> Option<R> {
+        read.map_err(|why| self.unreadable.push(Listed::unreadable(reader, path, &why))).ok()
+    }
 }
 
 /// A checkpoint of a container on this machine.
@@ -65,10 +100,12 @@ pub struct Checkpoint {
 /// Lists every container: those of the usual state directories, and of `root` if it is named.
 pub fn list(store: &Store, root: Option<&Path>) -> Result<Vec<Listed>> {
     let mut all: BTreeMap<(Option<u32>, String), Listed> = BTreeMap::new();
-    for listed in states::read(root) {
+    let states = states::read(root);
+    for listed in states.found {
         all.insert((listed.user, listed.id.clone()), listed);
     }
-    for entry in catalog::read() {
+    let catalog = catalog::read();
+    for entry in catalog.found {
         let key = (entry.user, entry.id.clone());
         let unknown = || Listed::without_state(entry.id.clone(), entry.bundle.clone());
         let listed = all.entry(key).or_insert_with(unknown);
@@ -76,6 +113,7 @@ pub fn list(store: &Store, root: Option<&Path>) -> Result<Vec<Listed>> {
     }
     let mut found: Vec<Listed> = all.into_values().collect();
     add_versions(&mut found, store)?;
+    found.extend(states.unreadable.into_iter().chain(catalog.unreadable));
     found.sort_by(|one, other| {
         (one.engine, &one.name, &one.id).cmp(&(other.engine, &other.name, &other.id))
     });
@@ -116,8 +154,40 @@ impl Listed {
             frozen: false,
             pid: None,
             checkpoints: Vec::new(),
+            problem: None,
         }
     }
+
+    /// A container of which its runtime keeps a state.
+    fn of_runtime(id: String, runtime: &'static str, reader: &Reader) -> Self {
+        Self { user: reader.user(), runtime: Some(runtime), ..Self::without_state(id, None) }
+    }
+
+    /// A place where containers may be, and that cannot be read: its path is the name.
+    fn unreadable(reader: &Reader, path: &Path, why: &Unreadable) -> Self {
+        Self {
+            engine: Engine::of_bundle(path),
+            name: Some(path.into()),
+            user: reader.user(),
+            status: ContainerStatus::Unreadable,
+            problem: Some(why.to_string()),
+            ..Self::without_state(String::new(), None)
+        }
+    }
+}
+
+/// Where those directories are that users have while they are logged in.
+const USERS: &str = "/run/user";
+
+/// The users that have one.
+fn users() -> Vec<u32> {
+    let number = |path: &PathBuf| path.file_name()?.to_str()?.parse().ok();
+    directories_in(Path::new(USERS)).iter().filter_map(number).collect()
+}
+
+/// The directory of a user.
+fn user_directory(user: u32) -> PathBuf {
+    Path::new(USERS).join(user.to_string())
 }
 
 /// The directories in a directory; none where it cannot be read.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, Listed, directories_in};
+use super::{Checkpoint, Listed, Seen, directories_in, user_directory, users};
 use crate::bytes::ByteString;
 use crate::container::records::read_json;
 use crate::container::{Engine, annotations, ensure_name, freezer_of_process};
 use crate::freezer::FreezerState;
+use crate::sys::foreign::Reader;
 use crate::sys::process::start_time;
 
 /// Whether a container runs.
@@ -24,6 +25,8 @@ pub enum ContainerStatus {
     Paused,
     /// It has no process.
     Stopped,
+    /// What is kept of it cannot be read.
+    Unreadable,
 }
 
 /// runc's `state.json` (libcontainer's `State`) and crun's `status`, as far as we need them.
@@ -55,79 +58,95 @@ struct Bundle {
 }
 
 /// Every container in the state directories of runtimes.
-pub(super) fn read(named: Option<&Path>) -> Vec<Listed> {
-    let mut found = Vec::new();
-    for (root, user) in roots(named) {
-        for directory in directories_in(&root) {
-            found.extend(container(&directory, &root, user));
-        }
+pub(super) fn read(named: Option<&Path>) -> Seen<Listed> {
+    let mut seen = Seen::default();
+    for (root, reader) in roots(named) {
+        let all = seen.or_row(&reader, &root, reader.directories(&root)).unwrap_or_default();
+        seen.found.extend(all.iter().filter_map(|one| container(one, &root, &reader)));
     }
-    found
+    seen
 }
 
 /// Where runtimes keep their states: by themselves and below podman and CRI-O in `/run/runc` and
 /// `/run/crun`; below containerd in a directory for each namespace, below docker also for each
 /// runtime; below rootless podman in the user's own.
-fn roots(named: Option<&Path>) -> Vec<(PathBuf, Option<u32>)> {
-    let mut roots: Vec<(PathBuf, Option<u32>)> =
-        named.into_iter().map(|root| (root.to_owned(), None)).collect();
-    for root in ["/run/runc", "/run/crun"] {
-        roots.push((root.into(), None));
-    }
+fn roots(named: Option<&Path>) -> Vec<(PathBuf, Reader)> {
+    let own = |root: PathBuf| (root, Reader::of_root());
+    let mut roots: Vec<(PathBuf, Reader)> =
+        named.into_iter().map(|root| own(root.into())).collect();
+    roots.extend(["/run/runc", "/run/crun"].map(|root| own(root.into())));
     let docker = directories_in(Path::new("/run/docker")).into_iter().filter(|directory| {
         directory.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"runtime-"))
     });
     for above in docker.chain([PathBuf::from("/run/containerd/runc")]) {
-        roots.extend(directories_in(&above).into_iter().map(|root| (root, None)));
+        roots.extend(directories_in(&above).into_iter().map(own));
     }
-    for home in directories_in(Path::new("/run/user")) {
-        let user = home.file_name().and_then(|name| name.to_str()?.parse().ok());
-        roots.extend(["runc", "crun"].map(|name| (home.join(name), user)));
+    for user in users() {
+        let (home, reader) = (user_directory(user), Reader::of_user(user));
+        roots.extend(["runc", "crun"].map(|name| (home.join(name), reader.clone())));
     }
     roots
 }
 
-fn container(directory: &Path, root: &Path, user: Option<u32>) -> Option<Listed> {
+fn container(directory: &Path, root: &Path, reader: &Reader) -> Option<Listed> {
     let id = directory.file_name()?.to_str()?.to_owned();
     ensure_name(&id).ok()?;
-    let (runtime, state) = ["state.json", "status"]
-        .iter()
-        .zip(["runc", "crun"])
-        .find_map(|(name, runtime)| Some((runtime, read_json::<State>(&directory.join(name))?)))?;
-    let alive = state.is_alive().then_some(state.init_process_pid);
-    let frozen = alive.is_some_and(is_frozen);
-    let status = match alive {
-        None => ContainerStatus::Stopped,
-        // Where `start` lets the first process go on.
-        Some(_) if directory.join("exec.fifo").exists() => ContainerStatus::Created,
-        Some(_) if frozen => ContainerStatus::Paused,
-        Some(_) => ContainerStatus::Running,
-    };
-    let bundle = state.bundle();
-    let says: Bundle =
-        bundle.as_ref().and_then(|path| read_json(&path.join("config.json"))).unwrap_or_default();
-    let said = |names: &[&str]| {
-        let value = |name: &str| says.annotations.get(name).cloned();
-        annotations::first(names, value).map(|text| ByteString::from(text.as_str()))
-    };
-    let pairs = says.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let engine = bundle.as_deref().map_or(Engine::Runtime, Engine::of_bundle);
-    Some(Listed {
-        engine: Engine::of_annotations(pairs).unwrap_or(engine),
-        name: said(&annotations::NAME),
-        namespace: bundle.as_deref().and_then(Engine::namespace_of).map(ByteString::from),
-        pod: said(&annotations::POD),
-        user,
-        image: said(&annotations::IMAGE),
-        runtime: Some(runtime),
-        root: Some(root.to_owned()),
-        checkpoints: bundle.as_deref().and_then(in_place).into_iter().collect(),
-        bundle,
-        status,
-        frozen,
-        pid: alive,
-        id,
+    let read = |name: &str| read_json::<State>(reader, &directory.join(name)).transpose();
+    let (runtime, state) = [("runc", "state.json"), ("crun", "status")]
+        .into_iter()
+        .find_map(|(runtime, name)| Some((runtime, read(name)?)))?;
+    let known = Listed { root: Some(root.to_owned()), ..Listed::of_runtime(id, runtime, reader) };
+    Some(match state {
+        Ok(state) => state.describe(known, directory, reader),
+        Err(why) => {
+            Listed { status: ContainerStatus::Unreadable, problem: Some(why.to_string()), ..known }
+        }
     })
+}
+
+impl State {
+    /// What is known of a container by its state and its bundle.
+    fn describe(&self, known: Listed, directory: &Path, reader: &Reader) -> Listed {
+        let alive = self.is_alive().then_some(self.init_process_pid);
+        let frozen = alive.is_some_and(is_frozen);
+        let status = match alive {
+            None => ContainerStatus::Stopped,
+            // Where `start` lets the first process go on.
+            Some(_) if reader.is_there(&directory.join("exec.fifo")) => ContainerStatus::Created,
+            Some(_) if frozen => ContainerStatus::Paused,
+            Some(_) => ContainerStatus::Running,
+        };
+        let bundle = self.bundle();
+        let config = |bundle: &PathBuf| read_json::<Bundle>(reader, &bundle.join("config.json"));
+        let (says, problem) = match bundle.as_ref().map(config).transpose() {
+            Ok(says) => (says.flatten().unwrap_or_default(), None),
+            Err(why) => (Bundle::default(), Some(format!("its config.json is unreadable: {why}"))),
+        };
+        let pairs = says.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let engine = bundle.as_deref().map_or(Engine::Runtime, Engine::of_bundle);
+        Listed {
+            engine: Engine::of_annotations(pairs).unwrap_or(engine),
+            name: says.first(&annotations::NAME),
+            namespace: bundle.as_deref().and_then(Engine::namespace_of).map(ByteString::from),
+            pod: says.first(&annotations::POD),
+            image: says.first(&annotations::IMAGE),
+            checkpoints: bundle.iter().filter_map(|bundle| in_place(bundle, reader)).collect(),
+            bundle,
+            status,
+            problem,
+            frozen,
+            pid: alive,
+            ..known
+        }
+    }
+}
+
+impl Bundle {
+    /// The first of these annotations that is there.
+    fn first(&self, names: &[&str]) -> Option<ByteString> {
+        let value = |name: &str| self.annotations.get(name).cloned();
+        annotations::first(names, value).map(|text| ByteString::from(text.as_str()))
+    }
 }
 
 impl State {
@@ -151,9 +170,11 @@ fn is_frozen(pid: i32) -> bool {
 }
 
 /// podman and CRI-O keep a checkpoint that was not exported beside the bundle.
-pub(super) fn in_place(bundle: &Path) -> Option<Checkpoint> {
+pub(super) fn in_place(bundle: &Path, reader: &Reader) -> Option<Checkpoint> {
     let path = bundle.join("checkpoint");
-    path.join("inventory.img").exists().then(|| Checkpoint { name: "in place".into(), path })
+    reader
+        .is_there(&path.join("inventory.img"))
+        .then(|| Checkpoint { name: "in place".into(), path })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod diag;
 pub mod direct;
 pub mod directory;
 pub mod fd;
+pub mod foreign;
 pub mod fs;
 pub mod handle;
 pub mod inherited;

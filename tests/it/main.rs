@@ -17,6 +17,7 @@ mod cri;
 mod docker;
 mod driver_programs;
 mod drivers;
+mod foreign;
 mod freeze;
 mod handed;
 mod hooks;
