@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::guardian::Guardian;
 use crate::hint::{FULL, WithHint};
 use crate::snapshot::PackedPart;
-use crate::store::lock::ContainerLock;
+use crate::store::lock::{ContainerLock, ImagesLock};
 use crate::store::manifest::{self, Manifest};
 use crate::store::{STAGING, staged_parts};
 
@@ -18,6 +18,8 @@ use crate::store::{STAGING, staged_parts};
 pub struct ImageDirectory {
     path: PathBuf,
     disposable: bool,
+    /// Nobody finishes what is staged here before its maker does.
+    alone: ImagesLock,
 }
 
 impl ImageDirectory {
@@ -34,7 +36,8 @@ impl ImageDirectory {
             .mode(0o700)
             .create(path)
             .with_context(|| format!("making {}", path.display()))?;
-        let directory = Self { path: path.to_owned(), disposable };
+        let alone = ImagesLock::take(path)?;
+        let directory = Self { path: path.to_owned(), disposable, alone };
         if manifest::is_there(path) {
             manifest::withdraw(path)?;
         }
@@ -52,6 +55,11 @@ impl ImageDirectory {
             make(&new)?;
         }
         Ok(directory)
+    }
+
+    /// The proof that nobody else is at it.
+    pub(super) fn alone(&self) -> &ImagesLock {
+        &self.alone
     }
 
     fn staging(&self) -> PathBuf {

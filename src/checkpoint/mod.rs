@@ -153,7 +153,8 @@ pub fn checkpoint(
         locks.complete(&request.images)?;
     }
     let _leases = parts::seal(parts)?;
-    let manifest = store::complete(&request.images, manifest, Some(&dump.timeline), progress)?;
+    let (images, timeline) = (&request.images, Some(&dump.timeline));
+    let manifest = store::complete(images, manifest, timeline, progress, directory.alone())?;
     dump.guardian.dismiss()?;
     Ok(manifest)
 }

@@ -12,6 +12,7 @@ pub mod compare;
 mod console;
 mod crun;
 mod dry_run;
+mod place;
 mod plan;
 mod preflight;
 mod reconcile;

@@ -27,6 +27,7 @@ use crate::runtime::ended;
 use crate::runtime::exit::Ended;
 use crate::snapshot::{self, Progress};
 use crate::store::finish;
+use crate::store::lock::ImagesLock;
 use crate::store::manifest::{Manifest, State};
 use crate::substitute::{self, Around, Callers, Prepared, Resolved, Site, Treatment};
 
@@ -228,12 +229,16 @@ fn images_of(request: &RestoreRequest) -> Result<PathBuf> {
 /// Reads the manifest of a checkpoint, finishes one that was interrupted, and makes sure that
 /// everything is as it was written.
 fn finished(images: &Path, request: &RestoreRequest, progress: &dyn Progress) -> Result<Manifest> {
-    let manifest = Manifest::read(images)?;
-    let manifest = match manifest.state {
-        State::Complete => manifest,
-        State::Staged => finish(images, manifest, &request.drivers, progress)
-            .context("finishing the interrupted checkpoint")?,
-    };
+    let mut manifest = Manifest::read(images)?;
+    if manifest.state == State::Staged {
+        // Another container may be restored from it at the same time, or its maker still be at it.
+        let alone = ImagesLock::take(images)?;
+        manifest = Manifest::read(images)?;
+        if manifest.state == State::Staged {
+            manifest = finish(images, manifest, &request.drivers, progress, &alone)
+                .context("finishing the interrupted checkpoint")?;
+        }
+    }
     manifest.verify(images, request.trust)?;
     Ok(manifest)
 }

@@ -1,7 +1,6 @@
 //! Running the runtime's `restore`, and letting its CRIU in.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,9 +9,8 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use tempfile::TempDir;
-
 use super::console::Console;
+use super::place::ViewPlace;
 use super::{RestoreRequest, crun};
 use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor};
@@ -40,7 +38,7 @@ pub(super) struct ImageView {
     /// What the runtime is told beside its caller's flags.
     flags: Vec<String>,
     /// Removes the view in the end.
-    _directory: Option<TempDir>,
+    _directory: Option<ViewPlace>,
 }
 
 impl ImageView {
@@ -68,7 +66,7 @@ impl ImageView {
             configuration.plugin.locks = locks_to_take_again(&dir)?;
             return Ok(Self { images: images.to_owned(), configuration, flags, _directory: None });
         }
-        let directory = view_directory(door, images)?;
+        let directory = ViewPlace::make(images, door.directory())?;
         let view = directory.path().join("images");
         let others = groups.map(|bytes| (cgroups::NAME.to_owned(), bytes)).into_iter().collect();
         let keys = substitute::rewrite_with(images, &view, treatments, others)?;
@@ -81,7 +79,7 @@ impl ImageView {
 
 /// Where the view's locks are: with the originals if they are the same.
 fn changed_or(originals: ImageDir, view: &Path) -> Result<ImageDir> {
-    let is_changed = fs::symlink_metadata(view.join(LOCKS)).is_ok_and(|locks| locks.is_file());
+    let is_changed = std::fs::symlink_metadata(view.join(LOCKS)).is_ok_and(|locks| locks.is_file());
     if is_changed { ImageDir::open(view) } else { Ok(originals) }
 }
 
@@ -99,23 +97,6 @@ fn leaves_groups(request: &RestoreRequest, manifest: &Manifest, images: &ImageDi
         || manifest.flags.iter().any(|flag| flag.starts_with(CGROUPS_MODE));
     Ok(request.runtime.family() == Family::Runc && !is_said && cgroups::are_one(images)?)
 }
-
-/// A view is a second name for most images, so it lies where they do; it is copied where nothing
-/// can be written there. What a killed restore left of its own goes first: the container is locked.
-fn view_directory(door: &Door, images: &Path) -> Result<TempDir> {
-    for entry in fs::read_dir(images).with_context(|| format!("reading {}", images.display()))? {
-        let entry = entry?;
-        if entry.file_name().as_encoded_bytes().starts_with(VIEW.as_bytes()) {
-            fs::remove_dir_all(entry.path())
-                .with_context(|| format!("removing {}", entry.path().display()))?;
-        }
-    }
-    let make = |place: &Path| tempfile::Builder::new().prefix(VIEW).tempdir_in(place);
-    make(images).or_else(|_| make(door.directory())).context("making a view of the images")
-}
-
-/// How the name of a view begins.
-const VIEW: &str = ".ocicle-view-";
 
 /// Runs the runtime and waits for its end.
 ///

@@ -9,6 +9,7 @@ use std::{fs, io};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::lock::ImagesLock;
 use super::timeline::Timeline;
 use crate::bytes::ByteString;
 use crate::criu::images::Images;
@@ -29,6 +30,7 @@ pub fn finish(
     manifest: Manifest,
     drivers: &snapshot::DriverSettings,
     progress: &dyn Progress,
+    alone: &ImagesLock,
 ) -> Result<Manifest> {
     manifest::ensure_plain_files(images)?;
     let staging = images.join(STAGING);
@@ -43,7 +45,7 @@ pub fn finish(
                 .hint(ELSEWHERE)?;
         }
     }
-    complete(images, manifest, None, progress)
+    complete(images, manifest, None, progress, alone)
 }
 
 fn open_part(images: &Path, part: &PartRecord) -> Result<Directory> {
@@ -80,6 +82,7 @@ pub fn complete(
     mut manifest: Manifest,
     timeline: Option<&Timeline>,
     progress: &dyn Progress,
+    _alone: &ImagesLock,
 ) -> Result<Manifest> {
     let unused = Timeline::start();
     let timeline = timeline.unwrap_or(&unused);

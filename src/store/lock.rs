@@ -1,4 +1,4 @@
-//! One checkpoint or restore of a container at a time.
+//! One checkpoint or restore of a container at a time, and one change of an image directory.
 //!
 //! In the file of a lock stands what its holder has frozen. Whoever finds something there has taken
 //! the lock of somebody who was killed, and so was everybody who would have thawed it; so it is
@@ -78,6 +78,56 @@ impl ContainerLock {
                 }
             }
         }
+    }
+}
+
+/// Where the locks of image directories are: for root alone, so that nobody else can hold one.
+const IMAGES: &str = "/run/ocicle/images";
+
+/// Held while what ocicle keeps in an image directory is made or removed. Several containers may be
+/// restored from one at once, and each has its own [`ContainerLock`].
+#[derive(Debug)]
+pub struct ImagesLock {
+    /// Released with the value, when the name is gone.
+    _file: Flock<File>,
+    path: PathBuf,
+}
+
+impl ImagesLock {
+    /// Takes the lock of an image directory; waits for whoever has it.
+    pub fn take(images: &Path) -> Result<Self> {
+        Self::take_at(Path::new(IMAGES), images)
+    }
+
+    fn take_at(locks: &Path, images: &Path) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(locks)
+            .with_context(|| format!("making {}", locks.display()))?;
+        let found =
+            fs::metadata(images).with_context(|| format!("looking at {}", images.display()))?;
+        let path = locks.join(format!("{:x}-{}", found.dev(), found.ino()));
+        loop {
+            let file = File::options()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .with_context(|| format!("opening {}", path.display()))?;
+            let file = Flock::lock(file, FlockArg::LockExclusive)
+                .map_err(|(_, error)| error)
+                .with_context(|| format!("locking {}", path.display()))?;
+            // Else its last holder has removed it since we opened it.
+            if is_at(&file, &path)? {
+                return Ok(Self { _file: file, path });
+            }
+        }
+    }
+}
+
+impl Drop for ImagesLock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 

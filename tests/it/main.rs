@@ -34,6 +34,7 @@ mod precopy;
 mod resume;
 mod seeing;
 mod shim;
+mod side_by_side;
 mod snapshot;
 mod substitution;
 mod survival;

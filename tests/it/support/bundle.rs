@@ -114,6 +114,10 @@ pub struct Bundle<'m> {
 }
 
 impl<'m> Bundle<'m> {
+    pub fn machine(&self) -> &'m Machine {
+        self.machine
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
