@@ -85,6 +85,16 @@ deb:
 bench: build workloads testbed
 	$(enter) tests/bench/run
 
+# Has every system call of ocicle's go wrong, at random: `make campaign SECONDS=600 SEED=7`, for each of
+# three commands on three machines.
+SECONDS ?= 60
+SEED ?= 1
+.PHONY: campaign
+campaign: testbed
+	cargo build --features $(test_features) --locked
+	OCICLE_CAMPAIGN_SECONDS=$(SECONDS) OCICLE_CAMPAIGN_SEED=$(SEED) \
+	    cargo test --features $(test_features) --locked --test it campaign:: -- --nocapture --test-threads 1
+
 # Ten minutes each. What they find goes below fuzz/target; the tests replay the corpus.
 .PHONY: fuzz
 fuzz:

@@ -14,11 +14,13 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -80,6 +82,10 @@ impl Door {
             .mode(0o700)
             .create(RUN)
             .with_context(|| format!("making {RUN}"))?;
+        if let Err(error) = remove_dead() {
+            tracing::warn!("removing what an ocicle that was killed has left: {error:#}");
+        }
+        let _making = lock(FlockOperation::LockShared).context("making a door")?;
         let directory = tempfile::Builder::new()
             .prefix("door-")
             .tempdir_in(RUN)
@@ -206,21 +212,41 @@ impl WaitingScript {
     }
 }
 
+/// Whoever makes a door shares this lock until it has a socket.
+fn lock(how: FlockOperation) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(format!("{RUN}/doors.lock"), flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::flock(&file, how)?;
+    Ok(file)
+}
+
+/// Whether nobody is behind a door. One that is being made has no socket yet.
+fn is_dead(door: &Path, is_any_made: bool) -> bool {
+    match Channel::connect_at_once(&door.join("door")) {
+        Err(Errno::CONNREFUSED) => true,
+        Err(Errno::NOENT) => !is_any_made,
+        _ => false,
+    }
+}
+
 /// Removes the doors behind which nobody is: those of an ocicle and a guardian that were killed.
 pub fn remove_dead() -> Result<()> {
     let entries = match fs::read_dir(RUN) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.with_context(|| format!("reading {RUN}"))?,
     };
+    let alone = lock(FlockOperation::NonBlockingLockExclusive);
     for entry in entries {
         let entry = entry?;
         let is_door = entry.file_name().as_encoded_bytes().starts_with(b"door-");
-        let socket = entry.path().join("door");
-        // One that is being made has no socket yet.
-        let is_dead = || matches!(Channel::connect_at_once(&socket), Err(Errno::CONNREFUSED));
-        if is_door && is_dead() {
-            fs::remove_dir_all(entry.path())
-                .with_context(|| format!("removing {}", entry.path().display()))?;
+        if is_door && is_dead(&entry.path(), alone.is_err()) {
+            match fs::remove_dir_all(entry.path()) {
+                // Somebody else has come for the same.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => {
+                    removed.with_context(|| format!("removing {}", entry.path().display()))?;
+                }
+            }
         }
     }
     Ok(())

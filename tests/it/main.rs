@@ -9,6 +9,8 @@
 mod support;
 
 mod bad_input;
+#[cfg(target_arch = "x86_64")]
+mod campaign;
 mod capture;
 mod check;
 mod choices;
