@@ -48,7 +48,7 @@ install:
 	install $(BIN)/ocicle $(BIN)/ocicle-runtime $(DESTDIR)$(PREFIX)/bin/
 	$(BIN)/ocicle generate man $(share)/man/man8
 	$(BIN)/ocicle generate completions $(share)
-	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(doc)/
+	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(doc)/
 	install -m 644 docs/*.md $(doc)/docs/
 	install -m 644 docs/engines/*.md $(doc)/docs/engines/
 	sed -i 's,\(](\(\.\./\)*\)config/,\1examples/,g; s,](\.\./hooks/drivers,](../../../../libexec/ocicle/drivers,' \
