@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::criu::{interposer, protocol};
 use crate::guardian;
 use crate::hooks;
+use crate::{passing, shim};
 
 /// The program that this process was started as, if it is not to be ocicle itself.
 pub fn named() -> Option<fn() -> ExitCode> {
@@ -17,6 +18,7 @@ pub fn named() -> Option<fn() -> ExitCode> {
         protocol::ACTION => Some(hooks::action::main),
         protocol::ARCHIVER => Some(hooks::archiver::main),
         hooks::oci::NAME => Some(hooks::oci::main),
+        passing::RUNTIME => Some(shim::main),
         _ => None,
     }
 }

@@ -16,7 +16,7 @@ use crate::files::DumpSettings;
 use crate::guardian::DEFAULT_LIMIT;
 use crate::hint::WithHint;
 use crate::lend::Handed;
-use crate::locations::{CONFIGURATION, STORE, VARIABLE, configuration, named_configuration};
+use crate::locations::{CONFIGURATION, STORE, VARIABLE, named_configuration};
 use crate::policy::FilePolicy;
 use crate::restore;
 use crate::runtime::Runtime;
@@ -151,20 +151,6 @@ impl Config {
                 .hint(format!("{VARIABLE} in the environment names it")),
             None => Ok(Self::load_from(Path::new(CONFIGURATION))?.unwrap_or_default()),
         }
-    }
-
-    /// What the file says of the real runtime, whatever else stands there: containers have to be
-    /// killed and deleted even if a setting is wrong, or of a newer version.
-    pub fn load_runtime() -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Only {
-            runtime: Option<PathBuf>,
-        }
-        let path = configuration();
-        let context = || format!("reading {}", path.display());
-        let text = std::fs::read_to_string(&path).with_context(context)?;
-        let Only { runtime } = toml::from_str(&text).with_context(context)?;
-        Ok(Self { runtime, ..Self::default() })
     }
 
     /// `None` when there is no such file.

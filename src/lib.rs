@@ -1,9 +1,10 @@
 //! ocicle: checkpoint and restore of OCI containers, memory and files of one instant.
 //!
-//! Two programs and one crate. `ocicle` is the operator's command, [`cli`]. `ocicle-runtime` is
-//! the [`shim`]: the command line of runc and crun, which becomes the real runtime for everything
-//! but `checkpoint` and `restore`. Both end in [`checkpoint::checkpoint`] and
-//! [`restore::restore`], which run the real runtime; and that starts CRIU, through us.
+//! Two programs and one crate. `ocicle` is the operator's command, [`cli`]. `ocicle-runtime` has the
+//! command line of runc and crun: a small program that becomes the real runtime for everything but
+//! `checkpoint` and `restore` ([`passing`]), and for these two becomes `ocicle` as its [`shim`]. Both
+//! end in [`checkpoint::checkpoint`] and [`restore::restore`], which run the real runtime; and that
+//! starts CRIU, through us.
 //!
 //! # The processes
 //!
@@ -80,9 +81,10 @@
 //!     archive or an image.
 //! 12. [`config`]: the administrator's settings.
 //! 13. [`output`]: tables, JSON, errors, progress.
-//! 14. [`doctor`]: what the machine has and lacks.
+//! 14. [`doctor`], [`passing`]: what the machine has and lacks; what is the real runtime's alone.
 //! 15. [`commands`], [`hooks`]: one for each of `ocicle`'s; what stock runtimes and engines call.
-//! 16. [`applets`], [`cli`], [`shim`]: the command lines.
+//! 16. [`cli`], [`shim`]: the command lines.
+//! 17. [`applets`]: the programs that `ocicle` is under other names.
 //!
 //! Only [`output`] writes to the terminal, but for the errors of programs that have no other word:
 //! the shim, which speaks as runc does, the guardian, and what CRIU starts.
@@ -114,6 +116,7 @@ pub mod limits;
 pub mod locations;
 pub mod machine;
 pub mod output;
+pub mod passing;
 pub mod policy;
 pub mod restore;
 pub mod runtime;

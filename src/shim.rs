@@ -1,10 +1,11 @@
-//! `ocicle-runtime`: the command line of runc and crun, with another checkpoint and restore.
+//! The command line of runc and crun, with another checkpoint and restore: what `ocicle-runtime`
+//! becomes for these two.
 //!
-//! Everything else is the real runtime's, by `exec`: same arguments, descriptors, environment and
-//! exit status; but for the [`delete`](ended) of what a checkpoint of ours has ended and crun forgotten.
+//! Everything else is the real runtime's, and [passed on](crate::passing): same arguments, descriptors,
+//! environment and exit status.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -12,16 +13,14 @@ use anyhow::{Context, Result};
 use crate::checkpoint::{self, checkpoint};
 use crate::config::Config;
 use crate::container::{Volumes, ensure_name};
-use crate::hint::hint_of;
 use crate::lend::Handed;
-use crate::output::harmless;
+use crate::passing::{pass_on, report};
 use crate::restore;
-use crate::runtime::arguments::{Call, CommandLine, value_of, without};
+use crate::runtime::Runtime;
+use crate::runtime::arguments::{Call, CommandLine, without};
 use crate::runtime::exit::Ended;
-use crate::runtime::log::{append, file_of};
-use crate::runtime::{Runtime, ended};
 use crate::store::choices::{self, Filesystem};
-use crate::store::lock::{ContainerLock, heal};
+use crate::store::lock::ContainerLock;
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
@@ -58,20 +57,7 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
             let config = Config::load()?;
             serve_restore(find(&config)?, &config, call, inherited, &line.rest)
         }
-        (command, call) => {
-            let named = call.as_ref().filter(|call| ensure_name(&call.id).is_ok());
-            if let Some(Err(error)) = named.map(|call| heal(&call.id)) {
-                tracing::warn!("looking for what was left frozen: {error:#}");
-            }
-            let config = Config::load().or_else(|_| Config::load_runtime())?;
-            let runtime = find(&config)?;
-            let deleted =
-                call.filter(|call| command == Some("delete") && ensure_name(&call.id).is_ok());
-            if deleted.is_some_and(|call| ended::take(&runtime, &call.id)) {
-                return Ok(ExitCode::SUCCESS);
-            }
-            Err(runtime.exec(&line.rest))
-        }
+        _ => pass_on(line),
     }
 }
 
@@ -172,50 +158,9 @@ fn status_of(ended: &Ended) -> ExitCode {
     }
 }
 
-/// Tells an error as runc does: to the log that the caller asked for, in its format, and to
-/// standard error.
-fn report(globals: &[OsString], error: &anyhow::Error) {
-    let mut message = format!("{error:#}");
-    if let Some(hint) = hint_of(error) {
-        message = format!("{message} (hint: {hint})");
-    }
-    eprintln!("ocicle-runtime: {}", harmless(&message));
-    if let Some(log) = file_of(globals) {
-        let json = value_of(globals, "--log-format").is_some_and(|format| format == "json");
-        if let Err(failed) = log_to(&log, &message, json) {
-            eprintln!("ocicle-runtime: {failed:#}");
-        }
-    }
-}
-
-fn log_to(log: &Path, message: &str, json: bool) -> Result<()> {
-    let time = jiff::Timestamp::now();
-    let line = if json {
-        serde_json::json!({ "level": "error", "msg": message, "time": time.to_string() })
-            .to_string()
-    } else {
-        format!("time=\"{time}\" level=error msg={message:?}")
-    };
-    append(log, format!("{line}\n").as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_log_is_added_to_in_its_format() {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("log");
-        log_to(&log, "a \"b\"\nc", true).unwrap();
-        log_to(&log, "a \"b\"\nc", false).unwrap();
-        let text = std::fs::read_to_string(&log).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 2, "a line each, whatever is in the message: {text}");
-        let json: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
-        assert_eq!((&json["level"], &json["msg"]), (&"error".into(), &"a \"b\"\nc".into()));
-        assert!(lines[1].ends_with(r#"level=error msg="a \"b\"\nc""#), "{text}");
-    }
 
     #[test]
     fn a_status_is_handed_on() {

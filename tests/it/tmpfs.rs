@@ -142,7 +142,7 @@ impl Desk {
         fs::create_dir_all(desk.path("from/directory")).unwrap();
         fs::create_dir(desk.path("to")).unwrap();
         fs::write(desk.path("from/directory/file"), "content").unwrap();
-        symlink(env!("CARGO_BIN_EXE_ocicle-runtime"), desk.path("tools/tar")).unwrap();
+        symlink(env!("CARGO_BIN_EXE_ocicle"), desk.path("tools/tar")).unwrap();
         desk
     }
 
