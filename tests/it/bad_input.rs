@@ -5,10 +5,9 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use crate::support::{
-    self, Bundle, Container, DEADLINE, Machine, Shim, SmallStore, Told, Tree, outcome, run,
+    self, Bundle, Container, Machine, Shim, SmallStore, Told, Tree, outcome, poll_for, run,
     status_of, tree_of, wait_for_exit, wait_for_guardians,
 };
 use nix::mount::{MntFlags, umount2};
@@ -30,21 +29,12 @@ fn start<'b>(bundle: &'b Bundle<'_>) -> Container<'b> {
     container
 }
 
-fn ocicle(machine: &Machine, command: &str, arguments: &[&str]) -> Command {
-    let mut ocicle = machine.ocicle();
-    ocicle.arg(command).args(arguments);
-    if command == "checkpoint" || command == "restore" {
-        ocicle.args(machine.variant().criu_flags());
-    }
-    ocicle
-}
-
 /// Checkpoints a container of `hold` and stops it.
 fn stopped_version(machine: &Machine, bundle: &Bundle<'_>) -> PathBuf {
     let container = start(bundle);
-    run(&mut ocicle(machine, "checkpoint", &[bundle.id()]));
+    run(&mut machine.call("checkpoint", &[bundle.id()]));
     drop(container);
-    machine.store().join(bundle.id()).join("v1")
+    machine.version(bundle.id(), "v1")
 }
 
 /// Whatever a command must not touch.
@@ -78,7 +68,7 @@ fn assert_goes_on(container: &Container<'_>) {
 
 #[track_caller]
 fn assert_restores(machine: &Machine, bundle: &Bundle<'_>) {
-    let (restored, _, errors) = outcome(&mut ocicle(machine, "restore", &[bundle.id()]));
+    let (restored, _, errors) = outcome(&mut machine.call("restore", &[bundle.id()]));
     assert!(restored, "{errors}");
     bundle.adopt();
 }
@@ -89,13 +79,13 @@ on_each_runtime!(containers_that_are_not_there, |machine| {
     wait_for_exit(container.pid());
     let mut told = Told::new(machine);
     for command in ["checkpoint", "restore", "files", "thaw"] {
-        told.refused(&format!("{command} nobody"), &mut ocicle(machine, command, &["nobody"]));
+        told.refused(&format!("{command} nobody"), &mut machine.call(command, &["nobody"]));
     }
     for command in ["checkpoint", "files", "thaw"] {
         let what = format!("{command} a stopped container");
-        told.refused(&what, &mut ocicle(machine, command, &[bundle.id()]));
+        told.refused(&what, &mut machine.call(command, &[bundle.id()]));
     }
-    told.refused("files of no version", &mut ocicle(machine, "files", &["nobody@v3"]));
+    told.refused("files of no version", &mut machine.call("files", &["nobody@v3"]));
     assert!(!machine.store().join(bundle.id()).exists(), "nothing was made");
     told.compare("containers");
 });
@@ -123,7 +113,7 @@ on_each_runtime!(a_checkpoint_that_was_damaged, |machine| {
             fs::write(&path, content).unwrap();
             let before = files(machine, &bundle);
             let what = format!("{name} {what}");
-            told.refused(&what, &mut ocicle(machine, "restore", &[bundle.id()]));
+            told.refused(&what, &mut machine.call("restore", &[bundle.id()]));
             files(machine, &bundle).assert_are(&before, &what);
         }
         fs::write(&path, &whole).unwrap();
@@ -131,7 +121,7 @@ on_each_runtime!(a_checkpoint_that_was_damaged, |machine| {
     let image = version.join("core-1.img");
     let whole = fs::read(&image).unwrap();
     fs::remove_file(&image).unwrap();
-    told.refused("core-1.img missing", &mut ocicle(machine, "restore", &[bundle.id()]));
+    told.refused("core-1.img missing", &mut machine.call("restore", &[bundle.id()]));
     fs::write(&image, whole).unwrap();
     assert_restores(machine, &bundle);
     told.compare("damaged");
@@ -168,7 +158,7 @@ on_each_runtime!(a_checkpoint_of_a_newer_ocicle, |machine| {
     for (what, change) in changes {
         rewrite_manifest(&version, change);
         let before = files(machine, &bundle);
-        told.refused(what, &mut ocicle(machine, "restore", &[bundle.id()]));
+        told.refused(what, &mut machine.call("restore", &[bundle.id()]));
         files(machine, &bundle).assert_are(&before, what);
         rewrite_manifest(&version, |manifest| *manifest = original.clone());
     }
@@ -231,7 +221,7 @@ on_each_runtime!(open_files_with_one_identifier, |machine| {
     let before = files(machine, &bundle);
     let mut told = Told::new(machine);
     let rule = format!("{file}=null,drop");
-    told.refused("one of them", &mut ocicle(machine, "restore", &[bundle.id(), "-s", &rule]));
+    told.refused("one of them", &mut machine.call("restore", &[bundle.id(), "-s", &rule]));
     files(machine, &bundle).assert_are(&before, "refused");
     told.compare("one-identifier");
 });
@@ -239,11 +229,11 @@ on_each_runtime!(open_files_with_one_identifier, |machine| {
 /// A checkpoint of `hold` that was interrupted when the container had ended.
 fn staged_version(machine: &Machine, bundle: &Bundle<'_>) -> PathBuf {
     let container = start(bundle);
-    let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
+    let mut command = machine.call("checkpoint", &[bundle.id()]);
     assert_eq!(status_of(command.env("OCICLE_FAULT", "thawed")).0, 128 + 9);
     wait_for_guardians();
     drop(container);
-    machine.store().join(bundle.id()).join("v1")
+    machine.version(bundle.id(), "v1")
 }
 
 /// What a snapshot driver of the administrator's choice would have written, in other words.
@@ -274,7 +264,7 @@ on_each_runtime!(an_interrupted_checkpoint_that_somebody_made_up, |machine| {
     let mut told = Told::new(machine);
     let mut refuse = |what: &str| {
         let before = tree_of(&bundle.upper());
-        told.refused(what, &mut ocicle(machine, "restore", &[bundle.id()]));
+        told.refused(what, &mut machine.call("restore", &[bundle.id()]));
         tree_of(&bundle.upper()).assert_is(&before, what);
         let names = fs::read_dir(&host).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(names.count(), 2, "{what}: something has run, or was written");
@@ -365,7 +355,7 @@ on_each_runtime!(rules_that_cannot_be_obeyed, |machine| {
     let mut refuse = |what: &str, rules: &[String], redirection: Option<&str>| {
         let mut arguments = vec![bundle.id()];
         rules.iter().for_each(|rule| arguments.extend(["-s", rule]));
-        let mut command = ocicle(machine, "restore", &arguments);
+        let mut command = machine.call("restore", &arguments);
         if let Some(redirection) = redirection {
             command = with_fd(&command, redirection);
         }
@@ -405,11 +395,11 @@ on_each_runtime!(rules_that_cannot_be_obeyed, |machine| {
 on_each_runtime!(a_name_that_is_in_use, |machine| {
     let bundle = hold(machine, "hold", Shim::Bare);
     let container = start(&bundle);
-    run(&mut ocicle(machine, "checkpoint", &[bundle.id(), "--leave-running"]));
+    run(&mut machine.call("checkpoint", &[bundle.id(), "--leave-running"]));
     let before = files(machine, &bundle);
     let mut told = Told::new(machine);
-    told.refused("restore beside itself", &mut ocicle(machine, "restore", &[bundle.id()]));
-    told.refused("no such version", &mut ocicle(machine, "restore", &[bundle.id(), "v7"]));
+    told.refused("restore beside itself", &mut machine.call("restore", &[bundle.id()]));
+    told.refused("no such version", &mut machine.call("restore", &[bundle.id(), "v7"]));
     files(machine, &bundle).assert_are(&before, "refused");
     assert_goes_on(&container);
     told.compare("in-use");
@@ -428,7 +418,7 @@ on_each_runtime!(a_root_file_system_that_is_in_use, |machine| {
     let pid = i32::try_from(state["pid"].as_i64().unwrap()).unwrap();
     support::wait_for_program(pid, "workload");
     let mut told = Told::new(machine);
-    told.refused("another lives there", &mut ocicle(machine, "restore", &[bundle.id()]));
+    told.refused("another lives there", &mut machine.call("restore", &[bundle.id()]));
     assert!(bundle.path("/data/since").exists());
     run(runtime().args(["delete", "--force", &other]));
     wait_for_exit(pid);
@@ -455,13 +445,13 @@ fn write_script(path: &Path, text: &str) {
 on_each_runtime!(a_machine_that_lacks_something, |machine| {
     let bundle = hold(machine, "hold", Shim::Bare);
     let container = start(&bundle);
-    run(&mut ocicle(machine, "checkpoint", &[bundle.id(), "--leave-running"]));
+    run(&mut machine.call("checkpoint", &[bundle.id(), "--leave-running"]));
     let runtime = machine.variant().runtime();
     let before = files(machine, &bundle);
     let mut told = Told::new(machine);
     let mut refuse = |what: &str, change: &dyn Fn(&mut Command)| {
         for command in ["checkpoint", "restore"] {
-            let mut ocicle = ocicle(machine, command, &[bundle.id()]);
+            let mut ocicle = machine.call(command, &[bundle.id()]);
             change(&mut ocicle);
             told.refused(&format!("{command}: {what}"), &mut ocicle);
             files(machine, &bundle).assert_are(&before, what);
@@ -537,7 +527,7 @@ on_each_runtime!(too_little_space, |machine| {
     let mut told = Told::new(machine);
     let before = tree_of(&bundle.upper());
     for flags in [&["--leave-running"][..], &[]] {
-        let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
+        let mut command = machine.call("checkpoint", &[bundle.id()]);
         told.refused("a disk that is too small", command.args(flags));
         assert_eq!(versions(machine, &bundle), Vec::<PathBuf>::new());
     }
@@ -554,7 +544,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_dump, |machine| {
     let runtime = before_dump(machine, &fill);
     let before = tree_of(&bundle.upper());
     for flags in [&["--leave-running"][..], &[]] {
-        let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
+        let mut command = machine.call("checkpoint", &[bundle.id()]);
         command.args(flags).env("OCICLE_RUNTIME", &runtime);
         let errors = Told::new(machine).refused("full", &mut command);
         assert!(errors.to_lowercase().contains("no space left on device"), "{errors}");
@@ -565,7 +555,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_dump, |machine| {
     }
     tree_of(&bundle.upper()).assert_is(&before, "refused");
     fs::remove_dir_all(runtime.parent().unwrap()).unwrap();
-    run(&mut ocicle(machine, "checkpoint", &[bundle.id(), "--leave-running"]));
+    run(&mut machine.call("checkpoint", &[bundle.id(), "--leave-running"]));
 });
 
 // The container writes more after the first copy than there is room for.
@@ -577,7 +567,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_snapshot, |machine| {
     let write = format!("dd if=/dev/urandom of={} bs=1M count=80", big.display());
     let runtime = before_dump(machine, &write);
     for flags in [&["--leave-running"][..], &[]] {
-        let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
+        let mut command = machine.call("checkpoint", &[bundle.id()]);
         command.args(flags).env("OCICLE_RUNTIME", &runtime);
         let errors = Told::new(machine).refused("full", &mut command);
         assert!(errors.to_lowercase().contains("no space left on device"), "{errors}");
@@ -605,7 +595,7 @@ on_each_runtime!(a_disk_that_fills_up_during_the_packing, |machine| {
         images.display()
     );
     write_script(&directory.join("criu"), &script);
-    let mut command = ocicle(machine, "checkpoint", &[bundle.id()]);
+    let mut command = machine.call("checkpoint", &[bundle.id()]);
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", directory.display()));
     let errors = Told::new(machine).refused("full", &mut command);
@@ -719,24 +709,17 @@ fn a_process_that_does_not_freeze(machine: &Machine) {
     // A write to a mapped page of a frozen file system waits where no signal reaches it.
     disk.freeze();
     let thaw = Thaw(&disk);
-    let begin = Instant::now();
-    while state_of(container.pid()) != 'D' {
-        assert!(begin.elapsed() < DEADLINE, "it does not get stuck");
-        std::thread::yield_now();
-    }
+    poll_for("it does not get stuck", || (state_of(container.pid()) == 'D').then_some(()));
     let mut told = Told::new(machine);
-    let mut command = ocicle(machine, "checkpoint", &[bundle.id(), "--leave-running"]);
+    let mut command = machine.call("checkpoint", &[bundle.id(), "--leave-running"]);
     let errors = told.refused("a process that is stuck", command.env("OCICLE_CONFIG", &config));
     assert!(errors.contains(&format!("process {} (workload)", container.pid())), "{errors}");
     assert_eq!(versions(machine, &bundle), Vec::<PathBuf>::new());
     drop(thaw);
 
     assert!(!container.is_frozen());
-    let (before, begin) = (count(), Instant::now());
-    while count() == before {
-        assert!(begin.elapsed() < DEADLINE, "it does not go on");
-        std::thread::yield_now();
-    }
+    let before = count();
+    poll_for("it does not go on", || (count() != before).then_some(()));
     assert_goes_on(&container);
     drop(container);
     drop(ticks);

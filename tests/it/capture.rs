@@ -8,15 +8,12 @@ use std::os::unix::fs::{FileExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
 
 use crate::support::{
-    self, Bundle, Container, Dice, Machine, Rootfs, Shim, Told, Tree, outcome, run, tree_of,
+    self, Bundle, Container, Dice, Machine, Rootfs, Shim, Told, Tree, manifest, outcome, run,
+    tree_of,
 };
 use nix::sys::stat::{Mode, SFlag, mknod};
 use rustix::fs::{XattrFlags, lsetxattr};
 use serde_json::Value;
-
-fn manifest(images: &Path) -> Value {
-    serde_json::from_slice(&fs::read(images.join("ocicle-manifest.json")).unwrap()).unwrap()
-}
 
 /// Everything in the directories that the tests work with. Where a container mounts something is
 /// the runtime's business.
@@ -166,9 +163,8 @@ on_each_runtime!(unchanged_content_is_kept_once, |machine| {
     let bundle = machine.bundle("files").rootfs(Rootfs::Directory).args(WAIT).make();
     let container = start(&bundle);
     let checkpoint = || {
-        let mut ocicle = machine.ocicle();
-        ocicle.args(["checkpoint", "--leave-running", bundle.id()]);
-        run(ocicle.args(machine.variant().criu_flags()));
+        let mut ocicle = machine.checkpoint(&["--leave-running", bundle.id()]);
+        run(&mut ocicle);
     };
     let layers = |version: &str| -> Vec<(String, u64)> {
         let manifest = manifest(&machine.store().join(bundle.id()).join(version));
@@ -303,11 +299,7 @@ on_each_runtime!(files_that_are_no_longer_there, |machine| {
         .make();
     let container = bundle.run();
     support::wait_for_file(&volume.join("ready"), container.pid());
-    let ocicle = |command: &str| {
-        let mut ocicle = machine.ocicle();
-        ocicle.args([command, bundle.id()]).args(machine.variant().criu_flags());
-        ocicle
-    };
+    let ocicle = |command: &str| machine.call(command, &[bundle.id()]);
     run(&mut ocicle("checkpoint"));
     drop(container);
     let whole = fs::read(volume.join("data")).unwrap();

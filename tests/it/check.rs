@@ -40,9 +40,8 @@ fn configuration(machine: &Machine) -> PathBuf {
 }
 
 fn ocicle(machine: &Machine, command: &str, id: &str, options: &[&str]) -> Command {
-    let mut ocicle = machine.ocicle();
-    ocicle.env("OCICLE_CONFIG", configuration(machine)).arg(command).arg(id);
-    ocicle.args(options).args(machine.variant().criu_flags());
+    let mut ocicle = machine.call(command, &[id]);
+    ocicle.env("OCICLE_CONFIG", configuration(machine)).args(options);
     if command == "checkpoint" {
         ocicle.arg("--leave-running");
     }
@@ -118,7 +117,7 @@ fn remove_configuration(machine: &Machine) {
     let _ = fs::remove_file(configuration(machine));
 }
 
-on_each_runtime!(sockets, |machine| {
+on_each_runtime!(what_is_said_of_sockets, |machine| {
     assert_all_true(
         machine,
         &[
@@ -139,7 +138,7 @@ on_each_runtime!(sockets, |machine| {
     );
 });
 
-on_each_runtime!(files_by_their_paths, |machine| {
+on_each_runtime!(what_is_said_of_files_by_their_paths, |machine| {
     assert_all_true(
         machine,
         &[
@@ -159,7 +158,7 @@ on_each_runtime!(files_by_their_paths, |machine| {
     );
 });
 
-on_each_runtime!(files_of_other_kinds, |machine| {
+on_each_runtime!(what_is_said_of_other_kinds_of_files, |machine| {
     assert_all_true(
         machine,
         &[
@@ -407,8 +406,7 @@ on_each_runtime!(what_is_shared_can_be_seen, |machine| {
     let plain = replaced(&plain, r"(unix \w+) \[\d+\]", "$1 [N]");
     let plain = replaced(&plain, r"127.0.0.1:\d+", "127.0.0.1:PORT");
     told.add("a running container", &plain);
-    let mut checkpoint = machine.ocicle();
-    checkpoint.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let mut checkpoint = machine.checkpoint(&[bundle.id()]);
     assert!(outcome(&mut checkpoint).0);
     drop(container);
     let reference = format!("{}@v1", bundle.id());

@@ -2,33 +2,18 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::Command;
 
-use crate::support::{Bundle, Container, Machine, Rootfs, Shim, outcome};
+use crate::support::{Bundle, Container, Machine, Rootfs, Shim, manifest, outcome};
 use serde_json::Value;
 
 /// Holds a file open, and another not.
 const HOLD: [&str; 3] = ["sh", "-c", "exec 7</data/held; : >/data/ready; exec tail -f /dev/null"];
 const WAIT: [&str; 3] = ["sh", "-c", ": >/data/ready; exec tail -f /dev/null"];
 
-fn manifest(images: &Path) -> Value {
-    serde_json::from_slice(&fs::read(images.join("ocicle-manifest.json")).unwrap()).unwrap()
-}
-
-fn ocicle(machine: &Machine, command: &str, words: &[&str]) -> Command {
-    let mut ocicle = machine.ocicle();
-    ocicle.arg(command).args(words);
-    if ["checkpoint", "restore"].contains(&command) {
-        ocicle.args(machine.variant().criu_flags());
-    }
-    ocicle
-}
-
 /// Runs a command that has to succeed: its output and its errors.
 #[track_caller]
 fn said(machine: &Machine, command: &str, words: &[&str]) -> (String, String) {
-    let (success, output, errors) = outcome(&mut ocicle(machine, command, words));
+    let (success, output, errors) = outcome(&mut machine.call(command, words));
     assert!(success, "{command} {words:?}: {errors}");
     (output, errors)
 }
@@ -46,7 +31,7 @@ on_each_runtime!(held_files_are_verified_and_not_copied, |machine| {
     let container = hold(&bundle);
     said(machine, "checkpoint", &["--filesystem", "verify", bundle.id()]);
     drop(container);
-    let images = machine.store().join(bundle.id()).join("v1");
+    let images = machine.version(bundle.id(), "v1");
     let manifest = manifest(&images);
     assert_eq!(manifest["filesystem"], "verify");
     assert_eq!(manifest["parts"], serde_json::json!([]));
@@ -68,17 +53,17 @@ on_each_runtime!(held_files_are_verified_and_not_copied, |machine| {
 
     // As long as before: only the content tells.
     fs::write(bundle.path("/data/held"), "AS IT WAS").unwrap();
-    let (success, _, errors) = outcome(&mut ocicle(machine, "restore", &[bundle.id()]));
+    let (success, _, errors) = outcome(&mut machine.call("restore", &[bundle.id()]));
     assert!(!success && errors.contains("/data/held: its content is another"), "{errors}");
     assert!(errors.contains("\nhint: "), "{errors}");
     let dry = ["--dry-run", bundle.id()];
-    let (success, _, errors) = outcome(&mut ocicle(machine, "restore", &dry));
+    let (success, _, errors) = outcome(&mut machine.call("restore", &dry));
     assert!(!success && errors.contains("/data/held"), "{errors}");
     // Unless something takes its place.
     said(machine, "restore", &["-s", "path:/data/held=null", bundle.id()]);
     drop(bundle.adopt());
     fs::remove_file(bundle.path("/data/held")).unwrap();
-    let (success, _, errors) = outcome(&mut ocicle(machine, "restore", &[bundle.id()]));
+    let (success, _, errors) = outcome(&mut machine.call("restore", &[bundle.id()]));
     assert!(!success && errors.contains("/data/held"), "{errors}");
 });
 
@@ -194,7 +179,7 @@ fn what_has_changed_is_listed(machine: &Machine, kind: Rootfs) {
     assert_listed(&[&first]);
     said(machine, "checkpoint", &["--leave-running", id]);
     assert_listed(&[&first, &second]);
-    let status = ocicle(machine, "diff", &["--exit-code", &first, &second]).output().unwrap();
+    let status = machine.call("diff", &["--exit-code", &first, &second]).output().unwrap();
     assert_eq!(status.status.code(), Some(1));
 
     // The other way round, and as JSON.

@@ -118,9 +118,7 @@ on_each_runtime!(the_operator_keeps_and_restores_versions, |machine| {
     println!("{}", manifest.unwrap());
     println!(
         "{}",
-        support::run(
-            std::process::Command::new("ls").arg("-la").arg(machine.store().join(id).join("v2"))
-        )
+        support::run(std::process::Command::new("ls").arg("-la").arg(machine.version(id, "v2")))
     );
 });
 
@@ -129,8 +127,7 @@ on_each_runtime!(a_failing_criu_gives_its_cause, |machine| {
     let container = bundle.run();
     container.wait_for("/data/ready");
     // SQLite holds locks, and nobody allows them.
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let mut command = machine.checkpoint(&[bundle.id()]);
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));

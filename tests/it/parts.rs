@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::{
-    Bundle, Container, Machine, file_system, outcome, run, subvolume, tree_of, wait_for_guardians,
-    wait_for_program,
+    Bundle, Container, Machine, file_system, manifest, outcome, run, subvolume, tree_of,
+    wait_for_guardians, wait_for_program,
 };
 use serde_json::{Value, json};
 
@@ -21,8 +21,7 @@ fn start<'b>(bundle: &'b Bundle<'_>) -> Container<'b> {
 }
 
 fn ocicle(machine: &Machine, command: &str, container: &str) -> Command {
-    let mut ocicle = machine.ocicle();
-    ocicle.args([command, container]).args(machine.variant().criu_flags());
+    let mut ocicle = machine.call(command, &[container]);
     if command == "restore" {
         ocicle.args(["--volumes", "all"]);
     }
@@ -47,11 +46,6 @@ fn fails(mut command: Command) -> String {
     let (success, _, errors) = outcome(&mut command);
     assert!(!success, "{command:?} did not fail");
     errors
-}
-
-fn manifest(machine: &Machine, bundle: &Bundle<'_>, version: &str) -> Value {
-    let directory = machine.store().join(bundle.id()).join(version);
-    serde_json::from_slice(&fs::read(directory.join("ocicle-manifest.json")).unwrap()).unwrap()
 }
 
 /// A directory of the host that is gone with the test.
@@ -125,7 +119,7 @@ on_each_runtime!(a_volume_on_a_subvolume, |machine| {
     let inode = volume.join("deep/file").metadata().unwrap().ino();
     succeeds(checkpoint(machine, &bundle, &[]));
     drop(container);
-    let taken = &manifest(machine, &bundle, "v1")["parts"][1]["taken"];
+    let taken = &manifest(&machine.version(bundle.id(), "v1"))["parts"][1]["taken"];
     assert_eq!((&taken["driver"], &taken["method"]), (&json!("btrfs"), &json!("snapshot")));
     let listed = run(machine.ocicle().args(["list", "--format", "json"]));
     let listed: Value = serde_json::from_str(&listed).unwrap();
@@ -157,7 +151,8 @@ on_each_runtime!(a_subvolume_that_is_sent_to_another_file_system, |machine| {
     drop(container);
 
     let there = file_system(&place.directory("there"), "btrfs");
-    let index = &manifest(machine, &bundle, "v1")["parts"][1]["files"]["index"]["blake3"];
+    let index =
+        &manifest(&machine.version(bundle.id(), "v1"))["parts"][1]["files"]["index"]["blake3"];
     let kept = format!(".ocicle/ocicle-{}", index.as_str().unwrap());
     fs::create_dir(there.join(".ocicle")).unwrap();
     fs::set_permissions(there.join(".ocicle"), fs::Permissions::from_mode(0o700)).unwrap();
@@ -315,7 +310,7 @@ on_each_runtime!(a_volume_that_a_program_holds, |machine| {
     drop(container);
     assert_eq!(log(), "probe\nprepare\ntake\ncommit\ndiscard\n");
     assert_eq!(kept(), 1, "it keeps them");
-    let taken = &manifest(machine, &bundle, "v1")["parts"][1]["taken"];
+    let taken = &manifest(&machine.version(bundle.id(), "v1"))["parts"][1]["taken"];
     assert_eq!(taken["driver"]["program"], place.0.join("driver").to_str().unwrap(), "{taken}");
     mess_up(&volume);
     succeeds(with_driver(ocicle(machine, "restore", bundle.id()), &place));
@@ -332,7 +327,7 @@ on_each_runtime!(a_volume_that_a_program_holds, |machine| {
     let container = bundle.run();
     let said = succeeds(with_driver(checkpoint(machine, &bundle, &[]), &place));
     assert!(said.contains("no probe today"), "{said}");
-    let taken = &manifest(machine, &bundle, "v2")["parts"][1]["taken"];
+    let taken = &manifest(&machine.version(bundle.id(), "v2"))["parts"][1]["taken"];
     assert_eq!(taken["driver"], "directory", "{taken}");
     drop(container);
 });
@@ -364,7 +359,7 @@ on_each_runtime!(a_volume_that_another_container_writes, |machine| {
     let said = succeeds(with(&["--shared", "freeze"]));
     assert!(!said.contains("can write"), "{said}");
     assert!(says_frozen(&fs::read_to_string(place.0.join("held.state")).unwrap()));
-    let others = &manifest(machine, &bundle, "v2")["freeze"]["others"];
+    let others = &manifest(&machine.version(bundle.id(), "v2"))["freeze"]["others"];
     assert_eq!(others, &json!([other.freezer()]), "{others}");
     let both_run = |when: &str| {
         for container in [&container, &other] {

@@ -6,15 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use crate::support::{self, Bundle, Machine, Shim, outcome, run};
+use crate::support::{self, Bundle, Machine, Shim, manifest, outcome, run};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 const WAIT: [&str; 3] = ["sh", "-c", ": >/data/ready; exec tail -f /dev/null"];
-
-fn manifest(images: &Path) -> Value {
-    serde_json::from_slice(&fs::read(images.join("ocicle-manifest.json")).unwrap()).unwrap()
-}
 
 /// The steps of a name, as begin and end.
 fn steps(manifest: &Value, within: Option<&str>, name: &str) -> Vec<(f64, f64)> {
@@ -38,9 +34,8 @@ on_each_runtime!(images_are_in_memory_first_and_then_on_disk, |machine| {
     let container = bundle.run();
     container.wait_for("/data/ready");
     let checkpoint = |flags: &[&str]| {
-        let mut command = machine.ocicle();
-        command.args(["checkpoint", bundle.id()]).args(flags);
-        command.args(machine.variant().criu_flags());
+        let mut command = machine.checkpoint(&[bundle.id()]);
+        command.args(flags);
         outcome(&mut command)
     };
     let (success, _, errors) = checkpoint(&["--stage", "memory"]);
@@ -48,7 +43,7 @@ on_each_runtime!(images_are_in_memory_first_and_then_on_disk, |machine| {
     for (version, stage) in [(1, "disk"), (2, "memory"), (3, "auto")] {
         let (success, _, errors) = checkpoint(&["--leave-running", "--stage", stage]);
         assert!(success, "{errors}");
-        let images = machine.store().join(bundle.id()).join(format!("v{version}"));
+        let images = machine.version(bundle.id(), &format!("v{version}"));
         let manifest = manifest(&images);
         // So small a container gains nothing.
         let moved = steps(&manifest, None, "move");
@@ -129,9 +124,7 @@ fn connecting_program(bundle: &Bundle<'_>) -> (TcpListener, PathBuf) {
 }
 
 fn checkpoint(machine: &Machine, bundle: &Bundle<'_>, run_at: Option<(&str, &Path)>) -> Value {
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", "--leave-running", bundle.id()]);
-    command.args(machine.variant().criu_flags());
+    let mut command = machine.checkpoint(&["--leave-running", bundle.id()]);
     if let Some((point, program)) = run_at {
         command.env("OCICLE_FAULT_RUN", format!("{point}:{}", program.display()));
     }
@@ -157,8 +150,7 @@ on_each_runtime!(what_changes_while_criu_starts_is_noticed, |machine| {
     drop(container);
     for version in ["@v1", "@v2"] {
         let reference = format!("{}{version}", bundle.id());
-        let mut restore = machine.ocicle();
-        restore.args(["restore", &reference]).args(machine.variant().criu_flags());
+        let mut restore = machine.restore(&[&reference]);
         let (restored, _, errors) = support::outcome(&mut restore);
         assert!(restored, "{errors}");
         let container = bundle.adopt();

@@ -38,9 +38,8 @@ impl<'m> Case<'m> {
         let file = volume.join("file");
         fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
         chown(&file, Some(12), Some(34)).unwrap();
-        let mut checkpoint = machine.ocicle();
-        checkpoint.args(["checkpoint", bundle.id(), "--volumes", "none", "--file-locks"]);
-        run(checkpoint.arg("--tcp-established").args(flags).args(machine.variant().criu_flags()));
+        let words = [bundle.id(), "--volumes", "none", "--file-locks", "--tcp-established"];
+        run(machine.checkpoint(&words).args(flags));
         drop(container);
         Self { machine, bundle, volume }
     }
@@ -50,9 +49,8 @@ impl<'m> Case<'m> {
     }
 
     fn restore(&self, options: &[&str]) -> Command {
-        let mut command = self.machine.ocicle();
-        command.arg("restore").arg(self.bundle.id()).args(options);
-        command.args(self.machine.variant().criu_flags());
+        let mut command = self.machine.restore(&[self.bundle.id()]);
+        command.args(options);
         command
     }
 

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 const WAIT: [&str; 3] = ["sh", "-c", ": >/data/ready; exec tail -f /dev/null"];
 
 fn ocicle(machine: &Machine, command: &str, bundle: &Bundle<'_>, flags: &[&str]) -> Command {
-    let mut ocicle = machine.ocicle();
-    ocicle.args([command, bundle.id()]).args(machine.variant().criu_flags()).args(flags);
+    let mut ocicle = machine.call(command, &[bundle.id()]);
+    ocicle.args(flags);
     ocicle
 }
 

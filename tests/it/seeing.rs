@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
-use crate::support::{self, DEADLINE, Machine, Shim, outcome, run, wait_for_program};
+use crate::support::{self, Machine, Shim, outcome, poll_for, run, wait_for_program};
 use serde_json::Value;
 
 fn json(command: &mut Command) -> Value {
@@ -45,10 +44,7 @@ on_each_runtime!(a_checkpoint_is_told_wherever_it_lies, |machine: &Machine| {
     let script = "sleep 1000 & exec sleep 2000";
     let bundle = machine.bundle("seen").args(["sh", "-c", script]).shim(Shim::Ocicle).make();
     let container = bundle.run();
-    let begin = Instant::now();
-    while container.processes().len() < 2 {
-        assert!(begin.elapsed() < DEADLINE, "it starts nothing");
-    }
+    poll_for("it starts nothing", || (container.processes().len() > 1).then_some(()));
     container.processes().into_iter().for_each(|pid| wait_for_program(pid, "sleep"));
     let id = bundle.id().to_owned();
     run(machine

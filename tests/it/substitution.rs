@@ -16,9 +16,9 @@ use serde_json::Value;
 
 /// A checkpoint of a workload, of which nothing runs any more.
 fn checkpoint(machine: &Machine, container: Container<'_>) {
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", container.bundle().id(), "--leave-running", "--file-locks"]);
-    run(command.args(machine.variant().criu_flags()));
+    let mut command =
+        machine.checkpoint(&[container.bundle().id(), "--leave-running", "--file-locks"]);
+    run(&mut command);
     container.kill();
 }
 

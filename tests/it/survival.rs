@@ -3,21 +3,21 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::support::{
-    Container, Control, DEADLINE, Machine, outcome, run, status_of, try_run, wait_for_guardians,
+    Container, Control, DEADLINE, Machine, outcome, poll_for, run, status_of, try_run,
+    wait_for_guardians,
 };
 use ocicle::fault::{POINTS, STOPPING};
 use serde_json::Value;
 
 /// Kills a checkpoint at a point, and waits until what cleans up behind it is done.
 fn kill_at(point: &str, machine: &Machine, container: &Container<'_>, flags: &[&str]) -> Instant {
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", container.bundle().id(), "--file-locks"]).args(flags);
-    command.args(machine.variant().criu_flags()).env("OCICLE_FAULT", point);
+    let mut command = machine.checkpoint(&[container.bundle().id(), "--file-locks"]);
+    command.args(flags).env("OCICLE_FAULT", point);
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let killed = Instant::now();
     assert_eq!(status.unwrap().signal(), Some(9), "the point {point} was not reached");
@@ -40,9 +40,8 @@ fn doors() -> Vec<String> {
 }
 
 fn checkpoint(machine: &Machine, container: &Container<'_>, flags: &[&str]) -> String {
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", container.bundle().id(), "--file-locks"]).args(flags);
-    run(command.args(machine.variant().criu_flags())).trim().to_owned()
+    let mut command = machine.checkpoint(&[container.bundle().id(), "--file-locks"]);
+    run(command.args(flags)).trim().to_owned()
 }
 
 fn listed(machine: &Machine) -> Vec<String> {
@@ -63,8 +62,7 @@ fn assert_store_is_whole(machine: &Machine, id: &str) {
 fn restore(machine: &Machine, reference: &str) {
     // A file, for the container inherits it: a pipe would stay open.
     let errors = machine.scratch().join("state/restore-errors");
-    let mut command = machine.ocicle();
-    command.args(["restore", reference]).args(machine.variant().criu_flags());
+    let mut command = machine.restore(&[reference]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
     let status = command.status().unwrap();
     let said = fs::read_to_string(&errors).unwrap();
@@ -111,7 +109,7 @@ on_each_runtime!(killed_at_any_step_the_container_goes_on, |machine| {
     restore(machine, &last);
     assert_eq!(control.status()["db_check"], "ok");
     delete(machine, bundle.id());
-    assert!(!Path::new("/run/ocicle").join("door").exists());
+    assert_eq!(doors(), Vec::<String>::new());
 });
 
 on_each_runtime!(killed_while_it_stops_a_container, |machine| {
@@ -167,9 +165,8 @@ on_each_runtime!(a_runtime_that_fails_when_the_container_has_ended, |machine| {
     container.wait_for("/data/ready");
     let control = container.control("/data");
     let checkpoint = |flags: &[&str]| {
-        let mut command = machine.ocicle();
-        command.args(["checkpoint", bundle.id(), "--file-locks"]).args(flags);
-        outcome(command.args(machine.variant().criu_flags()).env("OCICLE_RUNTIME", &failing))
+        let mut command = machine.checkpoint(&[bundle.id(), "--file-locks"]);
+        outcome(command.args(flags).env("OCICLE_RUNTIME", &failing))
     };
     // As long as it lives, nothing is lost.
     let before = control.status();
@@ -193,14 +190,12 @@ on_each_runtime!(what_cleans_up_holds_others_off, |machine| {
     let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
     let container = bundle.run();
     container.wait_for("/data/ready");
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id(), "--file-locks", "--leave-running"]);
-    command.args(machine.variant().criu_flags()).env("OCICLE_RUNTIME", &slow);
+    let mut command = machine.checkpoint(&[bundle.id(), "--file-locks", "--leave-running"]);
+    command.env("OCICLE_RUNTIME", &slow);
     assert_eq!(status_of(command.env("OCICLE_FAULT", "thawed")).0, 128 + 9);
     // The guardian waits for the runtime, and thaws then.
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id(), "--file-locks", "--leave-running"]);
-    let refused = outcome(command.args(machine.variant().criu_flags())).2;
+    let mut command = machine.checkpoint(&[bundle.id(), "--file-locks", "--leave-running"]);
+    let refused = outcome(&mut command).2;
     assert!(refused.contains("another checkpoint or restore of it is under way"), "{refused}");
     fs::write(&fifo, "go on\n").unwrap();
     wait_for_guardians();
@@ -216,15 +211,13 @@ on_each_runtime!(a_vfork_is_waited_for, |machine| {
     container.wait_for("/data/ready");
     let parent = container.pid();
     let waits = || fs::read_to_string(format!("/proc/{parent}/wchan")).unwrap();
-    let begin = Instant::now();
-    // The kernel raises no event for it.
-    while !waits().contains("clone") && !waits().contains("vfork") {
-        assert!(begin.elapsed() < DEADLINE, "it waits in {}", waits());
-    }
+    poll_for("it does not wait for what it starts", || {
+        let place = waits();
+        (place.contains("clone") || place.contains("vfork")).then_some(())
+    });
     let config = machine.state_root().join("ocicle.toml");
     fs::write(&config, "freeze-timeout = 0.5\n").unwrap();
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let mut command = machine.checkpoint(&[bundle.id()]);
     let refused = try_run(command.env("OCICLE_CONFIG", &config)).unwrap_err();
     fs::remove_file(config).unwrap();
     assert!(refused.contains("waits for a program that it starts by vfork"), "{refused}");
@@ -233,17 +226,15 @@ on_each_runtime!(a_vfork_is_waited_for, |machine| {
 
     // Somebody who froze it is not thawed behind his back.
     container.freeze();
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+    let mut command = machine.checkpoint(&[bundle.id()]);
     let refused = try_run(&mut command).unwrap_err();
     assert!(refused.contains("by vfork"), "{refused}");
     assert!(container.is_frozen());
     container.thaw();
 
     // Its end comes while ocicle waits for it.
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id(), "--leave-running"]);
-    command.args(machine.variant().criu_flags()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = machine.checkpoint(&[bundle.id(), "--leave-running"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut checkpoint = command.spawn().unwrap();
     File::options().write(true).open(bundle.path("/data/fifo")).unwrap();
     assert!(checkpoint.wait().unwrap().success());

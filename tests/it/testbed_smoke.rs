@@ -1,6 +1,8 @@
 //! The testbed itself: a container runs, answers, is dumped by the bare runtime, and goes away.
 
-use crate::support::{Rootfs, wait_for_file};
+use std::process::Command;
+
+use crate::support::{IMAGE, Podman, Rootfs, Shim, Variant, on_machine, run, wait_for_file};
 
 on_each_runtime!(bare_live_checkpoint, |machine| {
     let bundle = machine.bundle("journal").args(["workload", "journal", "/data"]).make();
@@ -112,4 +114,31 @@ on_each_runtime!(ticker_on_btrfs_sees_a_freeze, |machine| {
 fn ticks(data: &std::path::Path) -> u64 {
     let page = std::fs::read(data.join("page")).unwrap();
     u64::from_ne_bytes(page[8..16].try_into().unwrap())
+}
+
+/// Gives the calling thread a view of the cgroups in which a directory lies beside the hierarchies.
+fn directory_beside_the_hierarchies(name: &str) {
+    let top = "/sys/fs/cgroup";
+    let view = tempfile::tempdir_in(std::env::var_os("OCICLE_SCRATCH").unwrap()).unwrap();
+    let script = format!(
+        "set -e; cd {top}; mount -t tmpfs tmpfs {view}; \
+         for hierarchy in *; do mkdir {view}/$hierarchy; mount --bind $hierarchy {view}/$hierarchy; done; \
+         mkdir {view}/{name}; cd /; umount --recursive --lazy {top}; mount --rbind {view} {top}; \
+         umount --recursive --lazy {view}",
+        view = view.path().display()
+    );
+    run(Command::new("sh").args(["-c", &script]));
+}
+
+/// podman takes it for the hierarchy of a controller, and makes its cgroups there too: files.
+#[test]
+fn what_podman_makes_beside_the_hierarchies_is_removed() {
+    on_machine(Variant::RuncV1, |machine| {
+        directory_beside_the_hierarchies("net_cls");
+        let podman = Podman::new(machine, Shim::Bare);
+        podman.start("beside", &["--network", "none", IMAGE]);
+        let made = machine.cgroups(&machine.unique("podman"));
+        assert!(made.iter().any(|path| path.starts_with("/sys/fs/cgroup/net_cls")), "{made:?}");
+        podman.remove("beside");
+    });
 }

@@ -70,15 +70,14 @@ on_each_runtime!(a_tmpfs_comes_back_as_it_was, |machine| {
     fill(&memory(&container), 20);
     let before = picture(&memory(&container));
     let ocicle = |command: &str| {
-        let mut ocicle = machine.ocicle();
-        ocicle.args([command, bundle.id()]).args(machine.variant().criu_flags());
+        let mut ocicle = machine.call(command, &[bundle.id()]);
         let (success, _, errors) = outcome(&mut ocicle);
         assert!(success, "{errors}");
     };
     ocicle("checkpoint");
     drop(container);
 
-    let images = machine.store().join(bundle.id()).join("v1");
+    let images = machine.version(bundle.id(), "v1");
     assert!(compressions(&images).iter().all(|kind| *kind == STORED));
     ocicle("restore");
     let restored = bundle.adopt();
@@ -93,9 +92,8 @@ on_each_runtime!(it_has_to_have_room_in_the_store, |machine| {
     let container = start(&bundle);
     let _store = SmallStore::new(machine, "64M");
     let checkpoint = || {
-        let mut checkpoint = machine.ocicle();
-        checkpoint.args(["checkpoint", "--leave-running", bundle.id()]);
-        outcome(checkpoint.args(machine.variant().criu_flags()))
+        let mut checkpoint = machine.checkpoint(&["--leave-running", bundle.id()]);
+        outcome(&mut checkpoint)
     };
     File::create(memory(&container).join("large")).unwrap().write_all(&[1; 80 << 20]).unwrap();
     let (success, _, errors) = checkpoint();

@@ -104,9 +104,8 @@ fn talk(control: &Control, fd: i64, peer: &mut UnixStream) {
 }
 
 fn checkpoint(machine: &Machine, bundle: &Bundle<'_>, more: &[&str]) -> Command {
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id()]);
-    command.args(machine.variant().criu_flags()).args(more);
+    let mut command = machine.checkpoint(&[bundle.id()]);
+    command.args(more);
     command
 }
 

@@ -151,9 +151,8 @@ on_each_runtime!(it_is_lent_once, |machine| {
     let bundle = machine.bundle("hold").args(["workload", "hold", "/data"]).make();
     let container = bundle.run();
     container.wait_for("/data/ready");
-    let mut command = machine.ocicle();
-    command.args(["checkpoint", bundle.id(), "--leave-running", "--file-locks"]);
-    run(command.args(machine.variant().criu_flags()));
+    let mut command = machine.checkpoint(&[bundle.id(), "--leave-running", "--file-locks"]);
+    run(&mut command);
     let mut forecast = machine.ocicle();
     forecast.args(["restore", "--dry-run", "--format", "json", bundle.id()]);
     let mut twice = words("\"$@\" >\"$FIRST\" && \"$@\" >\"$SECOND\"");

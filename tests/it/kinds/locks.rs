@@ -295,9 +295,8 @@ on_each_runtime!(locks_that_nobody_asked_for, |machine| {
     let container = held.bundle.adopt();
     let mut told = Told::new(machine);
     for more in [&["--leave-running"][..], &[]] {
-        let mut command = machine.ocicle();
-        command.args(["checkpoint", held.bundle.id()]).args(more);
-        command.args(machine.variant().criu_flags());
+        let mut command = machine.checkpoint(&[held.bundle.id()]);
+        command.args(more);
         told.refused(&["checkpoint", &more.join(" ")].concat(), &mut command);
         assert_eq!(owners(&held, "locked-by-child.0").len(), 3, "it goes on");
     }

@@ -165,10 +165,7 @@ impl<'m> Held<'m> {
     }
 
     fn checkpoint(&self) -> Command {
-        let mut command = self.machine.ocicle();
-        command.args(["checkpoint", self.bundle.id(), "--tcp-established", "--file-locks"]);
-        command.args(self.machine.variant().criu_flags());
-        command
+        self.machine.checkpoint(&[self.bundle.id(), "--tcp-established", "--file-locks"])
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Uid;
+use serde_json::Value;
 
 use super::bundle::BundleBuilder;
 use super::wait::wait_for_exit;
@@ -159,6 +161,31 @@ impl Machine {
         command
     }
 
+    /// A command of `ocicle`, with what CRIU needs here if it is one that has the runtime run it.
+    pub fn call(&self, command: &str, words: &[&str]) -> Command {
+        let mut ocicle = self.ocicle();
+        ocicle.arg(command).args(words);
+        if ["checkpoint", "restore", "check"].contains(&command) {
+            ocicle.args(self.variant.criu_flags());
+        }
+        ocicle
+    }
+
+    /// `ocicle checkpoint WORDS…`
+    pub fn checkpoint(&self, words: &[&str]) -> Command {
+        self.call("checkpoint", words)
+    }
+
+    /// `ocicle restore WORDS…`
+    pub fn restore(&self, words: &[&str]) -> Command {
+        self.call("restore", words)
+    }
+
+    /// Where the store has a version of a container.
+    pub fn version(&self, id: &str, version: &str) -> PathBuf {
+        self.store().join(id).join(version)
+    }
+
     /// The directory of a cgroup of this test, in the hierarchy with the freezer.
     pub fn freezer(&self, cgroup: &str) -> PathBuf {
         let hierarchy =
@@ -185,11 +212,10 @@ impl Machine {
                 processes.lines().filter_map(|pid| pid.parse().ok()).for_each(wait_for_exit);
                 let _ = fs::remove_dir(below);
             }
-        }
-        if self.variant == Variant::CrunV1 {
-            // What takes the place for version 2 puts directories of its own there.
-            let below = Path::new("/sys/fs/cgroup/unified").join(cgroup.trim_start_matches('/'));
-            let _ = fs::remove_dir_all(below);
+            // podman takes every directory there for a hierarchy: in others it makes real files.
+            if !is_cgroup(&directory) {
+                let _ = fs::remove_dir_all(directory);
+            }
         }
     }
 
@@ -232,6 +258,13 @@ impl Drop for Machine {
     }
 }
 
+/// The manifest of a checkpoint, as it is written.
+#[track_caller]
+pub fn manifest(images: &Path) -> Value {
+    let text = fs::read(images.join("ocicle-manifest.json")).expect("the manifest");
+    serde_json::from_slice(&text).expect("the manifest is JSON")
+}
+
 fn private_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("making a private mount namespace");
     let none = None::<&str>;
@@ -268,6 +301,13 @@ fn pure_cgroup2() {
 
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Whether a directory is on a file system of control groups, and not merely beside them.
+fn is_cgroup(directory: &Path) -> bool {
+    statfs(directory).is_ok_and(|found| {
+        [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&found.filesystem_type())
+    })
 }
 
 /// Processes that have the text in their command line or in the names of their cgroups.

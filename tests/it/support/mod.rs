@@ -37,7 +37,8 @@ pub use self::{
     daemon::{Containerd, Docker},
     filesystems::{SmallStore, file_system, opened, private, scratch, subvolume},
     machine::{
-        Machine, Shim, Variant, on_machine, private_criu_settings, private_network, run, try_run,
+        Machine, Shim, Variant, manifest, on_machine, private_criu_settings, private_network, run,
+        try_run,
     },
     picture::{Picture, assert_same, picture},
     podman::{IMAGE, Podman, WRONG_LINE},
@@ -48,8 +49,8 @@ pub use self::{
     told::{Told, listed, outcome, status_of},
     tree::{Tree, tree_of},
     wait::{
-        DEADLINE, ask, first_number, wait_for_exit, wait_for_file, wait_for_guardians,
-        wait_for_program,
+        DEADLINE, ask, first_number, poll_for, wait_for_exit, wait_for_file, wait_for_guardians,
+        wait_for_program, wait_for_writes,
     },
 };
 

@@ -30,27 +30,52 @@ pub fn wait_for_file(path: &Path, maker: i32) {
     }
 }
 
+/// Waits until a file is as it should be: looks again whenever it is made or written to.
+#[track_caller]
+pub fn wait_for_writes<T>(file: &Path, what: &str, look: impl Fn() -> Option<T>) -> T {
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).unwrap();
+    let written = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_MODIFY;
+    watch.add_watch(file.parent().unwrap(), written).unwrap();
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let [changed] = poll_until(end, [watch.as_fd()]);
+        assert!(changed, "{}: {what}, in {DEADLINE:?}", file.display());
+        let _ = watch.read_events();
+    }
+}
+
+/// Waits for what the kernel raises no event for: a word in `/proc`, a byte of mapped memory.
+#[track_caller]
+pub fn poll_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}, in {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Waits until a log has a line, which is a number.
 #[track_caller]
 pub fn first_number(log: &Path) -> u64 {
-    let end = Instant::now() + DEADLINE;
-    loop {
+    wait_for_writes(log, "it has not got a line", || {
         let text = std::fs::read_to_string(log).unwrap();
-        if let Some((first, _)) = text.split_once('\n') {
-            return first.parse().unwrap();
-        }
-        assert!(Instant::now() < end, "{} has not got a line", log.display());
-    }
+        text.split_once('\n').map(|(first, _)| first.parse().unwrap())
+    })
 }
 
 /// Waits until a process runs a program.
 #[track_caller]
 pub fn wait_for_program(pid: i32, program: &str) {
-    let end = Instant::now() + DEADLINE;
     let name = format!("/proc/{pid}/comm");
-    while std::fs::read_to_string(&name).unwrap().trim_end() != program {
-        assert!(Instant::now() < end, "process {pid} does not run {program}");
-    }
+    poll_for(&format!("process {pid} does not run {program}"), || {
+        (std::fs::read_to_string(&name).unwrap().trim_end() == program).then_some(())
+    });
 }
 
 /// Sends a line to a port, and returns all that is answered until the other side closes.
