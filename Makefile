@@ -98,8 +98,9 @@ campaign: testbed
 # Ten minutes each. What they find goes below fuzz/target; the tests replay the corpus.
 .PHONY: fuzz
 fuzz:
-	fuzz/run grammar
-	fuzz/run images
+	for target in grammar images texts documents layer archive tree; do \
+	    fuzz/run $$target || exit 1; \
+	done
 
 .PHONY: workloads
 workloads:

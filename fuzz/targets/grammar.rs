@@ -5,4 +5,4 @@
 #[path = "../checks.rs"]
 mod checks;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::grammar(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::holds(checks::grammar, bytes));

@@ -25,7 +25,7 @@ pub(super) struct Observed {
 
 /// What `/proc/PID/fdinfo/N` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FdInfo {
+pub struct FdInfo {
     pub(super) position: u64,
     pub(super) flags: u32,
     pub(super) mount: i32,
@@ -205,7 +205,7 @@ fn kind_of_device(device: u64) -> FileKind {
 }
 
 /// Parses what proc_pid_fdinfo(5) describes; lines it does not know are skipped.
-pub(super) fn parse_fdinfo(text: &str) -> FdInfo {
+pub fn parse_fdinfo(text: &str) -> FdInfo {
     let mut info = FdInfo { mount: -1, ..FdInfo::default() };
     for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
         let value = value.trim();

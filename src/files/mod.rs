@@ -18,6 +18,7 @@ mod user_info;
 
 pub mod verify;
 
+pub use descriptors::{FdInfo, parse_fdinfo};
 pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};

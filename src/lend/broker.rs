@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempPath;
 
-use super::{DIRECTORY, Offer, Reply, Request, connect, hear, hold_directory};
+use super::{DIRECTORY, LoanReply, LoanRequest, Offer, connect, hear, hold_directory};
 use crate::container::Identity;
 use crate::sys::fd;
 use crate::sys::process::{descends_from, namespaced_pids};
@@ -87,22 +87,22 @@ impl Desk {
 
     fn attend(&self, channel: &Channel) -> Result<()> {
         let Some((request, _)) = hear(channel)? else { return Ok(()) };
-        let Request::Borrow(identity) = request else {
-            return channel.send(&Reply::Nothing, &[]);
+        let LoanRequest::Borrow(identity) = request else {
+            return channel.send(&LoanReply::Nothing, &[]);
         };
         if !self.give(channel, &identity)? {
-            return channel.send(&Reply::Nothing, &[]);
+            return channel.send(&LoanReply::Nothing, &[]);
         }
-        channel.send(&Reply::Lent(self.offer.clone()), &[])?;
-        let Some((Request::Fetch { numbers, terminals }, _)) = hear(channel)? else {
+        channel.send(&LoanReply::Lent(self.offer.clone()), &[])?;
+        let Some((LoanRequest::Fetch { numbers, terminals }, _)) = hear(channel)? else {
             return Ok(());
         };
         match self.fetch(&numbers, terminals) {
             Ok(fds) => {
                 let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                channel.send(&Reply::Here, &borrowed)
+                channel.send(&LoanReply::Here, &borrowed)
             }
-            Err(error) => channel.send(&Reply::Failed(format!("{error:#}")), &[]),
+            Err(error) => channel.send(&LoanReply::Failed(format!("{error:#}")), &[]),
         }
     }
 

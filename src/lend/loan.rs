@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{DIRECTORY, Offer, Reply, Request, connect, hear, hold_directory};
+use super::{DIRECTORY, LoanReply, LoanRequest, Offer, connect, hear, hold_directory};
 use crate::container::Identity;
 use crate::files::FileId;
 use crate::sys::socket::{Channel, FD_LIMIT};
@@ -26,9 +26,9 @@ impl Loan {
     /// Asks every lender that there is; `None` when none has anything for this container.
     pub fn find(identity: &Identity) -> Result<Option<Self>> {
         for channel in lenders()? {
-            channel.send(&Request::Borrow(identity.clone()), &[])?;
+            channel.send(&LoanRequest::Borrow(identity.clone()), &[])?;
             match hear(&channel) {
-                Ok(Some((Reply::Lent(offer), _))) => {
+                Ok(Some((LoanReply::Lent(offer), _))) => {
                     let (fds, terminals) = (BTreeMap::new(), BTreeMap::new());
                     return Ok(Some(Self { channel, offer, fds, terminals }));
                 }
@@ -44,11 +44,13 @@ impl Loan {
     pub fn fetch(&mut self, numbers: Vec<i32>, terminals: Vec<FileId>) -> Result<()> {
         let wanted = numbers.len() + terminals.len();
         ensure!(wanted <= FD_LIMIT, "{wanted} descriptors are more than can be lent");
-        self.channel
-            .send(&Request::Fetch { numbers: numbers.clone(), terminals: terminals.len() }, &[])?;
+        self.channel.send(
+            &LoanRequest::Fetch { numbers: numbers.clone(), terminals: terminals.len() },
+            &[],
+        )?;
         let mut fds = match hear(&self.channel)? {
-            Some((Reply::Here, fds)) if fds.len() == wanted => fds.into_iter(),
-            Some((Reply::Failed(why), _)) => bail!(why),
+            Some((LoanReply::Here, fds)) if fds.len() == wanted => fds.into_iter(),
+            Some((LoanReply::Failed(why), _)) => bail!(why),
             Some(_) => bail!("the answer is not what was asked for"),
             None => bail!("`ocicle with` has ended"),
         };

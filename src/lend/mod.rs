@@ -73,16 +73,21 @@ pub struct Offer {
 
 /// What a restore says.
 #[derive(Debug, Serialize, Deserialize)]
-enum Request {
+pub enum LoanRequest {
     /// Is something lent to this container?
     Borrow(Identity),
     /// These descriptors, and so many openings of the terminal.
-    Fetch { numbers: Vec<i32>, terminals: usize },
+    Fetch {
+        /// The numbers of those that a rule names.
+        numbers: Vec<i32>,
+        /// How many openings.
+        terminals: usize,
+    },
 }
 
 /// What the lender answers.
 #[derive(Debug, Serialize, Deserialize)]
-enum Reply {
+pub enum LoanReply {
     /// This is lent.
     Lent(Offer),
     /// Nothing is.

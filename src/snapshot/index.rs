@@ -294,7 +294,10 @@ impl<W: Write> Lines<W> {
 
 impl<C: Serialize> Index<C> {
     /// Writes all of it.
-    pub(super) fn write(&self, to: impl Write) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, to: impl Write) -> Result<()> {
         let mut lines = Lines::begin(to, self.driver, &self.root)?;
         let mut walk = self.entries.walk();
         while let Some((path, entry)) = walk.next() {
@@ -427,6 +430,22 @@ impl Meta {
 }
 
 impl Index<Content> {
+    /// Reads an index that anybody may have made, of layers with these lengths.
+    ///
+    /// # Errors
+    /// When it is none, or says what no index of ours can say.
+    pub fn checked(from: impl Read, layers: &[u64]) -> Result<Self> {
+        let index = Self::read(from)?;
+        index.check_all(layers)?;
+        Ok(index)
+    }
+
+    /// Checks everything in it.
+    pub(super) fn check_all(&self, layers: &[u64]) -> Result<()> {
+        self.check()?;
+        self.check_content(layers)
+    }
+
     /// Checks where content is against the lengths of the layers.
     pub(super) fn check_content(&self, layers: &[u64]) -> Result<()> {
         for (path, entry) in self.entries.walk() {

@@ -162,8 +162,8 @@ impl<W: Write> Write for Frames<W> {
     }
 }
 
-/// Reads a layer, any stretch of it.
-pub(super) struct Reader {
+/// Reads a layer, any stretch of it. Whoever has made it: what it says of itself is checked.
+pub struct LayerReader {
     file: File,
     length: u64,
     frames: Option<Table>,
@@ -179,9 +179,12 @@ struct Table {
 /// Frames that are kept have at most so many bytes together.
 const KEPT: usize = FRAME_LIMIT as usize;
 
-impl Reader {
+impl LayerReader {
     /// Opens the layer in `file`, whose name tells how it is compressed.
-    pub(super) fn open(file: File, name: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When it has no seek table, or one that cannot be its own.
+    pub fn open(file: File, name: &str) -> Result<Self> {
         let stored = file.metadata()?.len();
         let frames = match Compression::of(name) {
             Compression::None => None,
@@ -195,7 +198,7 @@ impl Reader {
     }
 
     /// How many bytes the layer has, uncompressed.
-    pub(super) fn length(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         self.length
     }
 
@@ -205,7 +208,10 @@ impl Reader {
     }
 
     /// Fills `buffer` with the bytes at `offset`.
-    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it ends before, or a frame is not what the seek table says.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         if self.frames.is_none() {
             return Ok(self.file.read_exact_at(buffer, offset)?);
         }
@@ -349,7 +355,7 @@ mod tests {
     fn any_stretch_can_be_read() {
         let bytes = numbers((9 * FRAME / 4 + 777) as u32);
         let (file, _) = layer(&bytes);
-        let reader = Reader::open(file, "ocicle-rootfs.0.tar.zst").unwrap();
+        let reader = LayerReader::open(file, "ocicle-rootfs.0.tar.zst").unwrap();
         assert_eq!(reader.length(), bytes.len() as u64);
         for (start, length) in [(0, 1), (FRAME - 1, 2), (3 * FRAME - 5, 2 * FRAME + 10), (7, 0)] {
             let mut found = vec![0; length];
@@ -363,7 +369,7 @@ mod tests {
     #[test]
     fn the_newest_frames_are_kept() {
         let (file, _) = layer(&numbers(1));
-        let reader = Reader::open(file, "x.tar.zst").unwrap();
+        let reader = LayerReader::open(file, "x.tar.zst").unwrap();
         let table = reader.frames.unwrap();
         let most = (KEPT / FRAME) as u32;
         for index in 0..most + 2 {
@@ -386,7 +392,7 @@ mod tests {
     #[test]
     fn one_without_content() {
         let (file, _) = layer(b"");
-        assert_eq!(Reader::open(file, "x.tar.zst").unwrap().length(), 0);
+        assert_eq!(LayerReader::open(file, "x.tar.zst").unwrap().length(), 0);
     }
 
     /// Whatever a byte is changed to, reading ends, with an error or with what it decompresses to.
@@ -401,12 +407,12 @@ mod tests {
             let altered = tempfile::tempfile().unwrap();
             altered.write_all_at(&bytes, 0).unwrap();
             altered.write_all_at(&[value], place as u64).unwrap();
-            if let Ok(reader) = Reader::open(altered, "x.tar.zst") {
+            if let Ok(reader) = LayerReader::open(altered, "x.tar.zst") {
                 let _ = reader.read_exact_at(&mut [0; 100], 20_000);
             }
         }
         let short = tempfile::tempfile().unwrap();
         short.set_len(5).unwrap();
-        assert!(Reader::open(short, "x.tar.zst").is_err());
+        assert!(LayerReader::open(short, "x.tar.zst").is_err());
     }
 }

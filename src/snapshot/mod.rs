@@ -57,7 +57,7 @@ pub use execute::PutBack;
 pub use gain::Gain;
 pub use identity::{Form, LayerIdentity, RootIdentity};
 pub use index::{Content, Digest, Entry, Fingerprint, Index, Kind, Meta, Time};
-pub use layer::Compression;
+pub use layer::{Compression, LayerReader};
 pub use pack::{Staging, pack};
 pub use packed::PackedFiles;
 pub use part::{Lookup, PackedPart};

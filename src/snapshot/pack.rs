@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::copy::{BUFFER, stretches};
 use super::driver::{DriverSnapshot, HeldContent};
 use super::index::{Content, Digest, Entry, Index, Kind, Lines, Meta, check_content};
-use super::layer::{self, Compression, Reader};
+use super::layer::{self, Compression, LayerReader};
 use super::packed::PackedFiles;
 use super::part::open_file;
 use super::paths::Id;
@@ -64,7 +64,7 @@ pub fn pack(
 struct Packer<'a> {
     staged: &'a Index<StagedContent>,
     base: Option<&'a Base>,
-    base_layers: Vec<Reader>,
+    base_layers: Vec<LayerReader>,
     /// None where nothing was staged.
     blobs: Option<Directory>,
     is_consumed: bool,
@@ -102,7 +102,7 @@ struct Source<'a> {
 enum Bytes<'a> {
     Nowhere,
     Blob(File),
-    Base(&'a Reader),
+    Base(&'a LayerReader),
 }
 
 type Layer = TarWriter<layer::LayerWriter<Hashing<DirectStream>>>;
@@ -406,7 +406,7 @@ impl<'a> Packer<'a> {
                 Ok(Source { bytes: Bytes::Nowhere, runs: Vec::new(), stretches: Vec::new(), known })
             }
             StagedContent::Base(content) => {
-                let lengths: Vec<u64> = self.base_layers.iter().map(Reader::length).collect();
+                let lengths: Vec<u64> = self.base_layers.iter().map(LayerReader::length).collect();
                 check_content(size, content, &lengths)?;
                 let layer = self.base_layers.get(content.layer as usize);
                 let layer = layer.context("finding a layer of the base")?;
@@ -532,10 +532,10 @@ impl Source<'_> {
     }
 }
 
-fn open_layers(base: &Base, out: &Directory) -> Result<Vec<Reader>> {
+fn open_layers(base: &Base, out: &Directory) -> Result<Vec<LayerReader>> {
     let open = |record: &FileRecord| {
         open_file(out, record)
-            .and_then(|file| Reader::open(file, &record.name))
+            .and_then(|file| LayerReader::open(file, &record.name))
             .with_context(|| format!("opening {:?}, a layer of the base", record.name))
             .hint(DAMAGED)
     };

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::copy::BUFFER;
 use super::identity::Form;
 use super::index::{Content, Digest, Entry, Index, Kind, LAYER_LIMIT};
-use super::layer::Reader;
+use super::layer::LayerReader;
 use super::packed::PackedFiles;
 use super::paths::Id;
 use super::{Progress, shown};
@@ -25,7 +25,7 @@ const INDEX_LIMIT: u64 = 2 << 30;
 pub struct PackedPart {
     record: PackedFiles,
     index: Arc<Index>,
-    layers: Vec<Reader>,
+    layers: Vec<LayerReader>,
 }
 
 /// The longest chain of layers that a new version is added to.
@@ -68,15 +68,12 @@ impl PackedPart {
             .iter()
             .map(|layer| {
                 open_file(&directory, layer)
-                    .and_then(|file| Reader::open(file, &layer.name))
+                    .and_then(|file| LayerReader::open(file, &layer.name))
                     .with_context(|| format!("opening {}", layer.name))
             })
             .collect::<Result<Vec<_>>>()?;
-        let sizes: Vec<u64> = layers.iter().map(Reader::length).collect();
-        index
-            .check()
-            .and_then(|()| index.check_content(&sizes))
-            .with_context(|| format!("reading {}", record.index.name))?;
+        let sizes: Vec<u64> = layers.iter().map(LayerReader::length).collect();
+        index.check_all(&sizes).with_context(|| format!("reading {}", record.index.name))?;
         Ok(Self { record: record.clone(), index: Arc::new(index), layers })
     }
 
@@ -89,7 +86,7 @@ impl PackedPart {
     /// one version names them: a chain that is long, or holds more that is past than present, is
     /// worth less than a new beginning.
     pub fn is_worth_building_on(&self) -> bool {
-        let stored = self.layers.iter().map(Reader::length).sum();
+        let stored = self.layers.iter().map(LayerReader::length).sum();
         let present = |entry: &Entry| match &entry.kind {
             Kind::File { content, .. } => content.length + MEMBER,
             _ => MEMBER,
@@ -208,7 +205,7 @@ impl PackedPart {
             .with_context(|| format!("reading {}", self.layer_name(content)))
     }
 
-    fn layer(&self, content: &Content) -> Result<&Reader> {
+    fn layer(&self, content: &Content) -> Result<&LayerReader> {
         self.layers.get(content.layer as usize).context("its layer is not there")
     }
 
