@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use crate::check;
 use crate::checkpoint::{self, ImagesIn};
 use crate::choice::Choice;
-use crate::container::{Shared, Volumes};
+use crate::container::{Container, Shared, Volumes};
 use crate::files::DumpSettings;
 use crate::guardian::DEFAULT_LIMIT;
 use crate::hint::WithHint;
 use crate::lend::Handed;
 use crate::locations::{CONFIGURATION, STORE, VARIABLE, named_configuration};
 use crate::policy::FilePolicy;
-use crate::restore;
+use crate::restore::{self, InPlace};
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
 use crate::snapshot::{Compression, DriverSettings, Program};
@@ -51,6 +51,8 @@ pub struct Config {
     pub keep: Keep,
     /// What is done about volumes that others write too.
     pub shared: Shared,
+    /// Whether a checkpoint may end a container that could not come back where it is.
+    pub unrestorable_ok: bool,
     /// Programs that take snapshots.
     pub driver: Vec<Program>,
     /// Settings of CRIU.
@@ -126,6 +128,7 @@ impl Default for Config {
             stage: ImagesIn::default(),
             keep: 0,
             shared: Shared::default(),
+            unrestorable_ok: false,
             driver: Vec::new(),
             criu: CriuSettings::default(),
             on_unsupported: OnUnsupported::default(),
@@ -226,8 +229,20 @@ impl Config {
             compression: self.compress.unwrap_or(Compression::None),
             base: None,
             shared: self.shared,
+            unrestorable_ok: Choice::by_default(self.unrestorable_ok),
             drivers: self.drivers(&self.store),
         }
+    }
+
+    /// The restore in place of what a checkpoint takes: it says whether the container may end.
+    pub fn in_place(&self, runtime: &Runtime, container: &Container) -> InPlace {
+        InPlace::of(self.restore_of(runtime, container))
+    }
+
+    /// The restore in place of what a checkpoint takes, wherever that lies.
+    pub fn restore_of(&self, runtime: &Runtime, container: &Container) -> restore::RestoreRequest {
+        let bundle = container.bundle.directory.clone();
+        self.restore(runtime.clone(), &container.id, PathBuf::new(), bundle)
     }
 
     /// A look at a container as the configuration wants it: to be told what its caller asks for.

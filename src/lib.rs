@@ -74,8 +74,9 @@
 //! 9. [`store`], [`substitute`]: manifest, versions, locks, what is on disk, by which
 //!    [choices](store::choices), and how it is finished; rules, what they mean, what they open, the
 //!    view of the images.
-//! 10. [`cover`], [`guardian`], [`machine`], [`policy`]: who covers what CRIU cannot dump; what makes
-//!     good when we are killed; what has to be there; what becomes of files that are not as they were.
+//! 10. [`cover`], [`guardian`], [`machine`], [`policy`], [`restorable`]: who covers what CRIU cannot
+//!     dump; what makes good when we are killed; what has to be there; what becomes of files that are
+//!     not as they were; whether what is taken could be restored.
 //! 11. [`check`], [`checkpoint`], [`engines`], [`inspect`], [`restore`]: whether a checkpoint would
 //!     work; the order of things; the containers of all engines; what is in a checkpoint, be it an
 //!     archive or an image.
@@ -118,6 +119,7 @@ pub mod machine;
 pub mod output;
 pub mod passing;
 pub mod policy;
+pub mod restorable;
 pub mod restore;
 pub mod runtime;
 pub mod shim;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::checkpoint::{self, checkpoint};
 use crate::config::Config;
+use crate::container::Container;
 use crate::container::{Volumes, ensure_name};
 use crate::lend::Handed;
 use crate::passing::{pass_on, report};
@@ -75,7 +76,9 @@ fn serve_checkpoint(runtime: Runtime, config: &Config, call: &Call) -> Result<Ex
         filesystem: configured.filesystem.asked(filesystem_of(call)?),
         ..configured
     };
-    checkpoint(&request, &held, &()).with_context(context)?;
+    let container = Container::discover(&request.runtime, &call.id).with_context(context)?;
+    let in_place = config.in_place(&request.runtime, &container);
+    checkpoint(&request, &container, &in_place, &held, &()).with_context(context)?;
     Ok(ExitCode::SUCCESS)
 }
 

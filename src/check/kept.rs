@@ -55,6 +55,11 @@ impl Parts {
         })
     }
 
+    /// The volumes among them.
+    pub(super) fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
     /// What other mount namespaces may share: where the container sees it, what it is on the host,
     /// and whether it is in the snapshot.
     pub(super) fn shareable(&self) -> impl Iterator<Item = (PathBuf, PathBuf, bool)> + '_ {

@@ -11,6 +11,7 @@ mod others;
 mod processes;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -24,7 +25,7 @@ use crate::files::facts::{Facts, Known};
 use crate::files::{FileId, Holder, OpenFile};
 use crate::freezer::FreezerState;
 use crate::hint::hint_of;
-use crate::machine;
+use crate::restorable::Restorable;
 use crate::runtime::Runtime;
 use crate::substitute::{
     Allow, Mismatch, OnUnsupported, Resolved, Substitution, ensure_allowed, judge,
@@ -155,20 +156,22 @@ impl Finding {
     }
 }
 
-/// Looks at a container.
-pub fn check(request: &CheckRequest) -> Result<CheckReport> {
-    machine::ensure_capable()?;
-    machine::ensure_criu()?;
-    let container = Container::discover(&request.runtime, &request.id)?;
+/// Looks at a container; of one that ends with its checkpoint, `restorable` says whether it could come
+/// back.
+pub fn check(
+    request: &CheckRequest,
+    container: &Container,
+    restorable: Option<&dyn Restorable>,
+) -> Result<CheckReport> {
     let settings = request.settings.with_standing(&request.runtime)?;
     let dumped = container.dumped_processes()?;
     let facts = Facts::of(&dumped).context("listing the open files")?;
     let settings = facts.settle(&settings)?;
-    let parts = kept::Parts::of(&container, request)?;
+    let parts = kept::Parts::of(container, request)?;
 
-    let rules = cover::rules(&container, &request.id, &request.configured, &request.rules)?;
+    let rules = cover::rules(container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
-    let ahead = cover::set_aside(&container, rules, request.on_unsupported, settings.clone())?;
+    let ahead = cover::set_aside(container, rules, request.on_unsupported, settings.clone())?;
     let judge = |known| (known, verdict_with(known, &settings, &ahead));
     let files: Vec<_> = facts
         .files
@@ -177,20 +180,22 @@ pub fn check(request: &CheckRequest) -> Result<CheckReport> {
         .map(|(known, verdict)| fate(known, &verdict, &parts, &resolved))
         .collect();
     let mut problems =
-        processes::problems(&container, &dumped, &facts, &settings, request.runtime.family())?;
-    problems.extend(mounts::problems(&container, &dumped)?);
+        processes::problems(container, &dumped, &facts, &settings, request.runtime.family())?;
+    problems.extend(mounts::problems(container, &dumped)?);
     let mut remarks = remarks(&files, &mismatches);
     if !container.bundle.restores_interfaces(&request.runtime) {
         remarks.extend(lost_interfaces(&files));
     }
-    problems.extend(frozen_from_above(&container)?);
-    remarks.extend(frozen(&container)?);
+    problems.extend(frozen_from_above(container)?);
+    remarks.extend(frozen(container)?);
     remarks.extend(refused(&resolved, &request.allow));
     remarks.extend(processes::remarks(&dumped));
-    let (refused_users, other_users) = others::sharing(&container, &parts, request.shared);
+    let (refused_users, other_users) = others::sharing(container, &parts, request.shared);
     problems.extend(refused_users);
     remarks.extend(other_users);
-    remarks.extend(others::remarks(&container, &dumped, &parts)?);
+    remarks.extend(others::remarks(container, &dumped, &parts)?);
+    problems.extend(unmounted(container, &parts));
+    problems.extend(restorable.and_then(|asked| unrestorable(container, &parts, asked)));
     let works = problems.is_empty() && files.iter().all(|fate| fate.dump != DumpOutlook::No);
     let container = request.id.clone();
     Ok(CheckReport { schema: 1, container, works, files, problems, remarks })
@@ -282,6 +287,26 @@ fn refused(resolved: &[Resolved], allow: &Allow) -> Option<Finding> {
     let error = ensure_allowed(resolved, allow).err()?;
     let help = hint_of(&error).map(str::to_owned);
     Some(Finding { help, ..Finding::new(format!("a restore would be refused: {error:#}")) })
+}
+
+/// Volumes that a checkpoint cannot hold: the container has something else there.
+fn unmounted(container: &Container, parts: &kept::Parts) -> Option<Finding> {
+    let is = |(point, source): &(PathBuf, PathBuf)| container.ensure_volume_is(point, source).err();
+    let error = parts.volumes().iter().find_map(is)?;
+    let help = hint_of(&error).map(str::to_owned);
+    Some(Finding { help, ..Finding::new(format!("{error:#}")) })
+}
+
+/// Why a checkpoint refuses to end the container.
+fn unrestorable(
+    container: &Container,
+    parts: &kept::Parts,
+    restorable: &dyn Restorable,
+) -> Option<Finding> {
+    let error = restorable.ahead(container, parts.volumes()).err()?;
+    let what = format!("a restore in place would be refused: {error:#}");
+    let help = hint_of(&error).map(str::to_owned);
+    Some(Finding { what, help, option: Some("--unrestorable-ok") })
 }
 
 fn frozen_from_above(container: &Container) -> Result<Option<Finding>> {

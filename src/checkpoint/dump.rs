@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::comeback::Comeback;
 use super::foresight::{self, Foreseen};
 use super::freeze::freeze;
 use super::images_in_memory::ImagesInMemory;
@@ -44,6 +45,7 @@ pub(super) struct Dump<'a> {
     /// Its first process.
     init: Option<OwnedFd>,
     cover: Cover,
+    comeback: Comeback<'a>,
     directory: &'a ImageDirectory,
     /// Where the images are while the container stands still, if not there.
     memory: Option<ImagesInMemory>,
@@ -55,6 +57,14 @@ pub(super) struct Dump<'a> {
     errors: File,
     since: SystemTime,
     pub(super) timeline: Timeline,
+}
+
+/// What was found out before.
+pub(super) struct Ahead<'a> {
+    pub(super) cover: Cover,
+    pub(super) comeback: Comeback<'a>,
+    /// How many bytes CRIU will write.
+    pub(super) needed: u64,
 }
 
 /// What has come of it.
@@ -76,15 +86,14 @@ struct Ready<'a> {
 }
 
 impl<'a> Dump<'a> {
-    /// Opens the door to the CRIU that the runtime will start, and that will write `needed` bytes.
+    /// Opens the door to the CRIU that the runtime will start.
     pub(super) fn begin(
         request: &'a CheckpointRequest,
         container: &'a Container,
-        cover: Cover,
+        Ahead { cover, comeback, needed }: Ahead<'a>,
         guardian: Guardian,
         directory: &'a ImageDirectory,
         timeline: Timeline,
-        needed: u64,
     ) -> Result<Self> {
         let door = Door::open()?;
         guardian.remove_if_we_die(door.directory())?;
@@ -96,6 +105,7 @@ impl<'a> Dump<'a> {
             container,
             init: pidfd(container.init)?,
             cover,
+            comeback,
             directory,
             memory,
             door,
@@ -349,6 +359,7 @@ impl<'a> Dump<'a> {
         }
         let committed = locks
             .complete(&images)
+            .and_then(|()| self.comeback.ensure_after(&images, manifest, &parts))
             .and_then(|()| parts::seal(parts))
             .and_then(|_leases| self.directory.commit_staged(manifest))
             .and_then(|()| {

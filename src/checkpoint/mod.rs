@@ -10,6 +10,7 @@
 //! script the dump can still be made to fail, and that is what ends the container; from the
 //! freeze on, the [guardian](crate::guardian) thaws it if we die.
 
+mod comeback;
 mod connections;
 mod directory;
 mod dump;
@@ -38,6 +39,7 @@ use crate::files::Suspects;
 use crate::files::{DumpSettings, bytes_of};
 use crate::guardian::Guardian;
 use crate::machine;
+use crate::restorable::Restorable;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::value_of;
 use crate::runtime::ended::Notice;
@@ -48,8 +50,9 @@ use crate::store::manifest::Manifest;
 use crate::store::{self, Timeline};
 use crate::substitute::{OnUnsupported, Substitution};
 
+use comeback::Comeback;
 pub use directory::ImageDirectory;
-use dump::{Dump, Dumped};
+use dump::{Ahead, Dump, Dumped};
 pub use images_in_memory::ImagesIn;
 use needed::needed;
 use parts::CopiedAhead;
@@ -97,6 +100,8 @@ pub struct CheckpointRequest {
     pub base: Option<PathBuf>,
     /// What is done about volumes that others write too.
     pub shared: Shared,
+    /// Whether the container may end although a restore in place would be refused.
+    pub unrestorable_ok: Choice<bool>,
     /// How snapshots are taken.
     pub drivers: snapshot::DriverSettings,
 }
@@ -108,43 +113,59 @@ impl CheckpointRequest {
         Ok(self.filesystem.or_annotated(annotated))
     }
 
+    /// The volumes that are taken: where they are mounted, and where they are on the host.
+    fn volumes_of(
+        &self,
+        container: &Container,
+        filesystem: Filesystem,
+    ) -> Result<Vec<(PathBuf, PathBuf)>> {
+        match filesystem {
+            Filesystem::Snapshot => container.bundle.volumes(&self.volumes),
+            Filesystem::Verify | Filesystem::None => Ok(Vec::new()),
+        }
+    }
+
     /// Whether the runtime is given a flag, alone or with a value.
     fn has_flag(&self, flag: &str) -> bool {
         self.flags.iter().any(|given| given == flag) || value_of(&self.flags, flag).is_some()
     }
 }
 
-/// Makes a checkpoint.
+/// Makes a checkpoint of a container. One that is to end with it has to be `restorable`.
 ///
 /// # Errors
 /// The container is then as it was before, running or frozen by the caller, and the image
 /// directory holds nothing that looks like a checkpoint.
 pub fn checkpoint(
     request: &CheckpointRequest,
+    container: &Container,
+    restorable: &dyn Restorable,
     held: &ContainerLock,
     progress: &dyn Progress,
 ) -> Result<Manifest> {
     let timeline = Timeline::start();
-    let container = Container::discover(&request.runtime, &request.id)?;
-    machine::check(&container)?;
-    let cover = cover(request, &container)?;
+    machine::check(container)?;
+    let cover = cover(request, container)?;
     let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;
-    let filesystem = request.filesystem_of(&container)?;
-    let manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
+    let filesystem = request.filesystem_of(container)?;
+    let comeback = Comeback::of(request, container, restorable)?;
+    comeback.ensure_foreseen(&request.volumes_of(container, filesystem)?)?;
+    let manifest = Manifest::begin(request, container, root.identity(), filesystem)?;
 
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
     let staged = timeline.time("pre-copy", || {
-        copy_first(&container, root, request, filesystem, &directory, &guardian)
+        copy_first(container, root, request, filesystem, &directory, &guardian)
     })?;
     fault::point(Point::PreCopied);
-    let needed = needed(&container)?;
+    let needed = needed(container)?;
     directory.ensure_space(needed)?;
 
     let notice =
         if request.leave_running { None } else { Notice::give(&request.runtime, &request.id)? };
-    let mut dump = Dump::begin(request, &container, cover, guardian, &directory, timeline, needed)?;
+    let ahead = Ahead { cover, comeback, needed };
+    let mut dump = Dump::begin(request, container, ahead, guardian, &directory, timeline)?;
     let room = dump.timeline.time("room", || dump.make_room(needed));
     let Dumped { manifest, parts, locks } = dump.run(manifest, staged, room)?;
     notice.into_iter().for_each(Notice::keep);

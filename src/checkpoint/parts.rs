@@ -13,6 +13,7 @@ use crate::files::Suspects;
 use crate::files::verify::Digests;
 use crate::freezer::Frozen;
 use crate::guardian::Guardian;
+use crate::restorable::TakenPart;
 use crate::snapshot::{
     self, Claim, CopyStats, Driver, DriverReport, DriverSnapshot, Lease, PackedPart, Root,
     SnapshotOwner, choose,
@@ -35,6 +36,14 @@ pub(super) struct PartUnderway {
     driver: Box<dyn Driver>,
     prepared: CopyStats,
     notes: Vec<String>,
+}
+
+impl PartUnderway {
+    /// What a restore would be asked to put back, once it is taken.
+    pub(super) fn taken(&self) -> TakenPart<'_> {
+        let PartRecord { destination, source, .. } = &self.part;
+        TakenPart { destination: destination.as_path(), source, snapshot: &*self.driver }
+    }
 }
 
 /// Parts that were copied once, and the files that could not be trusted then.
@@ -72,6 +81,7 @@ pub(super) fn plan(
     let volumes = bundle.volumes(&request.volumes)?;
     let sharing = Sharing::find(container, &volumes, request.shared)?;
     for (destination, source) in volumes {
+        container.ensure_volume_is(&destination, &source)?;
         let part = PartRecord::new(&format!("volume-{}", planned.len()), &destination, &source);
         let root = snapshot::probe(&source)
             .and_then(Root::described)

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use super::comeback::Comeback;
 use super::dump::{TakenParts, take};
 use super::freeze::freeze;
 use super::locks::Locks;
@@ -11,6 +12,7 @@ use crate::container::Container;
 use crate::files;
 use crate::guardian::Guardian;
 use crate::machine;
+use crate::restorable::Restorable;
 use crate::snapshot;
 use crate::store::Timeline;
 use crate::store::lock::ContainerLock;
@@ -25,31 +27,38 @@ use crate::store::manifest::Manifest;
 /// # Errors
 /// CRIU has to be told: then it lets go of the container, which goes on, and the directory holds
 /// nothing that looks like a checkpoint.
-pub fn under_dump(request: &CheckpointRequest, held: &ContainerLock) -> Result<()> {
+pub fn under_dump(
+    request: &CheckpointRequest,
+    container: &Container,
+    restorable: &dyn Restorable,
+    held: &ContainerLock,
+) -> Result<()> {
     machine::ensure_capable()?;
-    let container = Container::discover(&request.runtime, &request.id)?;
     let root = snapshot::probe(&container.bundle.rootfs)?.described()?;
     container.ensure_root_is(root.path())?;
-    let filesystem = request.filesystem_of(&container)?;
-    let mut manifest = Manifest::begin(request, &container, root.identity(), filesystem)?;
+    let filesystem = request.filesystem_of(container)?;
+    let comeback = Comeback::of(request, container, restorable)?;
+    comeback.ensure_foreseen(&request.volumes_of(container, filesystem)?)?;
+    let mut manifest = Manifest::begin(request, container, root.identity(), filesystem)?;
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
 
     let frozen = freeze(request, &container.freezer, &guardian)?;
     manifest.created = jiff::Timestamp::now();
     manifest.freeze.by = frozen.by();
-    let copied = copy_first(&container, root, request, filesystem, &directory, &guardian)?;
+    let copied = copy_first(container, root, request, filesystem, &directory, &guardian)?;
     let CopiedAhead { parts, suspects, sharing, digests } = copied;
-    let others = sharing.freeze(request, &container, &guardian)?;
+    let others = sharing.freeze(request, container, &guardian)?;
     manifest.freeze.others = sharing.groups();
     let TakenParts { parts, held: files, begin, end } =
-        take(&container, &frozen, parts, digests, &suspects)?;
+        take(container, &frozen, parts, digests, &suspects)?;
     others.thaw()?;
     manifest.parts = parts::records(&parts);
     manifest.held = files;
     let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
     Locks(seen.locks).complete(&request.images)?;
     manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
+    comeback.ensure_after(&request.images, &manifest, &parts)?;
     let _leases = parts::seal(parts)?;
     guardian.ensure_in_time()?;
     directory.commit_staged(&manifest)?;

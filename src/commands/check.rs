@@ -7,8 +7,10 @@ use anyhow::{Context, Result};
 use super::checkpoint::{CoverOptions, CriuOptions};
 use super::{Format, Machine};
 use crate::check::{self, CheckReport, Finding};
-use crate::container::{Shared, Volumes, ensure_name};
+use crate::container::{Container, Shared, Volumes, ensure_name};
+use crate::machine;
 use crate::output;
+use crate::restorable::Restorable;
 
 /// What can be asked of a check.
 #[derive(Debug, clap::Args)]
@@ -16,6 +18,9 @@ pub struct CheckOptions {
     /// The container
     #[arg(value_name = "CONTAINER")]
     id: String,
+    /// Of a checkpoint after which the container goes on
+    #[arg(short = 'R', long)]
+    leave_running: bool,
     /// Which volumes would belong to the checkpoint, as for `ocicle checkpoint`
     #[arg(long, value_name = "WHICH")]
     volumes: Option<Volumes>,
@@ -47,7 +52,15 @@ pub fn run(machine: &Machine, options: &CheckOptions) -> Result<ExitCode> {
         shared: options.shared.unwrap_or(machine.config.shared),
         ..configured
     };
-    let report = check::check(&request).with_context(|| format!("checking {id}"))?;
+    let context = || format!("checking {id}");
+    machine::ensure_capable().and_then(|()| machine::ensure_criu()).with_context(context)?;
+    let container = Container::discover(&machine.runtime, id).with_context(context)?;
+    let in_place = machine.config.in_place(&machine.runtime, &container);
+    let restorable: Option<&dyn Restorable> = match options.leave_running {
+        true => None,
+        false => Some(&in_place),
+    };
+    let report = check::check(&request, &container, restorable).with_context(context)?;
     match options.format {
         Format::Json => output::json(&serde_json::to_value(&report)?)?,
         Format::Table => print(&report),

@@ -56,6 +56,9 @@ pub struct CheckpointOptions {
     /// What is done about volumes that another container can write too
     #[arg(long, value_enum, value_name = "RULE")]
     shared: Option<Shared>,
+    /// End the container although a restore where it is would be refused
+    #[arg(long)]
+    unrestorable_ok: bool,
     #[command(flatten)]
     criu: CriuOptions,
 }
@@ -96,6 +99,7 @@ impl CheckpointOptions {
             stage: self.stage.unwrap_or(config.stage),
             base,
             shared: self.shared.unwrap_or(config.shared),
+            unrestorable_ok: configured.unrestorable_ok.asked(self.unrestorable_ok.then_some(true)),
             drivers: config.drivers(store.root()),
             ..configured
         })
@@ -196,12 +200,14 @@ pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
     let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
     // Before a directory is made for it.
     machine::ensure_criu().with_context(context)?;
-    Container::discover(&machine.runtime, id).with_context(context)?;
+    let container = Container::discover(&machine.runtime, id).with_context(context)?;
     let entry = machine.store.claim(id, &held).with_context(context)?;
     let request = options.request(machine, &entry, base.map(|base| base.directory))?;
-    let made =
-        checkpoint(&request, &held, &Bar::new("packing", options.progress)).with_context(context);
-    let manifest = made.inspect_err(|_| entry.discard_unless_complete(&held))?;
+    let in_place = machine.config.in_place(&request.runtime, &container);
+    let progress = Bar::new("packing", options.progress);
+    let made = checkpoint(&request, &container, &in_place, &held, &progress);
+    let manifest =
+        made.with_context(context).inspect_err(|_| entry.discard_unless_complete(&held))?;
     output::line(&format!("{id}@{}", entry.version));
     output::note(&format!("frozen for {:.0} ms", manifest.freeze.milliseconds));
     let kept = options.keep(machine);

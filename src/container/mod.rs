@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
@@ -115,10 +115,17 @@ impl Bundle {
 
     /// Whether the container has a network that nobody else made, which has no path.
     pub fn has_own_network(&self) -> bool {
+        self.has_own(LinuxNamespaceType::Network)
+    }
+
+    /// The same of what System V and POSIX have for shared memory, semaphores and queues.
+    pub fn has_own_ipc(&self) -> bool {
+        self.has_own(LinuxNamespaceType::Ipc)
+    }
+
+    fn has_own(&self, kind: LinuxNamespaceType) -> bool {
         let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        namespaces.into_iter().flatten().any(|one| {
-            one.typ() == oci_spec::runtime::LinuxNamespaceType::Network && one.path().is_none()
-        })
+        namespaces.into_iter().flatten().any(|one| one.typ() == kind && one.path().is_none())
     }
 
     /// Whether `runtime` restores the interfaces of its network: not those of a network from
@@ -194,6 +201,24 @@ impl Container {
         }
         dumped.sort_by_key(|process| process.inner);
         Ok(dumped)
+    }
+
+    /// Makes sure that the container still has mounted what is at the source of a volume.
+    ///
+    /// # Errors
+    /// When that was unmounted or replaced here since: the container goes on with what was there.
+    pub fn ensure_volume_is(&self, destination: &Path, source: &Path) -> Result<()> {
+        if shared::has_mounted(self.init, source)? {
+            return Ok(());
+        }
+        let (destination, source) = (destination.display(), source.display());
+        Err(anyhow!(
+            "its volume {destination} is not what is at {source} now: that was unmounted or \
+             replaced while the container ran"
+        )
+        .hint(format!(
+            "leave it out (--volumes), or end the container and start it with what {source} shall be"
+        )))
     }
 
     /// Makes sure that the container sees, as its root, the directory that we would snapshot.

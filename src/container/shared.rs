@@ -49,6 +49,13 @@ pub fn users_of(directory: &Path, beside: &[i32]) -> Result<Vec<VolumeUser>> {
     users(beside, |_, mount| mount.device == device && mount.root.as_path() == root)
 }
 
+/// Whether a process has mounted just this directory.
+pub(super) fn has_mounted(pid: i32, directory: &Path) -> Result<bool> {
+    let (device, root) = place_of(directory)?;
+    let mounts = mounts_of(&pid.to_string()).context("reading what it has mounted")?;
+    Ok(mounts.iter().any(|mount| mount.device == device && mount.root.as_path() == root))
+}
+
 /// A process that has this directory for its root, wherever it is mounted, and is in no mount
 /// namespace of `beside`.
 pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<VolumeUser>> {

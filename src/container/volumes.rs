@@ -1,9 +1,10 @@
 //! What is mounted into a container from outside, and which of it belongs to a checkpoint.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -11,6 +12,7 @@ use super::Bundle;
 use crate::bytes::ByteString;
 use crate::choice::Choice;
 use crate::glob;
+use crate::hint::WithHint;
 
 /// The annotation that says which volumes belong to a checkpoint.
 const ANNOTATION: &str = "org.ocicle.volumes";
@@ -20,6 +22,10 @@ const NAMED: [&str; 2] = ["**/volumes/*/_data", "**/volumes/*/_data/**"];
 
 /// Where podman keeps a container's /dev/shm, which it binds and CRIU therefore does not carry.
 const SHM: &str = "**/userdata/shm";
+
+/// Where podman merges an overlay for one run of a container: of a volume with `:O`, and of an image
+/// (libpod's `generateSpec` in container_internal_linux.go, `MountPoint` in buildah's pkg/overlay).
+const OF_ONE_RUN: &[u8] = b"**/userdata/overlay/*/merge";
 
 /// A directory or file of the host that is mounted into a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +55,36 @@ impl Bind {
 }
 
 impl Bundle {
+    /// Makes sure that what is mounted is there as long as the bundle is.
+    ///
+    /// # Errors
+    /// When an engine has made it for this run of the container alone.
+    pub fn ensure_mounts_last(&self) -> Result<()> {
+        let is_of_one_run = |mount: &&Mount| {
+            let source = mount.source().as_ref().map(|source| source.as_os_str().as_bytes());
+            source.is_some_and(|source| glob::matches(OF_ONE_RUN, source))
+        };
+        let Some(mount) = self.spec.mounts().iter().flatten().find(is_of_one_run) else {
+            return Ok(());
+        };
+        Err(anyhow!(
+            "the engine has made what is mounted at {} for this run of the container alone, and \
+             throws it away when that ends",
+            mount.destination().display()
+        )
+        .hint("give the container a volume or a directory there: not `:O`, and no image"))
+    }
+
     /// The volumes that belong to a checkpoint, by where they are mounted: of two at one place the one
-    /// that is seen.
+    /// that is seen. A `/dev/shm` belongs to the namespace of its semaphores and queues: where that is
+    /// another container's, so is this, unless it is named.
     pub fn volumes(&self, choice: &Choice<Volumes>) -> Result<Vec<(PathBuf, PathBuf)>> {
         let chosen = Volumes::chosen(self, choice)?;
+        let is_ours = |bind: &Bind| bind.destination != Path::new("/dev/shm") || self.has_own_ipc();
+        let is_named = matches!(chosen, Volumes::Patterns(_));
+        let is_part = |bind: &Bind| chosen.include(bind) && (is_named || is_ours(bind));
         let mut volumes = Vec::new();
-        for bind in self.visible_binds().into_iter().filter(|bind| chosen.include(bind)) {
+        for bind in self.visible_binds().into_iter().filter(is_part) {
             let source = bind
                 .source
                 .canonicalize()

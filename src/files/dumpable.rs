@@ -77,6 +77,8 @@ pub enum Detail {
     },
     /// A BPF map of this type (`enum bpf_map_type`).
     BpfMap(u32),
+    /// A POSIX message queue, whose file system only the kernel mounts.
+    MessageQueue,
     /// A namespace: whether a process that is dumped is in it.
     Namespace {
         /// Whether one is.
@@ -190,6 +192,9 @@ pub enum Obstacle {
     PacketPipe,
     /// A BPF map of another type than hash and array (`dump_one_bpfmap_data` in criu/bpfmap.c).
     BpfMap(u32),
+    /// A POSIX message queue: it is on no mount of the container (`lookup_nsid_by_mnt_id` in
+    /// criu/mount.c), and its messages are in no image (`mqueue_dump` in criu/filesystems.c).
+    MessageQueue,
     /// A namespace that no process is in (`dump_one_ns_file` in criu/namespaces.c).
     Namespace,
     /// A large deleted file (`dump_ghost_remap` in criu/files-reg.c).
@@ -288,6 +293,7 @@ fn type_obstacle(file: &Described, settings: &DumpSettings) -> Option<Obstacle> 
         Detail::BpfMap(_) if !settings.bpf_maps => Some(Obstacle::Type("BPF maps".to_owned())),
         // BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_ARRAY.
         Detail::BpfMap(kind) => (!matches!(kind, 1 | 2)).then_some(Obstacle::BpfMap(*kind)),
+        Detail::MessageQueue => Some(Obstacle::MessageQueue),
         Detail::Namespace { known } => (!known).then_some(Obstacle::Namespace),
     }
 }
@@ -430,6 +436,7 @@ impl fmt::Display for Obstacle {
             Self::Watches(lost) => write!(f, "CRIU cannot find {lost} files that it watches"),
             Self::PacketPipe => f.write_str("CRIU cannot save a pipe of packets"),
             Self::BpfMap(kind) => write!(f, "CRIU cannot save BPF maps of type {kind}"),
+            Self::MessageQueue => f.write_str("a POSIX message queue cannot be saved"),
             Self::Namespace => f.write_str("no process of the container is in this namespace"),
             Self::Ghost { stored, limit } => {
                 write!(f, "it is deleted, and its {stored} bytes are more than {limit}")
@@ -473,7 +480,7 @@ impl Obstacle {
     /// io_uring instance is nothing that a process can hand to another (`io_is_uring_fops` in
     /// net/core/scm.c of the kernel), and so CRIU gets to none.
     pub fn can_be_set_aside(&self) -> bool {
-        !matches!(self, Self::Locked | Self::Leased | Self::IoUring)
+        !matches!(self, Self::Locked | Self::Leased | Self::IoUring | Self::MessageQueue)
     }
 
     /// What would help, but for a rule.

@@ -20,6 +20,7 @@ use crate::sys::at_once::{self, Stat};
 use crate::sys::diag::{UnixSocket, unix_sockets};
 use crate::sys::handle::open_handle;
 use crate::sys::mountinfo::Mount;
+use crate::sys::mqueue;
 use crate::sys::process::{Status, descriptor_of};
 use crate::sys::sockopt;
 
@@ -152,6 +153,7 @@ impl<'a> Observer<'a> {
                 let session_outside = leader.is_some_and(|leader| !self.dumped.contains(leader));
                 Detail::Terminal { major, minor, session_outside }
             }
+            FileKind::Reg if self.is_message_queue(fd) => Detail::MessageQueue,
             FileKind::Tun => Detail::Tun { of_host: is_in_network_of_host(fd.process.host) },
             FileKind::Device => {
                 let character = fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR;
@@ -173,6 +175,13 @@ impl<'a> Observer<'a> {
             FileKind::Unknown => Detail::Anonymous(fd.link.as_slice().into()),
             _ => Detail::Plain,
         }
+    }
+
+    /// Whether it is a POSIX message queue, which is on a mount of the kernel's own. The queue itself
+    /// says so: to ask for the file system may be to wait for a server of the container's.
+    fn is_message_queue(&self, fd: &Observed) -> bool {
+        self.reach.find(fd.info.mount).is_none()
+            && descriptor_of(fd.process.host, fd.fd).is_ok_and(mqueue::is_queue)
     }
 
     /// What the socket itself says, asked through a copy of the descriptor.

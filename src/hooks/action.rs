@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use super::caller::Caller;
 use crate::checkpoint::{self, ImagesIn};
 use crate::config::Config;
+use crate::container::Container;
 use crate::container::ensure_name;
 use crate::criu::{action, protocol};
 use crate::hint::hint_of;
-use crate::restore;
+use crate::restore::{self, InPlace};
 use crate::runtime::arguments::without;
 use crate::store::lock::ContainerLock;
 
@@ -65,7 +66,9 @@ fn commit() -> Result<()> {
         configured: Vec::new(),
         ..config.checkpoint(caller.runtime, &caller.call.id, images)
     };
-    checkpoint::under_dump(&request, &held)
+    let container = Container::discover(&request.runtime, &request.id)?;
+    let in_place = InPlace::by_runtime(config.restore_of(&request.runtime, &container));
+    checkpoint::under_dump(&request, &container, &in_place, &held)
 }
 
 fn put_back() -> Result<()> {

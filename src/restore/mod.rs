@@ -12,6 +12,7 @@ pub mod compare;
 mod console;
 mod crun;
 mod dry_run;
+mod in_place;
 mod place;
 mod plan;
 mod preflight;
@@ -46,6 +47,7 @@ use crate::substitute::{Allow, Substitution};
 use crate::sys::process::InheritedFds;
 
 pub use dry_run::{Changes, FileFate, Forecast, Said, Substitute};
+pub use in_place::InPlace;
 pub use plan::{Examined, RestorePlan};
 
 /// What is asked for.

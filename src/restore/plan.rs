@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::console::Console;
 use super::preflight;
-use super::reconcile::{self, Target};
+use super::reconcile::{self, Target, ensure_volume_is_unused};
 use super::remedies::{self, Remedy};
 use super::run::{self, ImageView};
 use super::sites::FutureMounts;
@@ -23,16 +23,21 @@ use crate::criu::door::Door;
 use crate::files::{FileId, FileKind, OpenFile, Table};
 use crate::hint::WithHint;
 use crate::policy::Policies;
+use crate::restorable::{JustTaken, TakenPart};
 use crate::runtime::ended;
 use crate::runtime::exit::Ended;
 use crate::snapshot::{self, Progress};
 use crate::store::finish;
 use crate::store::lock::ImagesLock;
 use crate::store::manifest::{Manifest, State};
-use crate::substitute::{self, Around, Callers, Prepared, Resolved, Site, Treatment};
+use crate::substitute::{
+    self, Allow, Around, Callers, Mismatch, Mismatches, Prepared, Resolved, Site, Treatment,
+};
 
 const FITTING: &str = "give something that can be used as the original was: opened in the same \
                        mode, and of a type that fits";
+
+const IDENTIFIERS: &str = "`ocicle files` lists the open files with their identifiers";
 
 /// What a restore begins with: the checkpoint, the bundle, and what the rules mean for them.
 pub struct Examined<'a> {
@@ -41,15 +46,25 @@ pub struct Examined<'a> {
     manifest: Manifest,
     bundle: Bundle,
     pub(super) rules: Rules,
-    parts: Vec<Target>,
+    parts: Targets<'a>,
     /// Processes that may use what the parts are put back on: the container's own.
     own: Vec<i32>,
+}
+
+/// The file systems that are to be as they were.
+enum Targets<'a> {
+    /// As the checkpoint holds them.
+    Packed(Vec<Target>),
+    /// As they have just been taken: nothing would have to be done.
+    Taken(&'a [TakenPart<'a>]),
 }
 
 /// What rules and policies say of the open files of a checkpoint.
 #[derive(Default)]
 pub(super) struct Rules {
     pub(super) resolved: Vec<Resolved>,
+    /// Open files that something else takes the place of.
+    replaced: Vec<FileId>,
     callers: Callers,
     /// Locked files that no rule replaces.
     locked: Vec<OpenFile>,
@@ -104,7 +119,31 @@ impl<'a> Examined<'a> {
     ) -> Result<Self> {
         let policy = reconcile::VolumeChoice::of(&bundle, &request.volumes)?;
         let parts = reconcile::open_parts(&manifest, &images, &bundle, &policy, &request.drivers)?;
+        let parts = Targets::Packed(parts);
         Ok(Self { request, images, manifest, bundle, rules, parts, own: Vec::new() })
+    }
+
+    /// Examines what a checkpoint has just taken, for a restore where the container is. `with_rules`
+    /// says whether that can obey rules and policies.
+    pub(super) fn just_taken(
+        request: &'a RestoreRequest,
+        taken: &'a JustTaken<'_>,
+        with_rules: bool,
+    ) -> Result<Self> {
+        let bundle = taken.container.bundle.clone();
+        let rules = match with_rules {
+            true => Rules::already(request, &bundle, &taken.table)?,
+            false => Rules::default(),
+        };
+        Ok(Self {
+            request,
+            images: taken.images.to_owned(),
+            manifest: taken.manifest.clone(),
+            bundle,
+            rules,
+            parts: Targets::Taken(&taken.parts),
+            own: taken.container.freezer.processes()?,
+        })
     }
 
     /// Makes the plan.
@@ -113,16 +152,16 @@ impl<'a> Examined<'a> {
     /// With all that speaks against the restore, as far as it can be known without a connection and
     /// without running a program.
     pub fn plan(&self) -> Result<RestorePlan<'_>> {
-        let changes = self.parts.iter().map(Target::plan).collect::<Result<Vec<_>>>()?;
-        for (part, changes) in self.parts.iter().zip(&changes) {
-            part.ensure_unused(changes, &self.own)?;
+        let Self { manifest, images, bundle, .. } = self;
+        let Rules { resolved, replaced, policies, .. } = &self.rules;
+        let changes = self.parts.compare()?;
+        self.parts.ensure_unused(&changes, &self.own)?;
+        self.parts.ensure_within(&changes, bundle, &self.request.allow)?;
+        let sites = self.parts.put_back_on(FutureMounts::of(bundle), &changes)?;
+        let remedies = preflight::check(policies, manifest, images, &sites, replaced)?;
+        if let Targets::Packed(_) = self.parts {
+            verify::ensure_same(manifest, bundle, resolved, &remedies)?;
         }
-        bounds::ensure_within(&self.parts, &changes, &self.bundle, &self.request.allow)?;
-        let sites = FutureMounts::of(&self.parts, &changes, &self.bundle)?;
-        let (manifest, images) = (&self.manifest, &self.images);
-        let Rules { resolved, policies, .. } = &self.rules;
-        let remedies = preflight::check(policies, manifest, images, &sites, &replaced(resolved))?;
-        verify::ensure_same(manifest, &self.bundle, resolved, &remedies)?;
         let site = |path: &Path| sites.site(path);
         let prepared = substitute::prepare(resolved, &self.around(&site)).hint(FITTING)?;
         let plan = RestorePlan { examined: self, changes, sites, remedies, prepared };
@@ -157,7 +196,7 @@ pub struct RestorePlan<'a> {
 impl<'a> RestorePlan<'a> {
     /// What is done to each part.
     pub(super) fn changes(&self) -> impl Iterator<Item = (&'a Target, &snapshot::Plan<'a>)> {
-        self.examined.parts.iter().zip(&self.changes)
+        self.examined.parts.packed().iter().zip(&self.changes)
     }
 
     /// What becomes of entries of the images.
@@ -189,7 +228,7 @@ impl<'a> RestorePlan<'a> {
         }
         let put_back =
             |part: &Target, changes: snapshot::Plan<'_>| part.put_back(changes, progress);
-        each_part(&self.examined.parts, self.changes, put_back)?;
+        each_part(self.examined.parts.packed(), self.changes, put_back)?;
         remedies::carry_out(&self.remedies).context("obeying the policies")?;
         substitute::settle(&self.prepared).context("changing files of the container")?;
         let console = if self.examined.gives_up_terminal() {
@@ -205,7 +244,66 @@ impl<'a> RestorePlan<'a> {
     pub(super) fn put_back_in_place(self) -> Result<()> {
         let put_back =
             |part: &Target, changes: snapshot::Plan<'_>| part.put_back_in_place(changes, &());
-        each_part(&self.examined.parts, self.changes, put_back)
+        each_part(self.examined.parts.packed(), self.changes, put_back)
+    }
+}
+
+impl Targets<'_> {
+    /// Those that can be put back.
+    fn packed(&self) -> &[Target] {
+        match self {
+            Self::Packed(parts) => parts,
+            Self::Taken(_) => &[],
+        }
+    }
+
+    /// What has to be done to each.
+    fn compare(&self) -> Result<Vec<snapshot::Plan<'_>>> {
+        self.packed().iter().map(Target::plan).collect()
+    }
+
+    /// Makes sure that nobody but `own` processes use what would be changed.
+    fn ensure_unused(&self, changes: &[snapshot::Plan<'_>], own: &[i32]) -> Result<()> {
+        match self {
+            Self::Packed(parts) => parts
+                .iter()
+                .zip(changes)
+                .try_for_each(|(part, changes)| part.ensure_unused(changes, own)),
+            Self::Taken(parts) => parts
+                .iter()
+                .filter(|part| part.destination != Path::new("/"))
+                .try_for_each(|part| ensure_volume_is_unused(part.destination, part.source, own)),
+        }
+    }
+
+    fn ensure_within(
+        &self,
+        changes: &[snapshot::Plan<'_>],
+        bundle: &Bundle,
+        allow: &Allow,
+    ) -> Result<()> {
+        bounds::ensure_within(self.packed(), changes, bundle, allow)
+    }
+
+    /// What the container will see with these changes made.
+    fn put_back_on<'b>(
+        &'b self,
+        mut sites: FutureMounts<'b>,
+        changes: &[snapshot::Plan<'_>],
+    ) -> Result<FutureMounts<'b>> {
+        match self {
+            Self::Packed(parts) => {
+                for (part, changes) in parts.iter().zip(changes) {
+                    sites.put_back(&part.destination, &part.packed, Some(changes.changes()))?;
+                }
+            }
+            Self::Taken(parts) => {
+                for part in *parts {
+                    sites.put_back(part.destination, part.snapshot, None)?;
+                }
+            }
+        }
+        Ok(sites)
     }
 }
 
@@ -249,15 +347,33 @@ impl Rules {
         let identity = Identity::of(&request.id, bundle);
         let mut callers = rules::callers(request, &identity)?;
         let rules = rules::gather(request, bundle, &identity, &callers)?;
-        let resolved = substitute::resolve(&rules, table)
-            .hint("`ocicle files` lists the open files with their identifiers")?;
+        let resolved = substitute::resolve(&rules, table).hint(IDENTIFIERS)?;
         substitute::ensure_allowed(&resolved, &request.allow)?;
         callers.fetch(&resolved, &request.allow)?;
         let replaced = replaced(&resolved);
         ensure_interfaces(request, bundle, table, &replaced)?;
         let is_locked = |file: &&OpenFile| !file.locks.is_empty() && !replaced.contains(&file.id);
         let locked = table.files.iter().filter(is_locked).cloned().collect();
-        Ok(Self { resolved, callers, locked, policies: remedies::gather(request, bundle)? })
+        let policies = remedies::gather(request, bundle)?;
+        Ok(Self { resolved, replaced, callers, locked, policies })
+    }
+
+    /// What can be said at the checkpoint: by rules that stand somewhere. What else needs a
+    /// replacement can get it at the restore; and whether that fits is asked then, as the container
+    /// itself holds what it would be tried on.
+    fn already(request: &RestoreRequest, bundle: &Bundle, table: &Table) -> Result<Self> {
+        let identity = Identity::of(&request.id, bundle);
+        let rules = substitute::standing_rules(&identity, &request.configured, bundle)?;
+        let (resolved, mut wrong) = substitute::judge(&rules, table);
+        wrong.retain(|mismatch| !matches!(mismatch, Mismatch::Needed { .. }));
+        if !wrong.is_empty() {
+            return Err(Mismatches(wrong)).hint(IDENTIFIERS);
+        }
+        substitute::ensure_allowed(&resolved, &request.allow)?;
+        let needed = table.files.iter().filter(|file| file.must_substitute).map(|file| file.id);
+        let replaced = replaced(&resolved).into_iter().chain(needed).collect();
+        let policies = remedies::gather(request, bundle)?;
+        Ok(Self { replaced, policies, ..Self::default() })
     }
 }
 

@@ -5,14 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::reconcile::Target;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::files::FoundFile;
-use crate::snapshot::{Changes, Kind, Lookup, PackedPart, Plan, Verb};
+use crate::snapshot::{Changes, ShownAt, Shows, Verb};
 use crate::substitute::Site;
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of
@@ -28,13 +27,14 @@ struct Mount<'a> {
     source: Option<PathBuf>,
     /// Whether the container may write there.
     writable: bool,
-    part: Option<&'a PackedPart>,
+    part: Option<&'a dyn Shows>,
     /// What putting the part back will change.
     changes: Option<Changes>,
 }
 
 impl<'a> FutureMounts<'a> {
-    pub(super) fn of(parts: &'a [Target], plans: &[Plan<'_>], bundle: &Bundle) -> Result<Self> {
+    /// Those of a bundle, as they are now.
+    pub(super) fn of(bundle: &Bundle) -> Self {
         let root = Some(bundle.rootfs.clone());
         let mut mounts = vec![Mount::new("/".into(), root, !bundle.is_read_only())];
         for mount in bundle.spec.mounts().iter().flatten() {
@@ -43,13 +43,21 @@ impl<'a> FutureMounts<'a> {
             let source = bind.map(|bind| bind.source);
             mounts.push(Mount::new(mount.destination().clone(), source, writable));
         }
-        for (part, plan) in parts.iter().zip(plans) {
-            let holds = |mount: &&mut Mount<'_>| mount.point == part.destination;
-            let mount = mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
-            mount.part = Some(&part.packed);
-            mount.changes = Some(plan.changes());
-        }
-        Ok(Self { mounts })
+        Self { mounts }
+    }
+
+    /// Notes that what is mounted at `destination` will be what a snapshot shows, by these changes.
+    pub(super) fn put_back(
+        &mut self,
+        destination: &Path,
+        part: &'a dyn Shows,
+        changes: Option<Changes>,
+    ) -> Result<()> {
+        let holds = |mount: &&mut Mount<'_>| mount.point == destination;
+        let mount = self.mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;
+        mount.part = Some(part);
+        mount.changes = changes;
+        Ok(())
     }
 
     pub(super) fn look(&self, path: &Path) -> FoundFile {
@@ -86,18 +94,15 @@ impl<'a> FutureMounts<'a> {
 
 impl<'a> Mount<'a> {
     fn new(point: PathBuf, source: Option<PathBuf>, writable: bool) -> Self {
-        Self { point, source, writable, part: None::<&'a PackedPart>, changes: None }
+        Self { point, source, writable, part: None, changes: None }
     }
 
     fn look(&self, path: &Path) -> FoundFile {
         let Some(source) = &self.source else { return FoundFile::Unknown };
-        match self.part.map(|part| part.lookup(path.as_os_str().as_bytes())) {
-            Some(Lookup::Present(entry)) => {
-                let (kind, size) = kind_and_size(&entry.kind);
-                FoundFile::Present { mode: entry.meta.mode | kind.as_raw_mode(), size }
-            }
-            Some(Lookup::Absent) => FoundFile::Missing,
-            Some(Lookup::Below) => match self.change_of(path) {
+        match self.part.map(|part| part.shows(path.as_os_str().as_bytes())) {
+            Some(ShownAt::Present { mode, size }) => FoundFile::Present { mode, size },
+            Some(ShownAt::Absent) => FoundFile::Missing,
+            Some(ShownAt::Below) => match self.change_of(path) {
                 Some(Verb::Remove) => FoundFile::Missing,
                 Some(_) => FoundFile::Unknown,
                 None => look_in(source, path),
@@ -115,6 +120,8 @@ impl<'a> Mount<'a> {
 fn look_in(source: &Path, path: &Path) -> FoundFile {
     // To open a pipe is to wait, and some devices begin to work.
     match rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        // The runtime makes a control group anew before CRIU looks for it.
+        Ok(directory) if is_of_control_groups(&directory) => FoundFile::Unknown,
         Ok(file) if path.as_os_str().is_empty() => found(&file),
         Ok(directory) => look_below(&directory, path),
         Err(Errno::NOENT) => FoundFile::Missing,
@@ -143,18 +150,13 @@ fn look_below(directory: &OwnedFd, path: &Path) -> FoundFile {
     }
 }
 
-/// The type of what a snapshot holds, and the length of a regular file.
-fn kind_and_size(kind: &Kind) -> (FileType, u64) {
-    match kind {
-        Kind::File { size, .. } => (FileType::RegularFile, *size),
-        Kind::Dir { .. } => (FileType::Directory, 0),
-        Kind::Symlink { .. } => (FileType::Symlink, 0),
-        Kind::Char { .. } => (FileType::CharacterDevice, 0),
-        Kind::Block { .. } => (FileType::BlockDevice, 0),
-        Kind::Fifo => (FileType::Fifo, 0),
-        Kind::Socket => (FileType::Socket, 0),
-        Kind::Link { .. } | Kind::Whiteout => (FileType::Unknown, 0),
-    }
+/// Whether the kernel shows control groups there (`CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of
+/// include/uapi/linux/magic.h).
+fn is_of_control_groups(directory: &OwnedFd) -> bool {
+    const CGROUP: u64 = 0x0027_e0eb;
+    const CGROUP2: u64 = 0x6367_7270;
+    rustix::fs::fstatfs(directory)
+        .is_ok_and(|system| matches!(system.f_type as u64, CGROUP | CGROUP2))
 }
 
 fn found(file: &OwnedFd) -> FoundFile {

@@ -42,6 +42,7 @@ mod paths;
 mod plan;
 mod probe;
 mod remove;
+mod shows;
 mod staging;
 mod stored;
 mod tar;
@@ -64,6 +65,7 @@ pub use part::{Lookup, PackedPart};
 pub use paths::{Id, Paths};
 pub use plan::{Action, Changes, Plan, Verb, plan};
 pub use probe::{Root, probe};
+pub use shows::{ShownAt, Shows};
 pub use tar::{Headers, Limits, padding};
 pub use tmpfs::{LeadsOut, pack_tree, unpack_tree};
 

@@ -34,6 +34,18 @@ impl fmt::Display for Filesystem {
     }
 }
 
+/// What an annotation says that is `true` or `false`.
+///
+/// # Errors
+/// When it is something else.
+pub fn flag_of(bundle: &Bundle, annotation: &str) -> Result<Option<bool>> {
+    let annotated = bundle.annotations(annotation).into_iter().next();
+    annotated
+        .map(|(_, value)| value.parse().context("it is neither true nor false"))
+        .transpose()
+        .with_context(|| format!("reading the annotation {annotation}"))
+}
+
 /// What a checkpoint is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Purpose {

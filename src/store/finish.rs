@@ -110,10 +110,7 @@ pub fn complete(
 }
 
 fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
-    let read = Images::load(images).context("reading the open files from CRIU's images")?;
-    let mut table = Table::of(&read);
-    name_external_files(&mut table, manifest);
-    describe_unsupported(&mut table, manifest);
+    let table = table_of(images, manifest)?;
     let mut json = serde_json::to_vec_pretty(&table)?;
     json.push(b'\n');
     let directory = open(images)?;
@@ -126,6 +123,15 @@ fn write_table(images: &Path, manifest: &Manifest) -> Result<Table> {
 
 fn open(images: &Path) -> Result<Directory> {
     Directory::open(images).with_context(|| format!("opening {}", images.display()))
+}
+
+/// The open files of a checkpoint, with what the manifest alone knows of them.
+pub fn table_of(images: &Path, manifest: &Manifest) -> Result<Table> {
+    let read = Images::load(images).context("reading the open files from CRIU's images")?;
+    let mut table = Table::of(&read);
+    name_external_files(&mut table, manifest);
+    describe_unsupported(&mut table, manifest);
+    Ok(table)
 }
 
 /// CRIU's images know such a file by a number only.

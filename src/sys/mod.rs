@@ -18,6 +18,7 @@ pub mod kcmp;
 pub mod memory;
 pub mod mount;
 pub mod mountinfo;
+pub mod mqueue;
 pub mod named;
 pub mod oom;
 pub mod owned;

@@ -41,10 +41,7 @@ fn configuration(machine: &Machine) -> PathBuf {
 
 fn ocicle(machine: &Machine, command: &str, id: &str, options: &[&str]) -> Command {
     let mut ocicle = machine.call(command, &[id]);
-    ocicle.env("OCICLE_CONFIG", configuration(machine)).args(options);
-    if command == "checkpoint" {
-        ocicle.arg("--leave-running");
-    }
+    ocicle.env("OCICLE_CONFIG", configuration(machine)).args(options).arg("--leave-running");
     ocicle
 }
 

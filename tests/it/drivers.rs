@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::{
-    self, Dice, Picture, assert_same, changes, file_system, opened, picture, private, scratch,
-    subvolume,
+    self, Dice, Picture, assert_same, assert_still_shown, changes, file_system, opened, picture,
+    private, scratch, shown_at_all, subvolume,
 };
 use ocicle::files::Suspects;
 use ocicle::snapshot::{
     Compression, Driver, DriverName, DriverReport, DriverSettings, DriverSnapshot, HeldLocally,
-    Method, PackedFiles, PackedPart, SnapshotOwner, Staging, choose, pack, plan, probe,
+    Method, PackedFiles, PackedPart, ShownAt, SnapshotOwner, Staging, choose, pack, plan, probe,
 };
 
 /// How many times a root is changed before, and after.
@@ -29,6 +29,7 @@ struct Snapshot {
     staging: PathBuf,
     out: PathBuf,
     taken: DriverReport,
+    shown: Vec<(PathBuf, ShownAt)>,
 }
 
 impl Subject {
@@ -44,9 +45,10 @@ impl Subject {
         meanwhile();
         let frozen = driver.take(&Suspects::default()).unwrap();
         let taken = DriverReport::of(driver.name(), prepared, frozen, notes);
+        let shown = shown_at_all(&*driver, &self.root);
         driver.seal().unwrap();
         let (staging, out) = self.directories(version);
-        Snapshot { staging, out, taken }
+        Snapshot { staging, out, taken, shown }
     }
 
     fn begin(&self, version: &str, base: Option<&PackedPart>) -> (Box<dyn Driver>, Vec<String>) {
@@ -136,7 +138,9 @@ impl Snapshot {
         )
         .unwrap();
         self.release(&record);
-        PackedPart::open(&self.out, &record).unwrap()
+        let part = PackedPart::open(&self.out, &record).unwrap();
+        assert_still_shown(&part, &self.shown);
+        part
     }
 
     fn release(&self, record: &PackedFiles) {

@@ -14,6 +14,7 @@ mod campaign;
 mod capture;
 mod check;
 mod choices;
+mod comeback;
 mod containerd;
 mod cri;
 mod docker;

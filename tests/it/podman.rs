@@ -613,3 +613,38 @@ with_podman!(what_is_configured_for_a_name_or_an_image_holds, |machine| {
     assert!(daemon.wait().unwrap().success() && status.success());
     assert_eq!(descriptor(&podman, 3), "/dev/null");
 });
+
+with_podman!(what_podman_makes_for_one_run_alone, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    let directory = podman.file("thrown-away");
+    fs::create_dir(&directory).unwrap();
+    let overlay = format!("{directory}:/over:O");
+    let image = format!("type=image,source={IMAGE},destination=/over,rw=true");
+    for options in [["-v", &overlay], ["--mount", &image]] {
+        start(
+            &podman,
+            "web",
+            &options,
+            "echo kept >/over/note; touch /done; exec tail -f /dev/null",
+        );
+        podman.wait_for_lines("web", "/over/note", 1);
+        let said = podman.call(&["container", "checkpoint", "--keep", "web"]).unwrap_err();
+        assert!(said.contains("what is mounted at /over for this run"), "{said}");
+        assert_eq!(podman.exec("web", &["cat", "/over/note"]), "kept\n", "it goes on");
+        podman.remove("web");
+    }
+});
+
+with_podman!(shared_memory_of_another_container, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    let wait = "exec tail -f /dev/null";
+    start(&podman, "owner", &["--ipc", "shareable"], wait);
+    podman.exec("owner", &["sh", "-c", "echo before >/dev/shm/note"]);
+    start(&podman, "web", &["--ipc", "container:owner"], wait);
+    podman.run(&["container", "checkpoint", "--keep", "web"]);
+    podman.run(&["container", "restore", "--keep", "web"]);
+    podman.exec("owner", &["sh", "-c", "echo since >/dev/shm/note"]);
+    assert_eq!(podman.exec("web", &["cat", "/dev/shm/note"]), "since\n", "it is the owner's");
+    podman.remove("web");
+    podman.remove("owner");
+});

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{
-    Dice, Picture, all_paths, assert_same, changes, opened, picture, private, scratch, set_times,
+    Dice, Picture, all_paths, assert_same, assert_still_shown, changes, opened, picture, private,
+    scratch, set_times, shown_at_all,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
@@ -44,9 +45,11 @@ fn compressed(
     fs::create_dir_all(&out).unwrap();
     let mut stage = CopyDriver::create(&staging, probe(root).unwrap(), base).unwrap();
     stage.take(&Suspects::default()).unwrap();
+    let shown = shown_at_all(&stage, root);
     Box::new(stage).seal().unwrap();
     let record = pack(&opened(&staging), &opened(&out), "rootfs", how, Staging::Kept, &()).unwrap();
     let part = PackedPart::open(&out, &record).unwrap();
+    assert_still_shown(&part, &shown);
     (record, part)
 }
 

@@ -13,7 +13,9 @@ use crate::fault::{self, Point};
 use crate::files::Suspects;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
+use crate::snapshot::shows::{ShownAt, Shows, shown_below};
 use crate::snapshot::staging::write_base;
+use crate::sys::fs::open_host_dir;
 
 /// A part of which a program takes a snapshot.
 pub(super) struct ProgramDriver {
@@ -73,6 +75,17 @@ impl ProgramDriver {
 
     fn name_of_snapshot(&self) -> &str {
         &self.held.claim.name
+    }
+}
+
+/// The program shows its snapshot after `commit` only, which is for later: until the thaw, what was
+/// taken is what is there.
+impl Shows for ProgramDriver {
+    fn shows(&self, path: &[u8]) -> ShownAt {
+        match open_host_dir(&self.path) {
+            Ok(top) => shown_below(top, path),
+            Err(_) => ShownAt::Absent,
+        }
     }
 }
 

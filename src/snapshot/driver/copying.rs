@@ -24,6 +24,7 @@ use crate::snapshot::part::PackedPart;
 use crate::snapshot::paths::Id;
 use crate::snapshot::probe::Root;
 use crate::snapshot::shown;
+use crate::snapshot::shows::{ShownAt, Shows, shown_in};
 use crate::snapshot::staging::{
     BLOBS, STAGED_INDEX, StagedContent, content_of, entries, known_content, write_base, write_whole,
 };
@@ -247,6 +248,12 @@ impl CopyDriver {
             None => merged.try_clone()?,
         };
         Ok(Some(Source { merged, data }))
+    }
+}
+
+impl Shows for CopyDriver {
+    fn shows(&self, path: &[u8]) -> ShownAt {
+        self.taken.as_ref().map_or(ShownAt::Below, |tree| shown_in(tree, self.root.form(), path))
     }
 }
 

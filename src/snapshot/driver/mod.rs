@@ -25,6 +25,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::files::Suspects;
+use crate::snapshot::shows::Shows;
 
 pub use choose::choose;
 pub use copying::CopyDriver;
@@ -33,8 +34,8 @@ pub use held::{DriverSnapshot, HeldLocally};
 pub use program::Program;
 pub use registry::{Claim, Lease};
 
-/// A way to hold what a part was at one instant.
-pub trait Driver: Send {
+/// A way to hold what a part was at one instant. Once that is taken, it [shows](Shows) what it holds.
+pub trait Driver: Shows + Send {
     /// What it is called, and how it works.
     fn name(&self) -> DriverName;
 

@@ -14,6 +14,7 @@ use crate::fault::{self, Point};
 use crate::files::Suspects;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
+use crate::snapshot::shows::{ShownAt, Shows, shown_below};
 use crate::snapshot::staging::write_base;
 use crate::sys::btrfs;
 use crate::sys::fs;
@@ -72,6 +73,18 @@ impl SubvolumeDriver {
 
     fn root(&self) -> Result<&Root> {
         self.root.as_ref().context("the root was handed on")
+    }
+}
+
+impl Shows for SubvolumeDriver {
+    fn shows(&self, path: &[u8]) -> ShownAt {
+        match &self.instead {
+            Some(stage) => stage.shows(path),
+            None => match self.pool.snapshot(&self.held.claim.name) {
+                Ok(top) => shown_below(top, path),
+                Err(_) => ShownAt::Absent,
+            },
+        }
     }
 }
 

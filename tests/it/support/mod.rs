@@ -43,7 +43,7 @@ pub use self::{
     picture::{Picture, assert_same, picture},
     podman::{IMAGE, Podman, WRONG_LINE},
     probe::Probe,
-    random::{Dice, all_paths, changes, set_times},
+    random::{Dice, all_paths, assert_still_shown, changes, set_times, shown_at_all},
     rules::{by_shell, find, held, holds, owner_of_lock, restore, restore_command, table},
     session::{Terminal, holders, in_shell, lending},
     told::{Told, listed, outcome, status_of},

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use ocicle::snapshot::{PackedPart, ShownAt, Shows};
 
 /// A seeded source of choices (xorshift64*).
 pub struct Dice(pub u64);
@@ -53,6 +54,24 @@ pub fn all_paths(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     dirs.sort();
     files.sort();
     (dirs, files)
+}
+
+/// What a snapshot shows at every path of a root, and at paths that are not there.
+pub fn shown_at_all(snapshot: &dyn Shows, root: &Path) -> Vec<(PathBuf, ShownAt)> {
+    let (dirs, files) = all_paths(root);
+    let absent = dirs.iter().chain(&files).map(|path| path.join("nothing of this name"));
+    let paths: Vec<_> = absent.chain(dirs.iter().cloned()).chain(files.iter().cloned()).collect();
+    let below = |path: PathBuf| path.strip_prefix(root).unwrap().to_owned();
+    let shown = |path: PathBuf| (snapshot.shows(path.as_os_str().as_bytes()), path);
+    paths.into_iter().map(below).map(shown).map(|(shown, path)| (path, shown)).collect()
+}
+
+/// Once it is packed, it shows the same.
+#[track_caller]
+pub fn assert_still_shown(part: &PackedPart, before: &[(PathBuf, ShownAt)]) {
+    for (path, shown) in before {
+        assert_eq!(part.shows(path.as_os_str().as_bytes()), *shown, "{}", path.display());
+    }
 }
 
 pub fn set_times(path: &Path, seconds: i64, nanoseconds: i64) {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -81,6 +81,7 @@ fn open(dir: &Path, kind: &str) -> Result<OwnedFd> {
         "bpf-ring" => bpf_map(BPF_MAP_TYPE_RINGBUF)?,
         "bpf-program" => bpf_program()?,
         "io-uring" => io_uring()?,
+        "queue" => queue()?,
         "unix" => UnixStream::connect(dir.join("outside"))?.into(),
         "private" => private(dir)?.into(),
         "overmounted" => overmounted(&dir.join("mount"))?.into(),
@@ -115,6 +116,18 @@ fn mptcp() -> Result<OwnedFd> {
     bind(listener.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, PORT))?;
     listen(&listener, Backlog::new(8)?)?;
     Ok(listener)
+}
+
+/// A message queue that has lost its name.
+fn queue() -> Result<OwnedFd> {
+    let name = c"/odd";
+    let nothing = std::ptr::null_mut::<libc::mq_attr>();
+    let flags = libc::O_CREAT | libc::O_RDWR | libc::O_CLOEXEC;
+    // SAFETY: the name ends with a NUL, and null stands for the default attributes (mq_open(3)).
+    let fd = owned(unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, nothing) })?;
+    // SAFETY: the name ends with a NUL.
+    ensure!(unsafe { libc::mq_unlink(name.as_ptr()) } == 0, "{}", std::io::Error::last_os_error());
+    Ok(fd)
 }
 
 fn io_uring() -> Result<OwnedFd> {
@@ -270,6 +283,7 @@ fn works(kind: &str, fd: &OwnedFd) -> Result<()> {
         "bpf-hash" | "bpf-ring" | "bpf-program" => is_bpf(fd),
         "perf" => Ok(File::from(fd.try_clone()?).read_exact(&mut [0; size_of::<u64>()])?),
         "io-uring" => probe_ring(fd),
+        "queue" => is_queue(fd),
         "private" | "overmounted" | "locked" | "taken" | "mapped" | "unlinked" => {
             let mut bytes = [0; CONTENT.len()];
             File::from(fd.try_clone()?).read_exact_at(&mut bytes, 0)?;
@@ -277,6 +291,13 @@ fn works(kind: &str, fd: &OwnedFd) -> Result<()> {
         }
         _ => bail!("ask the peer"),
     }
+}
+
+fn is_queue(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: zeroes are an `mq_attr`.
+    let mut attributes = unsafe { std::mem::zeroed::<libc::mq_attr>() };
+    // SAFETY: the library writes an `mq_attr` to it.
+    checked(unsafe { libc::mq_getattr(fd.as_raw_fd(), &raw mut attributes) }.into())
 }
 
 fn expect(is: String, wanted: &str) -> Result<()> {
