@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
+use jiff::Timestamp;
 
 use super::comeback::Comeback;
 use super::foresight::{self, Foreseen};
@@ -16,6 +17,7 @@ use super::freeze::freeze;
 use super::images_in_memory::ImagesInMemory;
 use super::locks::Locks;
 use super::parts::{self, CopiedAhead};
+use super::record::{Begun, FreezeFacts};
 use super::room::Room;
 use super::{CheckpointRequest, ImageDirectory};
 use crate::bytes::ByteString;
@@ -23,6 +25,7 @@ use crate::container::Container;
 use crate::cover::Cover;
 use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor, WaitingCriu, WaitingScript};
+use crate::criu::images::DumpStats;
 use crate::criu::plugin::Told;
 use crate::criu::protocol::Work;
 use crate::criu::{action, failure, phases};
@@ -34,8 +37,8 @@ use crate::guardian::Guardian;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
-use crate::store::Timeline;
 use crate::store::manifest::{Manifest, Owner};
+use crate::store::{DumpFacts, Timeline};
 use crate::sys::process::{pidfd, wait_readable};
 
 /// A dump under way.
@@ -69,7 +72,9 @@ pub(super) struct Ahead<'a> {
 
 /// What has come of it.
 pub(super) struct Dumped {
+    /// Of what is taken and not packed.
     pub(super) manifest: Manifest,
+    pub(super) facts: DumpFacts,
     pub(super) parts: Vec<parts::PartUnderway>,
     /// The locks that were held: of a container that goes on, CRIU's images may lack some.
     pub(super) locks: Locks,
@@ -120,45 +125,43 @@ impl<'a> Dump<'a> {
     /// From the start of the runtime's `checkpoint` to the thaw. CRIU has the `room`.
     pub(super) fn run(
         &self,
-        mut manifest: Manifest,
+        begun: Begun,
         staged: CopiedAhead,
         room: Option<Room>,
     ) -> Result<Dumped> {
-        manifest.parts = parts::records(&staged.parts);
         let Ready { frozen, criu, hook, told } = match self.freeze_late(room)? {
             Some(ready) => ready,
             None => self.freeze_early()?,
         };
-        manifest.created = jiff::Timestamp::now();
-        manifest.external = told.external;
-        manifest.unsupported = told.aside.records;
+        let freeze = FreezeFacts {
+            created: Timestamp::now(),
+            by: frozen.by(),
+            others: staged.sharing.groups(),
+            external: told.external,
+            unsupported: told.aside.records,
+            owners: owners_outside(self.container, told.owned, &staged.parts),
+        };
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
-        manifest.owners = owners_outside(self.container, told.owned, &manifest);
         let dumping = Instant::now();
         if let Some(hook) = hook {
             hook.answer(&Ok(()))?;
         }
         fault::point(Point::Dumping);
         let locks = told.locks;
-        let taken = self.dump_and_snapshot(&frozen, staged, &mut manifest, &locks)?;
-        let ended = if self.request.leave_running {
-            // How the dump went is not known yet; either way the container goes on.
-            self.await_criu(criu.as_ref())?;
-            self.timeline.mark("dump", dumping, Instant::now());
-            self.thaw(frozen, &mut manifest)?;
-            self.await_end()?
-        } else {
-            let ended = self.await_end()?;
-            // A runtime that was killed leaves its CRIU at work.
-            self.await_criu(criu.as_ref())?;
-            self.timeline.mark("dump", dumping, Instant::now());
-            self.thaw(frozen, &mut manifest)?;
-            ended
+        let joined = self.dump_and_snapshot(&frozen, staged, (begun, freeze), &locks)?;
+        // Of a container that goes on it is not asked yet how the dump went: it goes on either way.
+        let stopped = match self.request.leave_running {
+            true => None,
+            false => Some(self.await_end()?),
         };
-        self.judge(&ended, taken.is_some())?;
-        let Some((parts, asked)) = taken else { bail!("the dump was not joined") };
-        self.note_phases(&mut manifest, asked);
-        Ok(Dumped { manifest, parts, locks })
+        // A runtime that was killed leaves its CRIU at work.
+        self.await_criu(criu.as_ref())?;
+        self.timeline.mark("dump", dumping, Instant::now());
+        let milliseconds = self.thaw(frozen)?;
+        let ended = stopped.map_or_else(|| self.await_end(), Ok)?;
+        let Joined { manifest, parts, asked } = self.judge(&ended, joined)?;
+        let facts = DumpFacts { milliseconds, criu: self.note_phases(asked) };
+        Ok(Dumped { manifest, facts, parts, locks })
     }
 
     /// Makes room for so many bytes where CRIU will write them.
@@ -256,23 +259,23 @@ impl<'a> Dump<'a> {
 
     /// The steps of CRIU's own, as far as its log tells. They explain the pause, and nothing
     /// depends on them. `asked` is when its post-dump script came to the door.
-    fn note_phases(&self, manifest: &mut Manifest, asked: Instant) {
-        let logs = self.logs();
-        let Some((log, stats)) = logs.of_dump() else { return };
+    fn note_phases(&self, asked: Instant) -> Option<DumpStats> {
+        let (log, stats) = self.logs().of_dump()?;
         for step in phases::of_dump(&log) {
             self.timeline.mark_within("dump", asked, &step);
         }
-        manifest.criu = stats;
+        stats
     }
 
-    fn thaw(&self, frozen: Frozen<'_>, manifest: &mut Manifest) -> Result<()> {
+    /// Lets the container go on, if it still is; says for how many milliseconds it stood still.
+    fn thaw(&self, frozen: Frozen<'_>) -> Result<f64> {
         fault::point(Point::Dumped);
-        manifest.freeze.milliseconds = Timeline::milliseconds(frozen.requested().elapsed());
+        let milliseconds = Timeline::milliseconds(frozen.requested().elapsed());
         let thawing = Instant::now();
         frozen.thaw()?;
         self.timeline.mark("thaw", thawing, Instant::now());
         fault::point(Point::Thawed);
-        self.guardian.thaw_no_more()
+        self.guardian.thaw_no_more().map(|()| milliseconds)
     }
 
     /// What CRIU is told beside what the runtime tells it.
@@ -292,13 +295,11 @@ impl<'a> Dump<'a> {
         &self,
         frozen: &Frozen<'_>,
         staged: CopiedAhead,
-        manifest: &mut Manifest,
+        (begun, freeze): (Begun, FreezeFacts),
         locks: &Locks,
-    ) -> Result<Option<(Vec<parts::PartUnderway>, Instant)>> {
-        manifest.freeze.by = frozen.by();
+    ) -> Result<Option<Joined>> {
         let sharing = &staged.sharing;
         let others = sharing.freeze(self.request, self.container, &self.guardian)?;
-        manifest.freeze.others = sharing.groups();
         let (parts, digests, suspects) = (staged.parts, staged.digests, &staged.suspects);
         thread::scope(|scope| {
             let snapshot = scope.spawn(|| {
@@ -323,15 +324,15 @@ impl<'a> Dump<'a> {
                 }
             };
             self.timeline.mark("snapshot", begin, end);
-            manifest.held = held;
-            manifest.parts = parts::records(&parts);
+            let so_far = Timeline::milliseconds(frozen.requested().elapsed());
+            let manifest = begun.staged(freeze, parts::records(&parts), held, so_far);
             let committing = Instant::now();
-            let (parts, outcome) = self.commit(parts, manifest, locks);
+            let (parts, outcome) = self.commit(parts, &manifest, locks);
             fault::point(Point::Committed);
             self.answer(hook, &outcome);
             outcome.context("committing")?;
             self.timeline.mark("commit", committing, Instant::now());
-            Ok(Some((parts, asked)))
+            Ok(Some(Joined { manifest, parts, asked }))
         })
     }
 
@@ -436,15 +437,17 @@ impl<'a> Dump<'a> {
 
     /// A runtime that failed after the commit may have left the container alive: then what was
     /// committed is taken back. Of a container that has ended it is all that is left, and stays.
-    fn judge(&self, ended: &Ended, committed: bool) -> Result<()> {
-        if committed && (ended.success() || self.is_over()?) {
+    fn judge(&self, ended: &Ended, joined: Option<Joined>) -> Result<Joined> {
+        if let Some(joined) = joined
+            && (ended.success() || self.is_over()?)
+        {
             if !ended.success() {
                 tracing::warn!("the checkpoint is whole, although {:#}", self.explain(ended));
             }
             if let Err(error) = self.diverted.hand_on() {
                 tracing::warn!("handing on the runtime's log: {error:#}");
             }
-            return Ok(());
+            return Ok(joined);
         }
         self.directory.withdraw()?;
         if ended.success() {
@@ -483,6 +486,14 @@ impl<'a> Dump<'a> {
     }
 }
 
+/// A dump and a snapshot of one instant.
+struct Joined {
+    manifest: Manifest,
+    parts: Vec<parts::PartUnderway>,
+    /// When CRIU's post-dump script came to the door.
+    asked: Instant,
+}
+
 /// What was taken under the freeze, and when.
 pub(super) struct TakenParts {
     pub parts: Vec<parts::PartUnderway>,
@@ -492,12 +503,17 @@ pub(super) struct TakenParts {
 }
 
 /// Of files that the checkpoint does not hold: on what is mounted from outside, or all of them.
-fn owners_outside(container: &Container, owned: Vec<Owned>, manifest: &Manifest) -> Vec<Owner> {
+fn owners_outside(
+    container: &Container,
+    owned: Vec<Owned>,
+    parts: &[parts::PartUnderway],
+) -> Vec<Owner> {
+    let parts = parts::records(parts);
     let binds = container.bundle.binds();
     let is_outside = |mount: &ByteString| {
         let is_bind = binds.iter().any(|bind| bind.destination == mount.as_path());
         (is_bind || mount.as_path() == Path::new("/"))
-            && !manifest.parts.iter().any(|part| part.destination == *mount)
+            && !parts.iter().any(|part| part.destination == *mount)
     };
     let outside = owned.into_iter().filter(|file| is_outside(&file.mount));
     let owners = outside.map(|file| Owner { path: file.path, uid: file.uid, gid: file.gid });

@@ -56,6 +56,7 @@ use dump::{Ahead, Dump, Dumped};
 pub use images_in_memory::ImagesIn;
 use needed::needed;
 use parts::CopiedAhead;
+use record::Begun;
 use sharing::Sharing;
 pub use under_dump::under_dump;
 
@@ -151,7 +152,7 @@ pub fn checkpoint(
     let filesystem = request.filesystem_of(container)?;
     let comeback = Comeback::of(request, container, restorable)?;
     comeback.ensure_foreseen(&request.volumes_of(container, filesystem)?)?;
-    let manifest = Manifest::begin(request, container, root.identity(), filesystem)?;
+    let begun = Begun::of(request, container, root.identity(), filesystem)?;
 
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
@@ -167,15 +168,15 @@ pub fn checkpoint(
     let ahead = Ahead { cover, comeback, needed };
     let mut dump = Dump::begin(request, container, ahead, guardian, &directory, timeline)?;
     let room = dump.timeline.time("room", || dump.make_room(needed));
-    let Dumped { manifest, parts, locks } = dump.run(manifest, staged, room)?;
+    let Dumped { manifest, facts, parts, locks } = dump.run(begun, staged, room)?;
     notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;
     if request.leave_running {
         locks.complete(&request.images)?;
     }
     let _leases = parts::seal(parts)?;
-    let (images, timeline) = (&request.images, Some(&dump.timeline));
-    let manifest = store::complete(images, manifest, timeline, progress, directory.alone())?;
+    let (images, made) = (&request.images, Some((&dump.timeline, facts)));
+    let manifest = store::complete(images, manifest, made, progress, directory.alone())?;
     dump.guardian.dismiss()?;
     Ok(manifest)
 }

@@ -2,25 +2,52 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use anyhow::Result;
+use jiff::Timestamp;
 
 use super::CheckpointRequest;
 use crate::container::Container;
-use crate::freezer::{FreezerState, FrozenBy};
+use crate::files::verify::HeldFile;
+use crate::freezer::{CgroupVersion, FreezerState, FrozenBy};
 use crate::machine;
-use crate::snapshot::RootIdentity;
+use crate::snapshot::{Compression, RootIdentity};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{
-    self, ContainerRecord, Features, Freeze, Left, Manifest, Programs, SCHEMA,
+    self, ContainerRecord, External, Features, Freeze, Left, Manifest, Owner, PartRecord, Programs,
+    SCHEMA, State, Unsupported,
 };
 
-impl Manifest {
-    /// What is known before the freeze.
-    pub(super) fn begin(
+/// What is known before the freeze.
+pub(super) struct Begun {
+    container: ContainerRecord,
+    left: Left,
+    cgroup: CgroupVersion,
+    programs: Programs,
+    flags: Vec<String>,
+    filesystem: Filesystem,
+    compression: Compression,
+    root: RootIdentity,
+}
+
+/// What is known as soon as the container stands still.
+pub(super) struct FreezeFacts {
+    /// When that was.
+    pub created: Timestamp,
+    pub by: FrozenBy,
+    /// The control groups of others that stand still too.
+    pub others: Vec<PathBuf>,
+    pub external: Vec<External>,
+    pub unsupported: Vec<Unsupported>,
+    pub owners: Vec<Owner>,
+}
+
+impl Begun {
+    pub(super) fn of(
         request: &CheckpointRequest,
         container: &Container,
-        identity: &RootIdentity,
+        root: &RootIdentity,
         filesystem: Filesystem,
     ) -> Result<Self> {
         let frozen = container.freezer.state()? == Some(FreezerState::Frozen);
@@ -30,25 +57,13 @@ impl Manifest {
             (true, false) => Left::Running,
         };
         Ok(Self {
-            schema: SCHEMA,
-            features: features(filesystem),
-            ocicle: env!("CARGO_PKG_VERSION").to_owned(),
-            state: manifest::State::Staged,
-            created: jiff::Timestamp::now(),
             container: ContainerRecord {
                 id: container.id.clone(),
                 bundle: container.bundle.directory.clone(),
                 rootfs: container.bundle.rootfs.clone(),
             },
             left,
-            freeze: Freeze {
-                by: FrozenBy::Ocicle,
-                cgroup: container.freezer.version(),
-                milliseconds: 0.0,
-                others: Vec::new(),
-            },
-            timeline: Vec::new(),
-            criu: None,
+            cgroup: container.freezer.version(),
             programs: Programs {
                 runtime: request.runtime.version()?,
                 criu: machine::criu_version()?.to_string(),
@@ -57,16 +72,44 @@ impl Manifest {
             flags: restore_flags(&request.flags),
             filesystem,
             compression: request.compression,
-            held: Vec::new(),
-            root: identity.clone(),
-            parts: Vec::new(),
+            root: root.clone(),
+        })
+    }
+
+    /// The manifest of what is taken and not packed, after so many milliseconds of the freeze.
+    pub(super) fn staged(
+        self,
+        freeze: FreezeFacts,
+        parts: Vec<PartRecord>,
+        held: Vec<HeldFile>,
+        milliseconds: f64,
+    ) -> Manifest {
+        let FreezeFacts { created, by, others, external, unsupported, owners } = freeze;
+        Manifest {
+            schema: SCHEMA,
+            features: features(self.filesystem),
+            ocicle: env!("CARGO_PKG_VERSION").to_owned(),
+            state: State::Staged,
+            created,
+            container: self.container,
+            left: self.left,
+            freeze: Freeze { by, cgroup: self.cgroup, milliseconds, others },
+            timeline: Vec::new(),
+            criu: None,
+            programs: self.programs,
+            flags: self.flags,
+            filesystem: self.filesystem,
+            compression: self.compression,
+            held,
+            root: self.root,
+            parts,
             files: Vec::new(),
             seen: BTreeMap::new(),
-            external: Vec::new(),
-            unsupported: Vec::new(),
-            owners: Vec::new(),
+            external,
+            unsupported,
+            owners,
             must_substitute: Vec::new(),
-        })
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! A checkpoint whose dump a runtime makes without us: CRIU's action script is at `post-dump`.
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 
 use super::comeback::Comeback;
 use super::dump::{TakenParts, take};
 use super::freeze::freeze;
 use super::locks::Locks;
 use super::parts::{self, CopiedAhead};
+use super::record::{Begun, FreezeFacts};
 use super::{CheckpointRequest, ImageDirectory, copy_first};
 use crate::container::Container;
 use crate::files;
@@ -16,7 +18,6 @@ use crate::restorable::Restorable;
 use crate::snapshot;
 use crate::store::Timeline;
 use crate::store::lock::ContainerLock;
-use crate::store::manifest::Manifest;
 
 /// Copies the container's files beside the images that CRIU has just written, and commits both. The
 /// next restore packs them.
@@ -39,25 +40,31 @@ pub fn under_dump(
     let filesystem = request.filesystem_of(container)?;
     let comeback = Comeback::of(request, container, restorable)?;
     comeback.ensure_foreseen(&request.volumes_of(container, filesystem)?)?;
-    let mut manifest = Manifest::begin(request, container, root.identity(), filesystem)?;
+    let begun = Begun::of(request, container, root.identity(), filesystem)?;
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
 
     let frozen = freeze(request, &container.freezer, &guardian)?;
-    manifest.created = jiff::Timestamp::now();
-    manifest.freeze.by = frozen.by();
+    let created = Timestamp::now();
     let copied = copy_first(container, root, request, filesystem, &directory, &guardian)?;
     let CopiedAhead { parts, suspects, sharing, digests } = copied;
     let others = sharing.freeze(request, container, &guardian)?;
-    manifest.freeze.others = sharing.groups();
     let TakenParts { parts, held: files, begin, end } =
         take(container, &frozen, parts, digests, &suspects)?;
     others.thaw()?;
-    manifest.parts = parts::records(&parts);
-    manifest.held = files;
     let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
     Locks(seen.locks).complete(&request.images)?;
-    manifest.freeze.milliseconds = Timeline::milliseconds(end - begin);
+    let freeze = FreezeFacts {
+        created,
+        by: frozen.by(),
+        others: sharing.groups(),
+        // CRIU has decided over every open file.
+        external: Vec::new(),
+        unsupported: Vec::new(),
+        owners: Vec::new(),
+    };
+    let milliseconds = Timeline::milliseconds(end - begin);
+    let manifest = begun.staged(freeze, parts::records(&parts), files, milliseconds);
     comeback.ensure_after(&request.images, &manifest, &parts)?;
     let _leases = parts::seal(parts)?;
     guardian.ensure_in_time()?;

@@ -181,7 +181,7 @@ impl<'a> Observer<'a> {
     /// says so: to ask for the file system may be to wait for a server of the container's.
     fn is_message_queue(&self, fd: &Observed) -> bool {
         self.reach.find(fd.info.mount).is_none()
-            && descriptor_of(fd.process.host, fd.fd).is_ok_and(mqueue::is_queue)
+            && descriptor_of(fd.process.host, fd.fd).is_ok_and(|fd| mqueue::is_queue(&fd))
     }
 
     /// What the socket itself says, asked through a copy of the descriptor.

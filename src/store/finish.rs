@@ -12,14 +12,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::lock::ImagesLock;
 use super::timeline::Timeline;
 use crate::bytes::ByteString;
-use crate::criu::images::Images;
+use crate::criu::images::{DumpStats, Images};
 use crate::digest::FileRecord;
 use crate::fault::{self, Point};
 use crate::files::{self, FileKind, OpenFile, Table};
 use crate::hint::{DAMAGED, WithHint};
 use crate::snapshot::{self, DriverSnapshot, Progress, Staging};
 use crate::store::manifest::{
-    self, Manifest, MustSubstitute, PartRecord, State, Unsupported, sync_directory,
+    self, Freeze, Manifest, MustSubstitute, PartRecord, State, Unsupported, sync_directory,
 };
 use crate::store::{STAGING, open_staged};
 use crate::sys::directory::Directory;
@@ -76,27 +76,48 @@ fn ensure_plain(staging: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a complete checkpoint of what is staged in `images`.
+/// What is known of a dump when it is over.
+pub struct DumpFacts {
+    /// For how many milliseconds the container stood still.
+    pub milliseconds: f64,
+    /// What CRIU says of its work.
+    pub criu: Option<DumpStats>,
+}
+
+/// Makes a complete checkpoint of what is staged in `images`; of one that was `made` just now more is
+/// known.
 pub fn complete(
     images: &Path,
-    mut manifest: Manifest,
-    timeline: Option<&Timeline>,
+    staged: Manifest,
+    made: Option<(&Timeline, DumpFacts)>,
     progress: &dyn Progress,
     _alone: &ImagesLock,
 ) -> Result<Manifest> {
     let unused = Timeline::start();
-    let timeline = timeline.unwrap_or(&unused);
-    let table = timeline.time("table", || write_table(images, &manifest))?;
-    manifest.must_substitute = must_substitute(&table);
-    manifest.files = pack_and_digest(images, &mut manifest, timeline, progress)?;
+    let timeline = made.as_ref().map_or(&unused, |(timeline, _)| timeline);
+    let table = timeline.time("table", || write_table(images, &staged))?;
+    let (parts, files) = pack_and_digest(images, &staged, timeline, progress)?;
     fault::point(Point::Packed);
-    if !manifest.parts.is_empty() {
-        manifest.features.need(manifest::INDEX_LINES);
+    let phases = if staged.timeline.is_empty() { timeline.phases() } else { staged.timeline };
+    let facts = made.map_or_else(
+        || DumpFacts { milliseconds: staged.freeze.milliseconds, criu: staged.criu },
+        |(_, facts)| facts,
+    );
+    let mut features = staged.features;
+    if !parts.is_empty() {
+        features.need(manifest::INDEX_LINES);
     }
-    manifest.state = State::Complete;
-    if manifest.timeline.is_empty() {
-        manifest.timeline = timeline.phases();
-    }
+    let mut manifest = Manifest {
+        state: State::Complete,
+        features,
+        must_substitute: must_substitute(&table),
+        parts,
+        files,
+        timeline: phases,
+        freeze: Freeze { milliseconds: facts.milliseconds, ..staged.freeze },
+        criu: facts.criu,
+        ..staged
+    };
     sync(images, manifest.all_files())?;
     sync_directory(images)?;
     manifest.see(images);
@@ -183,10 +204,10 @@ fn must_substitute(table: &Table) -> Vec<MustSubstitute> {
 /// Packs what is staged, and beside that reads CRIU's images and brings them to disk.
 fn pack_and_digest(
     images: &Path,
-    manifest: &mut Manifest,
+    staged: &Manifest,
     timeline: &Timeline,
     progress: &dyn Progress,
-) -> Result<Vec<FileRecord>> {
+) -> Result<(Vec<PartRecord>, Vec<FileRecord>)> {
     thread::scope(|scope| {
         let digesting = scope.spawn(|| {
             let begin = Instant::now();
@@ -194,26 +215,27 @@ fn pack_and_digest(
             sync(images, &records)?;
             anyhow::Ok((records, begin, Instant::now()))
         });
-        let packed = timeline.time("pack", || pack(images, manifest, progress));
+        let packed = timeline.time("pack", || pack(images, staged, progress));
         let digested = digesting.join().map_err(|_| anyhow!("reading the images panicked"))?;
         let (records, begin, end) = digested?;
         timeline.mark("digest", begin, end);
-        packed.map(|()| records)
+        packed.map(|parts| (parts, records))
     })
 }
 
-fn pack(images: &Path, manifest: &mut Manifest, progress: &dyn Progress) -> Result<()> {
+fn pack(images: &Path, staged: &Manifest, progress: &dyn Progress) -> Result<Vec<PartRecord>> {
     // What is committed as it is staged can be packed again, by whoever finds it.
     let is_committed = images.join(manifest::NAME).exists();
     let fate = if is_committed { Staging::Kept } else { Staging::Consumed };
-    let compression = manifest.compression;
+    let compression = staged.compression;
     let out = open(images)?;
-    for part in &mut manifest.parts {
+    let pack = |part: &PartRecord| {
         let staging = open_part(images, part)?;
         let packed = snapshot::pack(&staging, &out, &part.name, compression, fate, progress);
-        part.files = Some(packed.with_context(|| format!("packing {}", part.destination))?);
-    }
-    Ok(())
+        let files = packed.with_context(|| format!("packing {}", part.destination))?;
+        Ok(PartRecord { files: Some(files), ..part.clone() })
+    };
+    staged.parts.iter().map(pack).collect()
 }
 
 /// Lets go of what drivers hold outside of the directory. The checkpoint is whole without it; what

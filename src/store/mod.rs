@@ -35,7 +35,7 @@ pub mod manifest;
 mod timeline;
 pub mod versions;
 
-pub use finish::{complete, finish, table_of};
+pub use finish::{DumpFacts, complete, finish, table_of};
 pub use timeline::Timeline;
 
 /// The directory, in an image directory, that holds what is not packed yet.
