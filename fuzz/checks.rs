@@ -18,13 +18,14 @@ use ocicle::criu::images::entries::{
 use ocicle::criu::images::image::{BadImage, EntryChange, Image, ImageKind};
 use ocicle::criu::{log, phases};
 use ocicle::digest::digest;
-use ocicle::files::{Table, parse_fdinfo, parse_user_info};
+use ocicle::files::{Table, parse_user_info};
 use ocicle::lend::{Lent, LoanReply, LoanRequest};
 use ocicle::policy::{Policy, parse_policies};
+use ocicle::proc::fdinfo::parse_fdinfo;
+use ocicle::proc::mountinfo::parse_mountinfo;
 use ocicle::snapshot::{Index, LayerReader, pack_tree, unpack_tree};
 use ocicle::store::manifest::Manifest;
 use ocicle::substitute::{Origin, parse_list, parse_rule};
-use ocicle::sys::mountinfo::parse_mountinfo;
 
 /// Text is rules that are read back as they are shown, or an error that can be shown.
 pub fn grammar(bytes: &[u8]) -> Result<()> {

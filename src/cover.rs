@@ -8,7 +8,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::fs;
 
 use anyhow::{Result, anyhow};
 
@@ -18,6 +17,7 @@ use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::Facts;
 use crate::files::{DumpSettings, Holder, OpenFile};
 use crate::hint::WithHint;
+use crate::proc::Proc;
 use crate::store::manifest::Unsupported;
 use crate::substitute::{
     OnUnsupported, Origin, Rule, Substitution, Term, parse_each, standing_rules,
@@ -206,9 +206,8 @@ pub const UNMAP: &str = "end the mapping before the checkpoint";
 
 /// The files that processes have mapped, by device and inode.
 fn mapped_files(processes: &[Process]) -> HashSet<(u64, u64)> {
-    let maps = processes.iter().map(|process| format!("/proc/{}/map_files", process.host));
-    let links = maps.filter_map(|maps| fs::read_dir(maps).ok()).flatten().flatten();
-    let found = links.filter_map(|link| at_once::stat_behind(&link.path()).ok());
+    let links = processes.iter().flat_map(|process| Proc::of(process.host).mapped());
+    let found = links.filter_map(|link| at_once::stat_behind(&link).ok());
     found.map(|file| file.identity()).collect()
 }
 

@@ -61,31 +61,33 @@
 //! 1. [`bytes`], [`choice`], [`fault`], [`glob`], [`hint`], [`locations`]: names that are no text,
 //!    settings with a default, points for the tests, patterns, advice on errors, where ocicle's own
 //!    files are.
-//! 2. [`digest`]: digests of bytes and files.
-//! 3. [`sys`]: one function for each system call, and all `unsafe`.
-//! 4. [`freezer`], [`runtime`]: a control group that stops, v1 and v2, and the proof that it has;
-//!    the real runtime and its command line.
-//! 5. [`container`]: a bundle, its processes, its volumes, what engines call it.
-//! 6. [`criu`]: the door, and CRIU's images, configuration, log, and the plugin that keeps it from
+//! 2. [`limits`], [`sys`]: the limits of what is written and read; one function for each system call,
+//!    and all `unsafe`.
+//! 3. [`digest`]: digests of bytes and files.
+//! 4. [`proc`]: all that is read of `/proc`.
+//! 5. [`foreign`], [`freezer`], [`runtime`]: files that somebody else keeps; a control group that
+//!    stops, v1 and v2, and the proof that it has; the real runtime and its command line.
+//! 6. [`container`]: a bundle, its processes, its volumes, what engines call it.
+//! 7. [`criu`]: the door, and CRIU's images, configuration, log, and the plugin that keeps it from
 //!    files it cannot dump (`plugin/`).
-//! 7. [`files`]: the table of open files, of processes and of images, and their preflight.
-//! 8. [`lend`], [`snapshot`]: what `ocicle with` and a restore elsewhere say to each other; drivers,
+//! 8. [`files`]: the table of open files, of processes and of images, and their preflight.
+//! 9. [`lend`], [`snapshot`]: what `ocicle with` and a restore elsewhere say to each other; drivers,
 //!    pack, plan, execute.
-//! 9. [`store`], [`substitute`]: manifest, versions, locks, what is on disk, by which
-//!    [choices](store::choices), and how it is finished; rules, what they mean, what they open, the
-//!    view of the images.
-//! 10. [`cover`], [`guardian`], [`machine`], [`policy`], [`restorable`]: who covers what CRIU cannot
+//! 10. [`store`], [`substitute`]: manifest, versions, locks, what is on disk, by which
+//!     [choices](store::choices), and how it is finished; rules, what they mean, what they open, the
+//!     view of the images.
+//! 11. [`cover`], [`guardian`], [`machine`], [`policy`], [`restorable`]: who covers what CRIU cannot
 //!     dump; what makes good when we are killed; what has to be there; what becomes of files that are
 //!     not as they were; whether what is taken could be restored.
-//! 11. [`check`], [`checkpoint`], [`engines`], [`inspect`], [`restore`]: whether a checkpoint would
+//! 12. [`check`], [`checkpoint`], [`engines`], [`inspect`], [`restore`]: whether a checkpoint would
 //!     work; the order of things; the containers of all engines; what is in a checkpoint, be it an
 //!     archive or an image.
-//! 12. [`config`]: the administrator's settings.
-//! 13. [`output`]: tables, JSON, errors, progress.
-//! 14. [`doctor`], [`passing`]: what the machine has and lacks; what is the real runtime's alone.
-//! 15. [`commands`], [`hooks`]: one for each of `ocicle`'s; what stock runtimes and engines call.
-//! 16. [`cli`], [`shim`]: the command lines.
-//! 17. [`applets`]: the programs that `ocicle` is under other names.
+//! 13. [`config`]: the administrator's settings.
+//! 14. [`output`]: tables, JSON, errors, progress.
+//! 15. [`doctor`], [`passing`]: what the machine has and lacks; what is the real runtime's alone.
+//! 16. [`commands`], [`hooks`]: one for each of `ocicle`'s; what stock runtimes and engines call.
+//! 17. [`cli`], [`shim`]: the command lines.
+//! 18. [`applets`]: the programs that `ocicle` is under other names.
 //!
 //! Only [`output`] writes to the terminal, but for the errors of programs that have no other word:
 //! the shim, which speaks as runc does, the guardian, and what CRIU starts.
@@ -106,6 +108,7 @@ pub mod doctor;
 pub mod engines;
 pub mod fault;
 pub mod files;
+pub mod foreign;
 pub mod freezer;
 pub mod glob;
 pub mod guardian;
@@ -119,6 +122,7 @@ pub mod machine;
 pub mod output;
 pub mod passing;
 pub mod policy;
+pub mod proc;
 pub mod restorable;
 pub mod restore;
 pub mod runtime;

@@ -270,7 +270,7 @@ impl House {
         arrows
     }
 
-    /// Whether an arrow is no more than a module's word on what is in it: `pub use child::Name`.
+    /// An arrow in words.
     fn show(&self, arrow: &Arrow) -> String {
         let (from, to) = (&self.sources[arrow.from].file, &self.sources[arrow.to].file);
         format!("{from} -> {to} by {}", arrow.name)
@@ -385,4 +385,25 @@ fn no_two_types_that_others_see_have_one_name() {
         .map(|(name, files)| format!("{name}: {}", files.join(", ")))
         .collect();
     assert!(twice.is_empty(), "one name for several types:\n{}", twice.join("\n"));
+}
+
+/// Who may name `/proc` beside the module that reads it: calls that take a path for a descriptor of
+/// our own, and what is open when this process starts.
+const OWN_DESCRIPTORS: [&str; 3] = ["/proc/self/fd", "/proc/self/fd/{}", "/proc/self/fd/{number}"];
+
+#[test]
+fn nothing_but_its_module_reads_proc() {
+    let house = House::read();
+    let mut wrong = Vec::new();
+    for source in house.sources.iter().filter(|source| !source.file.starts_with("proc/")) {
+        for literal in source.literals.iter().filter(|literal| literal.contains("/proc")) {
+            let is_own = OWN_DESCRIPTORS.contains(&literal.trim_matches('"'));
+            // A documentation comment is a literal, too; it says something, and has blanks.
+            let says = literal.contains(' ');
+            if !(says || is_own && source.file.starts_with("sys/")) {
+                wrong.push(format!("{}: {literal}", source.file));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "what /proc says is read in src/proc:\n{}", wrong.join("\n"));
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 use super::Finding;
 use crate::container::{Container, Process};
-use crate::sys::mountinfo::{Mount, mounts_of};
+use crate::proc::Proc;
+use crate::proc::mountinfo::Mount;
 
 /// File systems that CRIU makes again when the container has mounted them itself (`fstypes` in
 /// criu/filesystems.c); it knows fuse, and refuses it.
@@ -38,14 +39,14 @@ const KNOWN: [&str; 20] = [
 pub(super) fn problems(container: &Container, dumped: &[Process]) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     for process in of_each_namespace(dumped) {
-        let Ok(mounts) = mounts_of(&process.host.to_string()) else { continue };
+        let Ok(mounts) = Proc::of(process.host).mounts() else { continue };
         let own: Vec<_> = mounts.iter().filter(|mount| !is_given(mount, container)).collect();
         found.extend(own.iter().filter_map(|mount| problem(mount, &mounts, container)));
     }
     found.sort();
     found.dedup();
-    let ours = std::fs::read_link("/proc/self/ns/mnt").context("reading our mount namespace")?;
-    let shared = std::fs::read_link(format!("/proc/{}/ns/mnt", container.init));
+    let ours = Proc::own().namespace("mnt").context("reading our mount namespace")?;
+    let shared = Proc::of(container.init).namespace("mnt");
     // Without a mount namespace of its own, none of the mounts is the container's.
     Ok(if shared.is_ok_and(|its| its == ours) { Vec::new() } else { found })
 }
@@ -54,7 +55,7 @@ pub(super) fn problems(container: &Container, dumped: &[Process]) -> Result<Vec<
 fn of_each_namespace(dumped: &[Process]) -> Vec<Process> {
     let mut found = BTreeMap::new();
     for process in dumped {
-        if let Ok(namespace) = std::fs::read_link(format!("/proc/{}/ns/mnt", process.host)) {
+        if let Ok(namespace) = Proc::of(process.host).namespace("mnt") {
             found.entry(namespace).or_insert(*process);
         }
     }

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::Finding;
 use super::kept::Parts;
 use crate::bytes::ByteString;
 use crate::container::{Container, Process, Shared, group_name, shared};
 use crate::freezer::CgroupVersion;
-use crate::sys::mountinfo::{Mount, mounts_of};
-use crate::sys::process::Status;
+use crate::proc::fdinfo::FdInfo;
+use crate::proc::mountinfo::Mount;
+use crate::proc::{self, Proc};
 
 /// Sessions that came in by `exec`, and who else has files in parts of the container open for
 /// writing.
@@ -34,7 +35,7 @@ pub(super) fn remarks(
 
 /// A process that is frozen with the others, and is not dumped.
 fn session(host: i32) -> Option<Finding> {
-    let status = Status::of(host).ok().filter(|status| status.state != 'Z')?;
+    let status = Proc::of(host).stat().ok().filter(|status| status.state != 'Z')?;
     let name = ByteString::from(status.name.as_str());
     Some(Finding::with_help(
         format!(
@@ -84,7 +85,7 @@ fn of_container(pid: i32, version: CgroupVersion) -> String {
 /// A file that a process outside the container has open for writing.
 struct Writer {
     pid: i32,
-    fd: String,
+    fd: i32,
     device: u64,
     /// Its path on its file system, whoever mounted that where.
     path: PathBuf,
@@ -95,9 +96,7 @@ fn writers_outside(inside: &BTreeSet<i32>) -> Result<Vec<Writer>> {
     let mut found = Vec::new();
     let mut mounts = BTreeMap::new();
     let own = std::process::id().cast_signed();
-    for entry in fs::read_dir("/proc").context("reading /proc")?.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        let Some(pid) = pid.filter(|pid| *pid != own && !inside.contains(pid)) else { continue };
+    for pid in proc::all()?.into_iter().filter(|pid| *pid != own && !inside.contains(pid)) {
         found.extend(open_for_writing(pid, &mut mounts).unwrap_or_default());
     }
     Ok(found)
@@ -107,19 +106,19 @@ fn writers_outside(inside: &BTreeSet<i32>) -> Result<Vec<Writer>> {
 type Mounts = BTreeMap<PathBuf, Vec<Mount>>;
 
 fn open_for_writing(pid: i32, mounts: &mut Mounts) -> Result<Vec<Writer>> {
-    let process = Path::new("/proc").join(pid.to_string());
-    let namespace = fs::read_link(process.join("ns/mnt"))?;
-    let known =
-        mounts.entry(namespace).or_insert_with(|| mounts_of(&pid.to_string()).unwrap_or_default());
+    let process = Proc::of(pid);
+    let known = mounts
+        .entry(process.namespace("mnt")?)
+        .or_insert_with(|| process.mounts().unwrap_or_default());
     let mut found = Vec::new();
-    for entry in fs::read_dir(process.join("fd"))?.flatten() {
-        let fd = entry.file_name().to_string_lossy().into_owned();
-        let info = fs::read_to_string(process.join("fdinfo").join(&fd)).unwrap_or_default();
-        if let (Some(mount), Ok(link), Ok(stat)) =
-            (writable_on(&info, known), fs::read_link(entry.path()), rustix::fs::stat(entry.path()))
+    for fd in process.descriptors()? {
+        let link = process.descriptor(fd);
+        if let (Ok(info), Ok(path), Ok(stat)) =
+            (process.fdinfo(fd), fs::read_link(&link), rustix::fs::stat(&link))
+            && let Some(mount) = writable_on(&info, known)
             && stat.st_mode & libc::S_IFMT == libc::S_IFREG
         {
-            let below = link.strip_prefix(mount.point.as_path()).unwrap_or(&link);
+            let below = path.strip_prefix(mount.point.as_path()).unwrap_or(&path);
             let path = mount.root.as_path().join(below);
             found.push(Writer { pid, fd, device: stat.st_dev, path });
         }
@@ -128,11 +127,9 @@ fn open_for_writing(pid: i32, mounts: &mut Mounts) -> Result<Vec<Writer>> {
 }
 
 /// The mount of a file, by its fdinfo, if it is open for writing.
-fn writable_on<'a>(info: &str, mounts: &'a [Mount]) -> Option<&'a Mount> {
-    let value = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let flags = i32::from_str_radix(value("flags:")?, 8).ok()?;
-    let mount: u32 = value("mnt_id:")?.parse().ok()?;
-    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+fn writable_on<'a>(info: &FdInfo, mounts: &'a [Mount]) -> Option<&'a Mount> {
+    let mount = u32::try_from(info.mount).ok()?;
+    let writes = info.flags.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY;
     mounts.iter().find(|known| writes && known.id == mount)
 }
 
@@ -148,12 +145,12 @@ fn writers(
     let said = |writer: &Writer| {
         let below = writer.path.strip_prefix(&root).unwrap_or(&writer.path);
         let path = point.join(below);
-        let name = fs::read(format!("/proc/{}/comm", writer.pid)).unwrap_or_default();
+        let name = Proc::of(writer.pid).name();
         Finding::new(format!(
             "{}: pid {} of the host ({}){} has it open for writing as fd {}, and is not frozen",
             ByteString::from(path.as_path()),
             writer.pid,
-            ByteString::from(name.trim_ascii_end()),
+            name,
             of_container(writer.pid, version),
             writer.fd,
         ))
@@ -164,14 +161,16 @@ fn writers(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::fdinfo::parse_fdinfo;
 
     #[test]
     fn only_writers_count() {
         let text = b"7 1 0:1 /sub /data rw - ext4 a rw\n";
-        let mounts = crate::sys::mountinfo::parse_mountinfo(text).unwrap();
-        assert!(writable_on("pos:\t0\nflags:\t0100001\nmnt_id:\t7\n", &mounts).is_some());
-        assert!(writable_on("pos:\t0\nflags:\t0100000\nmnt_id:\t7\n", &mounts).is_none());
-        assert!(writable_on("pos:\t0\nflags:\t0100001\nmnt_id:\t8\n", &mounts).is_none());
-        assert!(writable_on("", &mounts).is_none());
+        let mounts = crate::proc::mountinfo::parse_mountinfo(text).unwrap();
+        let writable = |info: &str, mounts| writable_on(&parse_fdinfo(info), mounts).is_some();
+        assert!(writable("pos:\t0\nflags:\t0100001\nmnt_id:\t7\n", &mounts));
+        assert!(!writable("pos:\t0\nflags:\t0100000\nmnt_id:\t7\n", &mounts));
+        assert!(!writable("pos:\t0\nflags:\t0100001\nmnt_id:\t8\n", &mounts));
+        assert!(!writable("", &mounts));
     }
 }

@@ -11,7 +11,8 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::PathBuf;
+
+use crate::proc::Proc;
 
 /// Whoever has larger tables has connections: they are not read to their end in the freeze.
 const TABLE_LIMIT: u64 = 1 << 20;
@@ -20,23 +21,20 @@ const TABLE_LIMIT: u64 = 1 << 20;
 /// read counts as one.
 pub(super) fn need_lock(processes: &[i32]) -> bool {
     let mut seen = HashSet::new();
-    processes.iter().any(|pid| match namespace(*pid) {
+    processes.iter().any(|pid| match Proc::of(pid).namespace("net") {
         Ok(namespace) => seen.insert(namespace) && has_connections(*pid).unwrap_or(true),
         // One that has ended and waits for its parent has no namespace and no socket.
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     })
 }
 
-fn namespace(pid: i32) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/ns/net"))
-}
-
 fn has_connections(pid: i32) -> io::Result<bool> {
     if !has_sockets(pid) {
         return Ok(false);
     }
+    let net = Proc::of(pid).at("net");
     for table in ["tcp", "tcp6"] {
-        match File::open(format!("/proc/{pid}/net/{table}")) {
+        match File::open(net.join(table)) {
             Ok(file) if any_connected(&file)? => return Ok(true),
             Ok(_) => {}
             // A kernel without IPv6.
@@ -51,7 +49,7 @@ fn has_connections(pid: i32) -> io::Result<bool> {
 /// tables below it walks all connections of the machine, which takes milliseconds of the pause.
 fn has_sockets(pid: i32) -> bool {
     ["sockstat", "sockstat6"].iter().any(|counts| {
-        let text = fs::read_to_string(format!("/proc/{pid}/net/{counts}"));
+        let text = fs::read_to_string(Proc::of(pid).at("net").join(counts));
         // A kernel without IPv6.
         let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         match text {

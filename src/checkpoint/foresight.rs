@@ -16,10 +16,12 @@ use crate::cover::{Aside, Cover};
 use crate::files::{Owned, Unreachable, by_path};
 use crate::freezer::Frozen;
 use crate::hint::WithHint;
+use crate::proc::Proc;
+use crate::proc::cgroup::Membership;
+use crate::proc::mountinfo::{Mount, mounts_of};
 use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
-use crate::sys::mountinfo::{Mount, mounts_of};
 
 /// What CRIU is told because the container is so.
 pub(super) struct Foreseen {
@@ -116,44 +118,29 @@ fn belongs_to_an_engine(container: &Container) -> bool {
 fn are_plain(container: &Container) -> bool {
     let plain = || -> Result<bool> {
         let processes = container.freezer.processes()?;
-        let groups = membership(container.init)?;
+        let groups = Proc::of(container.init).cgroups()?;
         let mounts = mounts_of("self")?;
-        let alone = groups.lines().all(|line| is_childless(line, &mounts) == Some(true));
-        Ok(alone
-            && processes.len() <= MANY
-            && processes.iter().all(|pid| membership(*pid).is_ok_and(|other| other == groups)))
+        let alone = groups.iter().all(|group| is_childless(group, &mounts) == Some(true));
+        let is_there_too = |pid: &i32| Proc::of(pid).cgroups().is_ok_and(|other| other == groups);
+        Ok(alone && processes.len() <= MANY && processes.iter().all(is_there_too))
     };
     plain().unwrap_or(false)
 }
 
-fn membership(pid: i32) -> Result<String> {
-    let path = format!("/proc/{pid}/cgroup");
-    fs::read_to_string(&path).with_context(|| format!("reading {path}"))
-}
-
-/// Whether the group of a line of proc_pid_cgroup (cgroups(7)) has no groups below it; `None`
-/// where its hierarchy is not mounted.
-fn is_childless(line: &str, mounts: &[Mount]) -> Option<bool> {
-    let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
-    let mount = mounts.iter().rfind(|mount| holds(mount, controllers))?;
-    let below = Path::new(group).strip_prefix(mount.root.as_path()).ok()?;
+/// Whether a group has no groups below it; `None` where its hierarchy is not mounted.
+fn is_childless(group: &Membership, mounts: &[Mount]) -> Option<bool> {
+    let mount = mounts.iter().rfind(|mount| mount.shows(group))?;
+    let below = Path::new(&group.path).strip_prefix(mount.root.as_path()).ok()?;
     let directory: PathBuf = mount.point.as_path().join(below);
     let mut entries = fs::read_dir(directory).ok()?;
     Some(!entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
-}
-
-fn holds(mount: &Mount, controllers: &str) -> bool {
-    let mut options = mount.super_options.as_bytes().split(|byte| *byte == b',');
-    match controllers.split(',').next() {
-        None | Some("") => mount.kind == "cgroup2",
-        Some(first) => mount.kind == "cgroup" && options.any(|option| option == first.as_bytes()),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::criu::plugin::SetAside;
+    use crate::proc::cgroup::parse_cgroup;
 
     fn foreseen(keys: &[&str], needs_lock: bool, plain_cgroups: bool) -> Foreseen {
         let file = |key: &&str| External { key: (*key).to_owned(), path: "/x".into() };
@@ -180,10 +167,10 @@ mod tests {
     #[test]
     fn a_hierarchy_is_found_by_its_controllers() {
         let mounts = mounts_of("self").unwrap();
-        assert_eq!(is_childless("7:no-such-controller:/", &mounts), None);
-        assert_eq!(is_childless("nonsense", &mounts), None);
+        let group = |line| parse_cgroup(line).unwrap().remove(0);
+        assert_eq!(is_childless(&group("7:no-such-controller:/"), &mounts), None);
         let has_cgroup2 = mounts.iter().any(|mount| mount.kind == "cgroup2");
-        assert_eq!(is_childless("0::/no/such/group", &mounts), None);
-        assert_eq!(mounts.iter().any(|mount| holds(mount, "")), has_cgroup2);
+        assert_eq!(is_childless(&group("0::/no/such/group"), &mounts), None);
+        assert_eq!(mounts.iter().any(|mount| mount.shows(&group("0::/"))), has_cgroup2);
     }
 }

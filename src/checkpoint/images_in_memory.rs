@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::CheckpointRequest;
 use crate::container::memory_left;
+use crate::proc::Proc;
+use crate::proc::memory::MachineMemory;
 use crate::sys::direct::DirectStream;
-use crate::sys::memory::MachineMemory;
 use crate::sys::mount;
 
 /// Where CRIU writes its images.
@@ -50,7 +51,7 @@ impl ImagesInMemory {
 
     /// How the runtime and CRIU find it, as long as this process lives.
     pub(super) fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+        Proc::of(std::process::id()).descriptor(self.0.as_raw_fd())
     }
 
     /// Copies the images to the image directory. They are not synced.

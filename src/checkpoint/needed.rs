@@ -1,15 +1,14 @@
 //! How much CRIU will write: the memory of the processes, and what is on their tmpfs.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{major, minor};
 
 use crate::container::Container;
+use crate::proc::Proc;
+use crate::proc::mountinfo::{Mount, mounts_of};
 use crate::sys::fs::{open_dir, open_host_dir, stat};
-use crate::sys::mountinfo::{Mount, mounts_of};
 
 /// What a member of an archive takes beside its bytes: headers, with records of its times.
 const MEMBER: u64 = 2048;
@@ -32,10 +31,7 @@ fn resident(processes: &[i32]) -> u64 {
         .flatten()
         .and_then(|size| u64::try_from(size).ok())
         .unwrap_or(4096);
-    let pages = |pid: &i32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
-    };
+    let pages = |pid: &i32| Proc::of(pid).resident_pages();
     processes.iter().filter_map(pages).sum::<u64>() * page
 }
 
@@ -43,16 +39,14 @@ fn resident(processes: &[i32]) -> u64 {
 /// are none of CRIU's business, but parts, or nobody's. In a user namespace CRIU has them compressed, who
 /// knows how much.
 fn on_tmpfs(container: &Container) -> Result<u64> {
-    let init = container.init;
-    let user_namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user"));
-    if user_namespace(&init.to_string())? != user_namespace("self")? {
+    let init = Proc::of(container.init);
+    if init.namespace("user")? != Proc::own().namespace("user")? {
         return Ok(0);
     }
     let binds = container.bundle.binds();
     let ours = mounts_of("thread-self")?;
-    let theirs = mounts_of(&init.to_string())?;
-    let root = open_host_dir(Path::new(&format!("/proc/{init}/root")))
-        .context("opening the root of the container")?;
+    let theirs = init.mounts()?;
+    let root = open_host_dir(&init.root()).context("opening the root of the container")?;
     let is_own = |mount: &&Mount| {
         mount.kind == "tmpfs"
             && !binds.iter().any(|bind| bind.destination == mount.point.as_path())

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, open};
 
 use super::images_in_memory::machine;
-use crate::sys::memory::MachineMemory;
+use crate::proc::memory::MachineMemory;
 
 /// What is smaller is not worth the look.
 const SMALL: u64 = 64 << 20;

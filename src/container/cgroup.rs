@@ -11,10 +11,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::records::read_json;
+use crate::foreign::Reader;
 use crate::freezer::{CgroupVersion, Freezer};
+use crate::proc::Proc;
+use crate::proc::cgroup::Membership;
+use crate::proc::mountinfo::{Mount, mounts_of};
 use crate::runtime::Runtime;
-use crate::sys::foreign::Reader;
-use crate::sys::mountinfo::{Mount, mounts_of};
 
 /// The version of the hierarchy that can freeze.
 pub fn cgroup_version() -> Result<CgroupVersion> {
@@ -102,10 +104,7 @@ impl Hierarchy {
     }
 
     fn among(mounts: &[Mount], controller: &'static str) -> Option<Self> {
-        let has_it = |mount: &&Mount| {
-            let mut options = mount.super_options.as_bytes().split(|byte| *byte == b',');
-            mount.kind == "cgroup" && options.any(|option| option == controller.as_bytes())
-        };
+        let has_it = |mount: &&Mount| mount.has_controller(controller);
         let v1 = mounts.iter().rfind(has_it).map(|mount| (CgroupVersion::V1, mount));
         let v2 = mounts
             .iter()
@@ -116,11 +115,8 @@ impl Hierarchy {
 
     /// The group of a process.
     fn group_of(&self, pid: &str) -> Result<PathBuf> {
-        let path = format!("/proc/{pid}/cgroup");
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let group = parse_membership(&text, self.version, self.controller)
-            .with_context(|| format!("reading {path}"))?;
-        self.locate(Path::new(group))
+        let groups = Proc::of(pid).cgroups()?;
+        self.locate(Path::new(group_in(&groups, self.version, self.controller)?))
     }
 
     fn mount_point(&self) -> &Path {
@@ -142,26 +138,25 @@ impl Hierarchy {
 
 /// The name of a process's group in the hierarchy that freezes; `None` for the root group.
 pub fn group_name(pid: i32, version: CgroupVersion) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let name = Path::new(parse_membership(&text, version, "freezer").ok()?).file_name()?;
+    let groups = Proc::of(pid).cgroups().ok()?;
+    let name = Path::new(group_in(&groups, version, "freezer").ok()?).file_name()?;
     Some(name.to_string_lossy().into_owned())
 }
 
-fn parse_membership<'a>(
-    text: &'a str,
+/// The path of the group in the hierarchy of a version that has a controller.
+fn group_in<'a>(
+    groups: &'a [Membership],
     version: CgroupVersion,
     controller: &str,
 ) -> Result<&'a str> {
-    let wanted = |controllers: &str| match version {
-        CgroupVersion::V1 => controllers.split(',').any(|one| one == controller),
-        CgroupVersion::V2 => controllers.is_empty(),
+    let is_it = |group: &&Membership| match version {
+        CgroupVersion::V1 => group.has(controller),
+        CgroupVersion::V2 => group.is_unified(),
     };
-    text.lines()
-        .find_map(|line| {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            wanted(controllers).then_some(path)
-        })
-        .with_context(|| format!("it names no group of the {controller}'s hierarchy"))
+    let group = groups.iter().find(is_it);
+    let group = group
+        .with_context(|| format!("a process is in no group of the {controller}'s hierarchy"))?;
+    Ok(&group.path)
 }
 
 /// What runc writes in `state.json` and crun in `status`, as far as we need it.
@@ -192,7 +187,8 @@ fn recorded(runtime: &Runtime, id: &str, hierarchy: &Hierarchy) -> Option<PathBu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::mountinfo::parse_mountinfo;
+    use crate::proc::cgroup::parse_cgroup;
+    use crate::proc::mountinfo::parse_mountinfo;
 
     const HYBRID: &[u8] = b"30 1 0:26 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\
         31 1 0:27 /box /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
@@ -232,9 +228,11 @@ mod tests {
     #[test]
     fn membership_of_each_version() {
         let text = "4:cpu,cpuacct:/c\n3:freezer:/f:x\n0::/unified\n";
-        assert_eq!(parse_membership(text, CgroupVersion::V1, "freezer").unwrap(), "/f:x");
-        assert_eq!(parse_membership(text, CgroupVersion::V1, "cpu").unwrap(), "/c");
-        assert_eq!(parse_membership(text, CgroupVersion::V2, "freezer").unwrap(), "/unified");
-        assert!(parse_membership("4:cpu:/c\n", CgroupVersion::V2, "freezer").is_err());
+        let groups = parse_cgroup(text).unwrap();
+        assert_eq!(group_in(&groups, CgroupVersion::V1, "freezer").unwrap(), "/f:x");
+        assert_eq!(group_in(&groups, CgroupVersion::V1, "cpu").unwrap(), "/c");
+        assert_eq!(group_in(&groups, CgroupVersion::V2, "freezer").unwrap(), "/unified");
+        let first = parse_cgroup("4:cpu:/c\n").unwrap();
+        assert!(group_in(&first, CgroupVersion::V2, "freezer").is_err());
     }
 }

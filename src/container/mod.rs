@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use crate::foreign::Reader;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
+use crate::proc::{Proc, descends_from};
 use crate::runtime::{Family, Runtime};
-use crate::sys::foreign::Reader;
 use crate::sys::owned::ensure_roots_alone;
-use crate::sys::process::{descends_from, namespaced_pids};
 
 pub use cgroup::{cgroup_version, freezer_of_process, group_name, memory_left};
 pub use engine::Engine;
@@ -186,14 +186,14 @@ impl Container {
     /// through `exec` is in the control group, and is frozen, and is not among them.
     pub fn dumped_processes(&self) -> Result<Vec<Process>> {
         let all = self.freezer.processes()?;
-        let level = namespaced_pids(self.init)?.len();
+        let level = Proc::of(self.init).namespaced_pids()?.len();
         let mut dumped = Vec::new();
         for host in all {
             if !descends_from(host, self.init) {
                 continue;
             }
             // A process that ended since the listing has nothing to keep.
-            if let Ok(numbers) = namespaced_pids(host)
+            if let Ok(numbers) = Proc::of(host).namespaced_pids()
                 && let Some(inner) = numbers.get(level - 1)
             {
                 dumped.push(Process { host, inner: *inner });
@@ -223,7 +223,7 @@ impl Container {
 
     /// Makes sure that the container sees, as its root, the directory that we would snapshot.
     pub fn ensure_root_is(&self, rootfs: &Path) -> Result<()> {
-        let seen = fs::metadata(format!("/proc/{}/root/", self.init))
+        let seen = fs::metadata(Proc::of(self.init).root().join("."))
             .context("looking at its root directory")?;
         let ours =
             fs::metadata(rootfs).with_context(|| format!("looking at {}", rootfs.display()))?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::sys::foreign::{Reader, Unreadable};
+use crate::foreign::{Reader, Unreadable};
 
 /// JSON that somebody keeps; `None` where there is none.
 ///

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::freezer_of_all;
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
-use crate::sys::mountinfo::{Mount, mount_of, mounts_of};
+use crate::proc::mountinfo::{Mount, mount_of, mounts_of};
+use crate::proc::{self, Proc};
 
 /// What is done about a volume that another container can write too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -61,7 +62,7 @@ pub(super) fn has_mounted(pid: i32, directory: &Path) -> Result<bool> {
 pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<VolumeUser>> {
     let ours = inode_of(root).with_context(|| format!("looking at {}", root.display()))?;
     let lives_there = |(_, processes): &(u64, Vec<i32>)| {
-        processes.iter().any(|pid| inode_of(format!("/proc/{pid}/root/.").as_ref()) == Ok(ours))
+        processes.iter().any(|pid| inode_of(&Proc::of(pid).root().join(".")) == Ok(ours))
     };
     Ok(namespaces_but(beside)?.into_iter().find(lives_there).map(VolumeUser::of))
 }
@@ -99,8 +100,8 @@ fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<Vo
 /// Whether a process has another root directory than we have. A service of the host with a mount
 /// namespace of its own sees every directory as we do; that is no container.
 fn is_elsewhere(pid: i32) -> bool {
-    let root = |path: String| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
-    root(format!("/proc/{pid}/root/.")) != root("/".to_owned())
+    let root = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    root(&Proc::of(pid).root().join(".")) != root(Path::new("/"))
 }
 
 /// The device of the file system that holds a directory, and the directory's path in it.
@@ -117,10 +118,8 @@ pub(crate) fn place_of(directory: &Path) -> Result<((u32, u32), PathBuf)> {
 /// The processes of each mount namespace, by the namespace's number. One that ends has none.
 fn namespaces() -> Result<BTreeMap<u64, Vec<i32>>> {
     let mut found: BTreeMap<u64, Vec<i32>> = BTreeMap::new();
-    for entry in fs::read_dir("/proc").context("reading /proc")? {
-        let name = entry?.file_name();
-        let pid = name.to_str().and_then(|name| name.parse().ok());
-        if let Some((pid, namespace)) = pid.and_then(|pid| Some((pid, namespace_of(pid)?))) {
+    for pid in proc::all()? {
+        if let Some(namespace) = namespace_of(pid) {
             found.entry(namespace).or_default().push(pid);
         }
     }
@@ -137,14 +136,13 @@ fn namespaces_but(except: &[i32]) -> Result<BTreeMap<u64, Vec<i32>>> {
 }
 
 fn namespace_of(pid: i32) -> Option<u64> {
-    fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|namespace| namespace.ino())
+    fs::metadata(Proc::of(pid).at("ns/mnt")).ok().map(|namespace| namespace.ino())
 }
 
 impl VolumeUser {
     fn of((namespace, processes): (u64, Vec<i32>)) -> Self {
         let pid = processes[0];
-        let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Self { pid, name: name.trim_ascii_end().into(), namespace, processes }
+        Self { pid, name: Proc::of(pid).name(), namespace, processes }
     }
 
     /// Whether both are one mount namespace.

@@ -9,6 +9,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 
 use super::Bundle;
 use crate::hint::WithHint;
+use crate::proc::{self, Proc};
 
 /// Numbers of users and groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,10 +92,9 @@ fn of_namespace(path: &Path) -> Result<Users> {
     let inode = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     let context = || format!("finding the users of {}", path.display());
     let wanted = inode(path).context("it is not there").with_context(context)?;
-    for process in fs::read_dir("/proc").context("reading /proc")?.flatten() {
-        let process = process.path();
-        if inode(&process.join("ns/user")) == Some(wanted) {
-            let read = |name: &str| Ranges::parse(&fs::read_to_string(process.join(name))?);
+    for process in proc::all()?.into_iter().map(Proc::of) {
+        if inode(&process.at("ns/user")) == Some(wanted) {
+            let read = |name: &str| Ranges::parse(&fs::read_to_string(process.at(name))?);
             return Ok(Users { uids: read("uid_map")?, gids: read("gid_map")? });
         }
     }

@@ -30,6 +30,7 @@ use super::protocol::{
     ACTION, ARCHIVER, Answer, BATCH, BINARIES, INTERPOSER, Knock, PROGRAM, VARIABLE, Work,
 };
 use crate::hint::WithHint;
+use crate::proc::OWN_PROGRAM;
 use crate::sys::process::{find_program, search_path};
 use crate::sys::socket::{Channel, Listener};
 
@@ -90,7 +91,7 @@ impl Door {
             .prefix("door-")
             .tempdir_in(RUN)
             .with_context(|| format!("making a directory in {RUN}"))?;
-        let ourselves = fs::read_link("/proc/self/exe").context("finding this program")?;
+        let ourselves = fs::read_link(OWN_PROGRAM).context("finding this program")?;
         for (place, name) in [(BINARIES, INTERPOSER), (TOOLS, ARCHIVER)] {
             let place = directory.path().join(place);
             DirBuilder::new()

@@ -8,7 +8,7 @@
 /// A step: what it is called, and where it begins and ends, in milliseconds from the moment at
 /// which CRIU ran its post-dump script.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct DumpStep {
     /// Its name.
     pub name: &'static str,
     /// When it began.
@@ -37,14 +37,14 @@ const MARKS: [(&str, &str); 12] = [
 ];
 
 /// The steps of a dump; none where the log does not tell.
-pub fn of_dump(log: &[u8]) -> Vec<Step> {
+pub fn of_dump(log: &[u8]) -> Vec<DumpStep> {
     let found = marks_in(&String::from_utf8_lossy(log));
     let Some((_, anchor)) = found.iter().find(|(mark, _)| MARKS[*mark].0 == ANCHOR) else {
         return Vec::new();
     };
     let step = |pair: &[(usize, f64)]| {
         let [(mark, begin), (_, end)] = *pair else { return None };
-        Some(Step { name: MARKS[mark].1, begin: begin - anchor, end: end - anchor })
+        Some(DumpStep { name: MARKS[mark].1, begin: begin - anchor, end: end - anchor })
     };
     found.windows(2).filter_map(step).collect()
 }

@@ -14,6 +14,7 @@
 //! The library is part of this program. The interposer puts it into a file in memory, which it keeps
 //! open for the CRIU that it becomes: `/run` may be mounted `noexec`.
 
+use crate::proc::Proc;
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
@@ -128,8 +129,7 @@ pub struct SetAside {
 impl SetAside {
     /// The open file behind a file descriptor of a process, by the number that it has here.
     pub fn of(process: i32, fd: i32) -> io::Result<Self> {
-        let link = format!("/proc/{process}/fd/{fd}");
-        let (device, inode) = at_once::stat_behind(Path::new(&link))?.identity();
+        let (device, inode) = at_once::stat_behind(&Proc::of(process).descriptor(fd))?.identity();
         Ok(Self { process, fd, device, inode })
     }
 
@@ -154,7 +154,7 @@ pub(super) fn preload(criu: &mut Command, directory: &Path) -> Result<()> {
 }
 
 fn own_path() -> PathBuf {
-    format!("/proc/self/fd/{FD}").into()
+    Proc::own().descriptor(FD)
 }
 
 /// Makes the directory that CRIU takes its plugins from: the system's, and ours.

@@ -14,6 +14,7 @@ use crate::freezer::CgroupVersion;
 use crate::hint::hint_of;
 use crate::locations;
 use crate::machine::{self, CriuVersion};
+use crate::proc::knows_file_system;
 use crate::runtime::{Family, Runtime};
 use crate::sys::process::find_program;
 
@@ -134,8 +135,7 @@ fn version_of(release: &str) -> Option<(u32, u32)> {
 }
 
 fn overlay() -> Diagnosis {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    match known.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay") {
+    match knows_file_system("overlay") {
         true => Diagnosis::good("overlay", "the kernel has it"),
         false => Diagnosis::advice(
             "overlay",

@@ -9,7 +9,7 @@ use super::{Checkpoint, Listed, Seen, directories_in, users};
 use crate::bytes::ByteString;
 use crate::container::records::{self, StoredContainer, read_json, read_own};
 use crate::container::{Engine, ensure_name};
-use crate::sys::foreign::Reader;
+use crate::foreign::Reader;
 
 /// A container, as its engine knows it.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::catalog::graph_root;
 use crate::container::ensure_name;
 use crate::container::records::read_own;
-use crate::sys::foreign::Reader;
+use crate::foreign::Reader;
 
 /// An image of containers/storage.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use crate::bytes::ByteString;
 use crate::container::Engine;
+use crate::foreign::{Reader, Unreadable};
 use crate::store::versions::Store;
-use crate::sys::foreign::{Reader, Unreadable};
 
 pub use images::{StoredImage, stored_image};
 pub use states::ContainerStatus;

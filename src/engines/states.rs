@@ -9,9 +9,9 @@ use super::{Checkpoint, Listed, Seen, directories_in, user_directory, users};
 use crate::bytes::ByteString;
 use crate::container::records::read_json;
 use crate::container::{Engine, annotations, ensure_name, freezer_of_process};
+use crate::foreign::Reader;
 use crate::freezer::FreezerState;
-use crate::sys::foreign::Reader;
-use crate::sys::process::start_time;
+use crate::proc::start_time;
 
 /// Whether a container runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

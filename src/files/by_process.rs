@@ -9,7 +9,7 @@ use super::table::{FileId, Holder, OpenFile, Table};
 use crate::bytes::ByteString;
 use crate::container::Process;
 use crate::criu::images::Images;
-use crate::sys::process::Status;
+use crate::proc::Proc;
 
 /// A process of a container, by the numbers that the container sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Task {
 pub fn tasks_of(processes: &[Process]) -> Vec<Task> {
     let inner: BTreeMap<i32, i32> = processes.iter().map(|one| (one.host, one.inner)).collect();
     let task = |process: &Process| {
-        let status = Status::of(process.host).ok()?;
+        let status = Proc::of(process.host).stat().ok()?;
         let parent = inner.get(&status.parent).copied().unwrap_or_default();
         Some(Task { pid: process.inner, parent, name: status.name.as_str().into() })
     };

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::descriptors::{self, Observed, Watch};
+use super::descriptors::Observed;
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
 use super::live::{Survey, survey};
 use super::settings::DumpSettings;
@@ -16,12 +16,14 @@ use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::container::Process;
 use crate::criu::door::real_criu;
+use crate::proc::Proc;
+use crate::proc::fdinfo::Watch;
+use crate::proc::mountinfo::Mount;
 use crate::sys::at_once::{self, Stat};
 use crate::sys::diag::{UnixSocket, unix_sockets};
 use crate::sys::handle::open_handle;
-use crate::sys::mountinfo::Mount;
 use crate::sys::mqueue;
-use crate::sys::process::{Status, descriptor_of};
+use crate::sys::process::descriptor_of;
 use crate::sys::sockopt;
 
 /// An open file of a running container, and what decides over its dump.
@@ -72,8 +74,7 @@ impl Facts {
         let stat = at_once::stat(&file).ok()?;
         let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
         let own = std::os::fd::AsRawFd::as_raw_fd(&file);
-        let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{own}")).ok()?;
-        let mount = descriptors::parse_fdinfo(&info).mount;
+        let mount = Proc::of("thread-self").fdinfo(own).ok()?.mount;
         let place = place(&self.reach, &path, &stat, mount);
         Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
     }
@@ -97,7 +98,7 @@ struct Observer<'a> {
 impl<'a> Observer<'a> {
     fn new(processes: &[Process], fds: &'a [Observed], reach: &'a Reach) -> Self {
         let is_socket = |fd: &&Observed| fd.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
-        let statuses = processes.iter().filter_map(|process| Status::of(process.host).ok());
+        let statuses = processes.iter().filter_map(|process| Proc::of(process.host).stat().ok());
         Self {
             fds: fds.iter().map(|fd| (fd.holder(), fd)).collect(),
             reach,
@@ -214,13 +215,12 @@ impl<'a> Observer<'a> {
 
 /// Whether a process is in the network namespace that CRIU will be in: ours.
 fn is_in_network_of_host(process: i32) -> bool {
-    let name = |path: &str| rustix::fs::readlink(path, Vec::new()).ok();
-    name(&format!("/proc/{process}/ns/net")) == name("/proc/self/ns/net")
+    Proc::of(process).namespace("net").ok() == Proc::own().namespace("net").ok()
 }
 
 /// The names of the namespaces that a process is in.
 fn namespaces(host: i32) -> Vec<Vec<u8>> {
-    let entries = std::fs::read_dir(format!("/proc/{host}/ns")).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(Proc::of(host).at("ns")).into_iter().flatten().flatten();
     let name = |entry: std::fs::DirEntry| rustix::fs::readlink(entry.path(), Vec::new()).ok();
     entries.filter_map(name).map(std::ffi::CString::into_bytes).collect()
 }
@@ -228,16 +228,16 @@ fn namespaces(host: i32) -> Vec<Vec<u8>> {
 /// The unix sockets of the network namespaces met so far.
 #[derive(Default)]
 struct UnixSockets {
-    seen: HashSet<Vec<u8>>,
+    seen: HashSet<PathBuf>,
     sockets: HashMap<u64, UnixSocket>,
 }
 
 impl UnixSockets {
     fn read(&mut self, host: i32) {
-        let path = format!("/proc/{host}/ns/net");
-        let Ok(namespace) = rustix::fs::readlink(&path, Vec::new()) else { return };
-        if self.seen.insert(namespace.into_bytes()) {
-            let sockets = unix_sockets(Path::new(&path)).unwrap_or_default();
+        let process = Proc::of(host);
+        let Ok(namespace) = process.namespace("net") else { return };
+        if self.seen.insert(namespace) {
+            let sockets = unix_sockets(&process.at("ns/net")).unwrap_or_default();
             self.sockets.extend(sockets.into_iter().map(|one| (u64::from(one.inode), one)));
         }
     }
@@ -307,7 +307,7 @@ fn can_find(reach: &Reach, watch: &Watch) -> bool {
 
 fn directory_of(host: i32, mount: &Mount) -> rustix::io::Result<OwnedFd> {
     let below = mount.point.as_path().strip_prefix("/").unwrap_or(Path::new(""));
-    let path = Path::new("/proc").join(format!("{host}/root")).join(below);
+    let path = Proc::of(host).root().join(below);
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -324,7 +324,7 @@ fn is_searched(reach: &Reach, watch: &Watch) -> bool {
         "/lib/udev",
     ];
     let Some(host) = reach.mounts().map(|reached| reached.host).next() else { return false };
-    let Ok(root) = directory(Path::new(&format!("/proc/{host}/root"))) else { return false };
+    let Ok(root) = directory(&Proc::of(host).root()) else { return false };
     is_watched(&root, watch)
         || SEARCHED.iter().filter(|below| !reach.asks_somebody(below.as_bytes())).any(|below| {
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -6,11 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::name;
-use super::table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, Table};
+use super::table::{ExternalFile, FileId, FileKind, Holder, Lock, OpenFile, Table};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{
     FdType, FileBody, FileEntry, FileLock, MemfdInode, RegFile, RemapKind, TtyInfo,
 };
+use crate::proc::fdinfo::LockKind;
 
 impl Table {
     /// The open files of a checkpoint, each under CRIU's identifier, which is the one that

@@ -196,8 +196,8 @@ fn mark_watched(files: &mut [OpenFile], fds: &[Observed]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::descriptors::is_zombie;
     use super::*;
+    use crate::proc::is_zombie;
     use std::os::fd::AsRawFd;
 
     fn own() -> Process {

@@ -18,12 +18,12 @@ mod user_info;
 
 pub mod verify;
 
-pub use descriptors::{FdInfo, parse_fdinfo};
+pub use crate::proc::fdinfo::LockKind;
 pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
-pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, LockKind, OpenFile, SCHEMA, Table};
+pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, OpenFile, SCHEMA, Table};
 pub use unreachable::{Owned, SeenByPath, Unreachable, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 

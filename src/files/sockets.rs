@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::descriptors::Observed;
 use super::name;
 use super::table::FileKind;
 use crate::bytes::ByteString;
+use crate::proc::Proc;
 
 /// What is known of sockets, by their inode numbers.
 type Known = HashMap<u64, (FileKind, ByteString)>;
@@ -14,7 +16,7 @@ type Known = HashMap<u64, (FileKind, ByteString)>;
 /// The sockets of the namespaces met so far.
 #[derive(Default)]
 pub(super) struct Sockets {
-    namespaces: HashMap<Vec<u8>, Known>,
+    namespaces: HashMap<PathBuf, Known>,
 }
 
 impl Sockets {
@@ -22,9 +24,7 @@ impl Sockets {
     /// that was never bound, is known by its protocol only.
     pub(super) fn name(&mut self, fd: &Observed) -> (FileKind, ByteString) {
         let host = fd.process.host;
-        let namespace = rustix::fs::readlink(format!("/proc/{host}/ns/net"), Vec::new())
-            .map(std::ffi::CString::into_bytes)
-            .unwrap_or_default();
+        let namespace = Proc::of(host).namespace("net").unwrap_or_default();
         let known = self.namespaces.entry(namespace).or_insert_with(|| read(host));
         known.get(&fd.stat.st_ino).cloned().unwrap_or_else(|| by_protocol(fd))
     }
@@ -32,7 +32,7 @@ impl Sockets {
 
 fn by_protocol(fd: &Observed) -> (FileKind, ByteString) {
     let mut value = [0; 64];
-    let path = format!("/proc/{}/fd/{}", fd.process.host, fd.fd);
+    let path = Proc::of(fd.process.host).descriptor(fd.fd);
     let length = rustix::fs::getxattr(path, "system.sockprotoname", &mut value).unwrap_or(0);
     let protocol = String::from_utf8_lossy(&value[..length]).trim_end_matches('\0').to_lowercase();
     let kind = match protocol.as_str() {
@@ -49,7 +49,8 @@ fn by_protocol(fd: &Observed) -> (FileKind, ByteString) {
 
 fn read(host: i32) -> Known {
     let mut known = Known::new();
-    let table = |name: &str| std::fs::read(format!("/proc/{host}/net/{name}")).unwrap_or_default();
+    let net = Proc::of(host).at("net");
+    let table = |name: &str| std::fs::read(net.join(name)).unwrap_or_default();
     for (file, protocol) in [
         ("tcp", "tcp"),
         ("tcp6", "tcp"),

@@ -4,6 +4,10 @@
 //! what direct I/O, libaio and io_uring have in flight lands after the times were set. The content of
 //! such files is copied again under the freeze, whatever their times say.
 
+use crate::bytes::ByteString;
+use crate::proc::Proc;
+use crate::proc::fdinfo::parse_fdinfo;
+use crate::proc::maps::Mapping;
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,16 +74,15 @@ impl Suspects {
     }
 
     fn look_at(&mut self, pid: i32) {
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        let maps = fs::read(process.join("maps")).unwrap_or_default();
-        let maps = String::from_utf8_lossy(&maps);
-        for range in maps.lines().filter_map(shared_and_writable) {
-            self.insert(&process.join("map_files").join(range));
+        let process = Proc::of(pid);
+        let maps = process.maps();
+        for mapping in maps.iter().filter(|mapping| is_shared_file(mapping)) {
+            self.insert(&process.at("map_files").join(&mapping.range));
         }
         let open = Open::of(&process);
-        let in_kernel = maps.lines().any(|line| line.contains("/[aio]"));
+        let in_kernel = maps.iter().any(|mapping| mapping.path.contains("/[aio]"));
         let has_ring = !open.rings.is_empty()
-            || maps.lines().any(|line| line.ends_with(RING))
+            || maps.iter().any(|mapping| mapping.path.ends_with(RING))
             || has_ring_thread(&process);
         self.asynchronous |= in_kernel || has_ring;
         let suspected =
@@ -116,23 +119,19 @@ impl Suspects {
 /// What the kernel calls an io_uring among descriptors and mappings.
 const RING: &str = "anon_inode:[io_uring]";
 
-/// The address range of a line of proc_pid_maps(5), if its mapping is shared and of a file. One that
-/// cannot be written now counts: `mprotect` leaves no trace.
-fn shared_and_writable(line: &str) -> Option<&str> {
-    let mut fields = line.split_ascii_whitespace();
-    let (range, permissions) = (fields.next()?, fields.next()?);
-    let inode = fields.nth(2)?;
-    (permissions.ends_with('s') && inode != "0").then_some(range)
+/// Whether a mapping is shared and of a file. One that cannot be written now counts: `mprotect` leaves
+/// no trace.
+fn is_shared_file(mapping: &Mapping) -> bool {
+    mapping.shared && mapping.inode != 0
 }
 
 /// A ring that was closed after its descriptor was registered with itself goes on working: what is
 /// left to see of it are its threads (io_uring/io-wq.c, io_uring/sqpoll.c).
-fn has_ring_thread(process: &Path) -> bool {
-    let Ok(threads) = fs::read_dir(process.join("task")) else { return false };
-    threads.flatten().any(|thread| {
-        fs::read(thread.path().join("comm"))
-            .is_ok_and(|name| name.starts_with(b"iou-wrk-") || name.starts_with(b"iou-sqp-"))
-    })
+fn has_ring_thread(process: &Proc) -> bool {
+    let is_rings = |name: ByteString| {
+        name.as_bytes().starts_with(b"iou-wrk-") || name.as_bytes().starts_with(b"iou-sqp-")
+    };
+    process.tasks().is_ok_and(|tasks| tasks.iter().any(|task| is_rings(task.name())))
 }
 
 /// What a process has open.
@@ -155,26 +154,20 @@ impl File {
 }
 
 impl Open {
-    fn of(process: &Path) -> Self {
+    fn of(process: &Proc) -> Self {
         let mut open = Self::default();
-        let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return open };
-        for entry in entries.flatten() {
-            let fdinfo = fs::read(entry.path()).unwrap_or_default();
-            let fdinfo = String::from_utf8_lossy(&fdinfo).into_owned();
-            let link = process.join("fd").join(entry.file_name());
+        for number in process.descriptors().unwrap_or_default() {
+            let Ok(fdinfo) = process.fdinfo_text(number) else { continue };
+            let link = process.descriptor(number);
             if fs::read_link(&link).is_ok_and(|target| target == Path::new(RING)) {
                 open.rings.push(fdinfo);
-            } else if let Some(flags) = flags_of(&fdinfo) {
+            } else {
+                let flags = parse_fdinfo(&fdinfo).flags.cast_signed();
                 open.files.push(File { link, flags });
             }
         }
         open
     }
-}
-
-fn flags_of(fdinfo: &str) -> Option<i32> {
-    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
-    i32::from_str_radix(flags.trim(), 8).ok()
 }
 
 /// The files that a ring can write without a descriptor: `UserFiles:` and a line for each, number
@@ -214,24 +207,25 @@ fn unescape(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::maps::parse_maps;
 
     #[test]
     fn shared_mappings_of_files() {
-        let shared = "7f0000000000-7f0000001000 rw-s 00000000 fe:00 42 /a b";
-        assert_eq!(shared_and_writable(shared), Some("7f0000000000-7f0000001000"));
+        let first = |line: &str| parse_maps(line).first().is_some_and(is_shared_file);
+        assert!(first("7f0000000000-7f0000001000 rw-s 00000000 fe:00 42 /a b"));
         for other in ["7f00-7f10 rw-p 0 fe:00 42 /a", "7f00-7f10 rw-s 0 00:00 0", "7f00-7f10"] {
-            assert_eq!(shared_and_writable(other), None, "{other}");
+            assert!(!first(other), "{other}");
         }
     }
 
     #[test]
     fn direct_io_and_writing_are_told_by_the_flags() {
-        let flags = |text| flags_of(text).unwrap();
+        let flags = |text| parse_fdinfo(text).flags.cast_signed();
         assert_ne!(flags("pos:\t0\nflags:\t0140002\n") & libc::O_DIRECT, 0);
         assert_eq!(flags("pos:\t0\nflags:\t0100002\n") & libc::O_DIRECT, 0);
         assert!(File { link: "x".into(), flags: flags("flags:\t0100002\n") }.is_writable());
         assert!(!File { link: "x".into(), flags: flags("flags:\t0100000\n") }.is_writable());
-        assert_eq!(flags_of(""), None);
+        assert_eq!(flags(""), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
+use crate::proc::fdinfo::LockKind;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -188,20 +189,6 @@ pub struct Lock {
     /// The process that has it, or had it opened first, as the container sees it.
     #[serde(default)]
     pub pid: i32,
-}
-
-/// The kinds of locks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LockKind {
-    /// Of `F_SETLK` (fcntl(2)): the process has it.
-    Posix,
-    /// Of flock(2).
-    Flock,
-    /// Of `F_OFD_SETLK`: the open file has it.
-    Ofd,
-    /// A lease.
-    Lease,
 }
 
 /// One open file description.

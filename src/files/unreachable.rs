@@ -4,18 +4,20 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::descriptors::{self, HeldLock, Observed};
-use super::table::{ExternalFile, FileKind, Holder, Lock, LockKind};
+use super::descriptors::{self, Observed};
+use super::table::{ExternalFile, FileKind, Holder, Lock};
 use crate::bytes::ByteString;
 use crate::container::Process;
+use crate::proc::fdinfo::{HeldLock, LockKind};
+use crate::proc::mountinfo::{self, Mount};
+use crate::proc::{Proc, is_zombie};
 use crate::sys::at_once::{self, Stat};
-use crate::sys::mountinfo::{self, Mount};
 
 /// A file descriptor for a file on a mount that the container does not have.
 ///
@@ -120,7 +122,7 @@ impl Reach {
     pub(super) fn of(processes: &[Process], frozen: bool) -> Result<Self> {
         let mut reach = Self::default();
         let mut seen = HashSet::new();
-        for process in processes.iter().filter(|process| !descriptors::is_zombie(process.host)) {
+        for process in processes.iter().filter(|process| !is_zombie(process.host)) {
             let read = reach.add(process.host, &mut seen);
             descriptors::tolerate(read, frozen)
                 .with_context(|| format!("reading the mounts of pid {}", process.inner))?;
@@ -128,12 +130,12 @@ impl Reach {
         Ok(reach)
     }
 
-    fn add(&mut self, host: i32, seen: &mut HashSet<Vec<u8>>) -> io::Result<()> {
-        let namespace = rustix::fs::readlink(format!("/proc/{host}/ns/mnt"), Vec::new())?;
-        if !seen.insert(namespace.into_bytes()) {
+    fn add(&mut self, host: i32, seen: &mut HashSet<PathBuf>) -> io::Result<()> {
+        let process = Proc::of(host);
+        if !seen.insert(process.namespace("mnt")?) {
             return Ok(());
         }
-        let text = std::fs::read(format!("/proc/{host}/mountinfo"))?;
+        let text = std::fs::read(process.at("mountinfo"))?;
         let mounts = mountinfo::parse_mountinfo(&text).map_err(io::Error::other)?;
         for mount in &mounts {
             let covered = mountinfo::is_covered(mount, &mounts);
@@ -162,11 +164,8 @@ impl Reach {
             return Err(Errno::REMOTE);
         }
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let root = rustix::fs::open(
-            format!("/proc/{host}/root"),
-            flags | OFlags::DIRECTORY,
-            Mode::empty(),
-        )?;
+        let root =
+            rustix::fs::open(Proc::of(host).root(), flags | OFlags::DIRECTORY, Mode::empty())?;
         let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         if self.has_remote() {
             // A link could lead there. The kernel's paths have none, unless one came since.

@@ -15,9 +15,10 @@ use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{Suspects, descriptors};
+use super::Suspects;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
+use crate::proc::{Proc, is_zombie};
 use crate::sys;
 
 /// A file as it was at a checkpoint.
@@ -159,14 +160,14 @@ fn digest_of(file: &File, bytes: u64) -> std::io::Result<String> {
 /// them, opened where the host has them.
 fn held_by(processes: &[i32], bundle: &Bundle) -> Result<BTreeMap<PathBuf, File>> {
     let mut held = BTreeMap::new();
-    for pid in processes.iter().filter(|pid| !descriptors::is_zombie(**pid)) {
-        for directory in ["fd", "map_files"] {
-            // A process that ends meanwhile holds nothing.
-            let Ok(links) = fs::read_dir(format!("/proc/{pid}/{directory}")) else { continue };
-            for link in links.flatten() {
-                if let Some((path, file)) = behind(&link.path(), bundle) {
-                    held.entry(path).or_insert(file);
-                }
+    for pid in processes.iter().filter(|pid| !is_zombie(**pid)) {
+        let process = Proc::of(pid);
+        // A process that ends meanwhile holds nothing.
+        let open = process.descriptors().unwrap_or_default();
+        let links = open.into_iter().map(|number| process.descriptor(number));
+        for link in links.chain(process.mapped()) {
+            if let Some((path, file)) = behind(&link, bundle) {
+                held.entry(path).or_insert(file);
             }
         }
     }

@@ -1,9 +1,7 @@
 //! Naming the processes that did not freeze.
 
-use std::fs;
-
 use super::Freezer;
-use crate::bytes::ByteString;
+use crate::proc::Proc;
 
 /// How many are named; the rest is counted.
 const NAMED: usize = 5;
@@ -21,20 +19,17 @@ pub(super) fn describe(freezer: &Freezer) -> String {
 
 /// The first thread of a process that is neither frozen nor stopped by a tracer.
 fn running_thread(pid: i32) -> Option<String> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    tasks.flatten().find_map(|task| {
-        let read = |file| fs::read(task.path().join(file)).unwrap_or_default();
-        let waits_in = String::from_utf8_lossy(&read("wchan")).into_owned();
+    Proc::of(pid).tasks().ok()?.into_iter().find_map(|task| {
+        let waits_in = task.waits_in();
         if is_stopped(&waits_in) {
             return None;
         }
-        let name = ByteString::from(read("comm").trim_ascii_end());
         let place = if waits_in.is_empty() || waits_in == "0" {
             "running".into()
         } else {
             format!("in {waits_in}")
         };
-        Some(format!("process {pid} ({name}) is {place}"))
+        Some(format!("process {pid} ({}) is {place}", task.name()))
     })
 }
 

@@ -5,12 +5,10 @@
 //! CRIU has stopped it: so CRIU would wait for the parent for ever. `posix_spawn`, Python's
 //! `subprocess`, Go and busybox start programs this way, and are done within a millisecond.
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Freezer;
-use crate::bytes::ByteString;
+use crate::proc::Proc;
 
 /// The function that the kernel names; which, depends on what its compiler has inlined.
 const PLACES: [&str; 3] = ["kernel_clone", "wait_for_vfork_done", "_do_fork"];
@@ -18,14 +16,11 @@ const PLACES: [&str; 3] = ["kernel_clone", "wait_for_vfork_done", "_do_fork"];
 /// The first process of a group that waits so, in words.
 pub(super) fn waiting(freezer: &Freezer) -> anyhow::Result<Option<String>> {
     Ok(freezer.processes()?.into_iter().find_map(|pid| {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-        let mut waits = tasks.flatten().filter(|task| {
-            settle(&task.path());
-            let place = fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
-            PLACES.contains(&place.trim())
+        let mut waits = Proc::of(pid).tasks().ok()?.into_iter().filter(|task| {
+            settle(task);
+            PLACES.contains(&task.waits_in().as_str())
         });
-        let name = fs::read(waits.next()?.path().join("comm")).unwrap_or_default();
-        Some(format!("process {pid} ({})", ByteString::from(name.trim_ascii_end())))
+        Some(format!("process {pid} ({})", waits.next()?.name()))
     }))
 }
 
@@ -34,7 +29,7 @@ pub(super) fn waiting(freezer: &Freezer) -> anyhow::Result<Option<String>> {
 /// A thaw wakes the parent of a vfork, which looks whether that is over and waits on: all the while
 /// it counts as frozen again as soon as the next freeze is asked for, and the kernel names no place
 /// of a thread that runs. On a busy machine that takes as long as others have the processor.
-fn settle(task: &Path) {
+fn settle(task: &Proc) {
     const LIMIT: Duration = Duration::from_secs(5);
     let begin = Instant::now();
     while runs(task) && begin.elapsed() < LIMIT {
@@ -43,17 +38,16 @@ fn settle(task: &Path) {
     }
 }
 
-/// Whether a thread runs or could run (proc_pid_stat(5)).
-fn runs(task: &Path) -> bool {
-    let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
-    // The name before it can hold anything, but for the last bracket.
-    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
+/// Whether a thread runs or could run.
+fn runs(task: &Proc) -> bool {
+    task.stat().is_ok_and(|stat| stat.state == 'R')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::freezer::CgroupVersion;
+    use std::fs;
     use std::process::{Command, Stdio};
 
     /// A group of one process, as a directory that looks like one.
@@ -65,16 +59,16 @@ mod tests {
     #[test]
     fn who_runs_is_waited_for() {
         let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        let task = format!("/proc/{0}/task/{0}", child.id());
+        let task = Proc::of(child.id());
         let begin = Instant::now();
         // Its shell has to be read first.
-        while !runs(Path::new(&task)) {
+        while !runs(&task) {
             assert!(begin.elapsed() < Duration::from_secs(30), "it does not run");
         }
         let pid = nix::unistd::Pid::from_raw(child.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-        settle(Path::new(&task));
-        assert!(!runs(Path::new(&task)));
+        settle(&task);
+        assert!(!runs(&task));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::sys::mountinfo::{Mount, mounts_of};
+use crate::proc::mountinfo::{Mount, mounts_of};
 
 /// The group, which stays, empty.
 const GROUP: &str = "ocicle";
@@ -49,7 +49,7 @@ fn move_to(group: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::mountinfo::parse_mountinfo;
+    use crate::proc::mountinfo::parse_mountinfo;
 
     #[test]
     fn the_hierarchies_of_services() {

@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
 use crate::hint::WithHint;
+use crate::proc::OWN_PROGRAM;
 use crate::runtime::exit::Ended;
 use crate::snapshot::DriverSnapshot;
 use crate::store::lock::{ContainerLock, Ledger};
@@ -267,7 +268,7 @@ impl Guardian {
 /// Starts this program under a name, with a connection for its standard input.
 fn spawn(name: &str) -> Result<(Channel, Child)> {
     let (channel, theirs) = Channel::pair()?;
-    let process = Command::new("/proc/self/exe")
+    let process = Command::new(OWN_PROGRAM)
         .arg0(name)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
         .spawn()?;

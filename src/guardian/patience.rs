@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sys::work::{done_by, with_descendants};
+use crate::proc::work::{done_by, with_descendants};
 
 /// How often is looked, at the longest.
 const OFTEN: Duration = Duration::from_secs(1);

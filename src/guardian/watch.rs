@@ -15,13 +15,14 @@ use super::{DEFAULT_LIMIT, Order, Removal, Report, Worker, deputy};
 use crate::bytes::ByteString;
 use crate::criu::protocol::ACTION;
 use crate::freezer::Freezer;
+use crate::proc::oom;
+use crate::proc::work::with_descendants;
+use crate::proc::{Proc, number_of};
 use crate::runtime::exit::Ended;
 use crate::snapshot::DriverSnapshot;
 use crate::store::lock::Ledger;
-use crate::sys::oom;
-use crate::sys::process::{Status, kill, number_of, pidfd, wait_readable};
+use crate::sys::process::{kill, pidfd, wait_readable};
 use crate::sys::socket::Channel;
-use crate::sys::work::with_descendants;
 
 /// How long somebody has who was told to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -324,7 +325,7 @@ impl Watch {
 /// Ends the scripts that a CRIU has started and waits for: it fails then, and lets go.
 fn kill_scripts(criu: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     let Some(number) = number_of(criu) else { return Ok(()) };
-    let is_script = |pid: &i32| Status::of(*pid).is_ok_and(|status| status.name == ACTION);
+    let is_script = |pid: &i32| Proc::of(*pid).stat().is_ok_and(|stat| stat.name == ACTION);
     for script in with_descendants(&[number]).into_iter().filter(is_script) {
         pidfd(script)?.map_or(Ok(()), |script| kill(script.as_fd()))?;
     }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::hint::WithHint;
+use crate::proc::Proc;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine};
-use crate::sys::process::{is_program, parent_and_name};
+use crate::sys::process::is_program;
 
 /// A runtime's `checkpoint` or `restore` that is under way.
 pub(super) struct Caller {
@@ -27,7 +28,7 @@ impl Caller {
     pub(super) fn find(command: &str) -> Result<Self> {
         let mut at = std::process::id().cast_signed();
         loop {
-            at = parent_and_name(at)?.0;
+            at = Proc::of(at).stat()?.parent;
             if at <= 1 {
                 return Err(anyhow::anyhow!("no runtime called it with {command}").hint(
                     "this is CRIU's action script below runc or crun; other callers of CRIU need \
@@ -41,12 +42,13 @@ impl Caller {
     }
 
     fn of(pid: i32, command: &str) -> Result<Option<Self>> {
+        let process = Proc::of(pid);
         let read = |name: &str| {
-            let path = format!("/proc/{pid}/{name}");
-            fs::read_link(&path).with_context(|| format!("reading {path}"))
+            let path = process.at(name);
+            fs::read_link(&path).with_context(|| format!("reading {}", path.display()))
         };
-        let path = format!("/proc/{pid}/cmdline");
-        let text = fs::read(&path).with_context(|| format!("reading {path}"))?;
+        let path = process.at("cmdline");
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let Some((name, globals, call)) = parse(&text, command) else { return Ok(None) };
         let runtime = Runtime::at(program(read("exe")?, &name)?).with_globals(globals);
         Ok(Some(Self { runtime, call, directory: read("cwd")? }))

@@ -9,8 +9,8 @@ use tempfile::TempPath;
 
 use super::{DIRECTORY, LoanReply, LoanRequest, Offer, connect, hear, hold_directory};
 use crate::container::Identity;
+use crate::proc::{Proc, descends_from};
 use crate::sys::fd;
-use crate::sys::process::{descends_from, namespaced_pids};
 use crate::sys::socket::{Channel, Listener};
 use crate::sys::terminal;
 
@@ -122,7 +122,8 @@ impl Desk {
 
     fn may_have(&self, peer: i32, identity: &Identity) -> Result<bool> {
         let ourselves = i32::try_from(std::process::id())?;
-        let is_inside = namespaced_pids(peer)?.len() != namespaced_pids(ourselves)?.len();
+        let is_inside =
+            Proc::of(peer).namespaced_pids()?.len() != Proc::of(ourselves).namespaced_pids()?.len();
         ensure!(!is_inside, "process {peer}, inside a container, asked for what is lent");
         Ok(match &self.container {
             Some(name) => identity.is_called(name),

@@ -26,7 +26,7 @@ pub struct Forecast {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<Remedy>,
     /// Every file system that is put back.
-    pub parts: Vec<Changes>,
+    pub parts: Vec<PartChanges>,
 }
 
 /// What would become of an open file.
@@ -66,7 +66,7 @@ pub struct Said {
 
 /// What would be changed on a file system.
 #[derive(Debug, Serialize)]
-pub struct Changes {
+pub struct PartChanges {
     /// Where the container sees it.
     pub destination: ByteString,
     /// How many paths of each kind: `remove`, `create`, `replace`, `link`, `attributes`.
@@ -114,7 +114,7 @@ impl Said {
     }
 }
 
-fn changes_of(part: &Target, plan: &snapshot::Plan<'_>) -> Changes {
+fn changes_of(part: &Target, plan: &snapshot::Plan<'_>) -> PartChanges {
     let name = |verb| match verb {
         Verb::Remove => "remove",
         Verb::Create => "create",
@@ -122,7 +122,7 @@ fn changes_of(part: &Target, plan: &snapshot::Plan<'_>) -> Changes {
         Verb::Link => "link",
         Verb::Attributes => "attributes",
     };
-    Changes {
+    PartChanges {
         destination: part.destination.as_path().into(),
         paths: plan.summary().into_iter().map(|(verb, count)| (name(verb), count)).collect(),
         notes: plan.notes().to_vec(),

@@ -46,7 +46,7 @@ use crate::store::manifest::{self, Trust};
 use crate::substitute::{Allow, Substitution};
 use crate::sys::process::InheritedFds;
 
-pub use dry_run::{Changes, FileFate, Forecast, Said, Substitute};
+pub use dry_run::{FileFate, Forecast, PartChanges, Said, Substitute};
 pub use in_place::InPlace;
 pub use plan::{Examined, RestorePlan};
 

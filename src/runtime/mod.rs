@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::bytes::ByteString;
 use crate::hint::WithHint;
+use crate::proc::OWN_PROGRAM;
 use crate::sys::process::{find_program, is_program};
 
 /// The program that does the work, and the global flags that it is called with.
@@ -246,9 +247,7 @@ pub fn is_ourselves(program: &Path) -> bool {
         .ok()
         .into_iter()
         .flat_map(|exe| ["ocicle", "ocicle-runtime"].map(|name| exe.with_file_name(name)));
-    std::iter::once(PathBuf::from("/proc/self/exe"))
-        .chain(siblings)
-        .any(|ours| is_same(&ours, program))
+    std::iter::once(PathBuf::from(OWN_PROGRAM)).chain(siblings).any(|ours| is_same(&ours, program))
 }
 
 fn is_same(ours: &Path, program: &Path) -> bool {

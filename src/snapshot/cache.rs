@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::copy::Way;
-use crate::sys::memory::MachineMemory;
+use crate::proc::memory::MachineMemory;
 
 /// Decides for each file which way its bytes take.
 #[derive(Debug, Default)]

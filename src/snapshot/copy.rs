@@ -7,12 +7,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 
+use super::BUFFER;
 use super::index::STRETCH_LIMIT;
 use crate::sys::direct::{Buffer, Direct};
 use crate::sys::fs;
-
-/// Bytes read or written at once.
-pub(super) const BUFFER: usize = 1 << 20;
 
 /// Which way bytes take to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

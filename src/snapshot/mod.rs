@@ -33,7 +33,6 @@ mod index;
 mod layer;
 mod lower;
 mod node;
-mod old;
 mod opened;
 mod pack;
 mod packed;
@@ -68,6 +67,9 @@ pub use probe::{Root, probe};
 pub use shows::{ShownAt, Shows};
 pub use tar::{Headers, Limits, padding};
 pub use tmpfs::{LeadsOut, pack_tree, unpack_tree};
+
+/// Bytes read or written at once.
+const BUFFER: usize = 1 << 20;
 
 /// Told how far long work has come. The core draws nothing.
 pub trait Progress: Sync {

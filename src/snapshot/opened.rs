@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::paths::{Id, Paths};
-use super::walk::is_absent;
 use crate::sys::fs;
 
 /// So many stay open.
@@ -88,4 +87,10 @@ impl<'a> Opened<'a> {
 /// A directory that is open, as system calls want it.
 pub(super) fn as_fd(dir: &Arc<OwnedFd>) -> BorrowedFd<'_> {
     dir.as_ref().as_fd()
+}
+
+/// Whether an error says that there is no such directory.
+pub(super) fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(libc::ELOOP)
 }

@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::copy::{BUFFER, stretches};
+use super::BUFFER;
+use super::copy::stretches;
 use super::driver::{DriverSnapshot, HeldContent};
 use super::index::{Content, Digest, Entry, Index, Kind, Lines, Meta, check_content};
 use super::layer::{self, Compression, LayerReader};

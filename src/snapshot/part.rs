@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::copy::BUFFER;
+use super::BUFFER;
 use super::identity::Form;
 use super::index::{Content, Digest, Entry, Index, Kind, LAYER_LIMIT};
 use super::layer::LayerReader;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use rustix::fs::AtFlags;
 
+use super::BUFFER;
 use super::attributes::{Found, Shape, identity};
-use super::copy::BUFFER;
 use super::driver::HeldLocally;
 use super::identity::Form;
 use super::index::{Content, Digest, Entry, Index, Kind, Meta, PATH_LIMIT};

@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail};
 use super::identity::{Form, LayerIdentity, RootIdentity};
 use super::lower;
 use crate::bytes::ByteString;
+use crate::proc::mountinfo::{Mount, mount_of, mounts_of};
 use crate::sys::fs;
 use crate::sys::mount::{Lowers, clone_of, overlay_of_lowers};
-use crate::sys::mountinfo::{Mount, mount_of, mounts_of};
 
 /// A root file system that can be snapshotted or made equal to a snapshot.
 pub struct Root {

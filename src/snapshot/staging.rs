@@ -9,13 +9,14 @@ use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::BUFFER;
 use super::attributes::{Found, Shape};
-use super::copy::BUFFER;
+use super::index::Old;
 use super::index::{Content, Entry, Fingerprint, Index, Kind, Meta};
 use super::part::PackedPart;
 use super::paths::{Id, Paths};
+use super::shown;
 use super::walk::{Seen, Tree};
-use super::{old, shown};
 use crate::digest::FileRecord;
 use crate::limits::Limit;
 use crate::sys::directory::Directory;
@@ -55,7 +56,7 @@ struct BaseRecord<'a> {
 struct ReadBaseRecord {
     layers: Vec<FileRecord>,
     #[serde(default)]
-    index: Option<old::Old<Content>>,
+    index: Option<Old<Content>>,
 }
 
 /// Turns a walk into index entries: names of one inode become links to the first. `content` says where

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Stat};
 
 use super::attributes::{Found, Shape, identity, is_racy};
 use super::index::{Fingerprint, PATH_LIMIT, Time};
-use super::opened::{Opened, as_fd};
+use super::opened::{Opened, as_fd, is_absent};
 use super::paths::{Id, Paths, Weigh};
 use super::probe::{Overlay, Root};
 use super::{join, shown};
@@ -505,12 +505,6 @@ pub(super) fn open_existing(root: impl AsFd, path: &[u8]) -> io::Result<Option<O
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Whether an error says that there is no such directory.
-pub(super) fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(libc::ELOOP)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use crate::criu::phases::Step;
+use crate::criu::phases::DumpStep;
 use crate::store::manifest::Phase;
 
 /// Steps, on one clock that begins with the command.
@@ -25,7 +25,7 @@ impl Timeline {
     }
 
     /// A step of CRIU's, which is part of another one and counts from `anchor`.
-    pub fn mark_within(&self, whole: &str, anchor: Instant, step: &Step) {
+    pub fn mark_within(&self, whole: &str, anchor: Instant, step: &DumpStep) {
         let anchor = self.since(anchor);
         self.add(Some(whole.to_owned()), step.name, anchor + step.begin, anchor + step.end);
     }

@@ -1,4 +1,4 @@
-//! Thin, safe functions over system calls and `/proc`: one for each call, file descriptors
+//! Thin, safe functions over system calls: one for each call, file descriptors
 //! borrowed as [`std::os::fd::AsFd`] and returned owned.
 //!
 //! All `unsafe` of the crate is below this module.
@@ -10,17 +10,13 @@ pub mod diag;
 pub mod direct;
 pub mod directory;
 pub mod fd;
-pub mod foreign;
 pub mod fs;
 pub mod handle;
 pub mod inherited;
 pub mod kcmp;
-pub mod memory;
 pub mod mount;
-pub mod mountinfo;
 pub mod mqueue;
 pub mod named;
-pub mod oom;
 pub mod owned;
 pub mod process;
 pub mod signals;
@@ -28,4 +24,3 @@ pub mod socket;
 pub mod sockopt;
 pub mod spawn;
 pub mod terminal;
-pub mod work;

@@ -1,9 +1,9 @@
-//! Processes: `/proc/PID`, pidfds, our own inherited descriptors.
+//! Processes: pidfds, programs, our own inherited descriptors.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,14 +27,6 @@ pub fn kill(process: BorrowedFd<'_>) -> Result<()> {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error).context("killing a process"),
     }
-}
-
-/// The number of a pidfd's process; `None` when that has ended (fdinfo of pidfd_open(2)).
-pub fn number_of(process: BorrowedFd<'_>) -> Option<i32> {
-    let path = format!("/proc/thread-self/fdinfo/{}", process.as_raw_fd());
-    let info = fs::read_to_string(path).ok()?;
-    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    (number > 0).then_some(number)
 }
 
 /// Has this thread run before what else wants the processors: a container is frozen as long as it
@@ -69,94 +61,11 @@ fn wait_for(fds: &[BorrowedFd<'_>], what: PollFlags, limit: Option<Duration>) ->
     Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
-/// The numbers of a process in each pid namespace from ours inwards (`NSpid` of proc_pid_status(5)).
-pub fn namespaced_pids(pid: i32) -> Result<Vec<i32>> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    parse_nspid(&text).with_context(|| format!("reading {path}"))
-}
-
-fn parse_nspid(status: &str) -> Result<Vec<i32>> {
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("NSpid:")).context("it has no NSpid")?;
-    line.split_ascii_whitespace().map(|number| Ok(number.parse()?)).collect()
-}
-
 /// A copy of a file descriptor of another process, of the same open file.
 pub fn descriptor_of(pid: i32, fd: RawFd) -> Result<OwnedFd> {
     let process = pidfd(pid)?.context("it has ended")?;
     rustix::process::pidfd_getfd(process, fd, rustix::process::PidfdGetfdFlags::empty())
         .with_context(|| format!("copying fd {fd} of process {pid}"))
-}
-
-/// When a process was started, in ticks since the machine was; `None` when it has ended.
-pub fn start_time(pid: i32) -> Option<u64> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    parse_start_time(&String::from_utf8_lossy(&text))
-}
-
-fn parse_start_time(stat: &str) -> Option<u64> {
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
-    // One that has ended and waits for its parent is a process no more.
-    let state = fields.next()?;
-    if ["Z", "X"].contains(&state) { None } else { fields.nth(18)?.parse().ok() }
-}
-
-/// What proc_pid_stat(5) says of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// Its name.
-    pub name: String,
-    /// `R`, `S`, `D`, `T`, `t`, `Z` …
-    pub state: char,
-    /// Its parent.
-    pub parent: i32,
-    /// The leader of its session.
-    pub session: i32,
-    /// The number of its controlling terminal's device; 0 if it has none.
-    pub terminal: u64,
-}
-
-impl Status {
-    /// Reads it.
-    pub fn of(pid: i32) -> Result<Self> {
-        let path = format!("/proc/{pid}/stat");
-        let text = fs::read(&path).with_context(|| format!("reading {path}"))?;
-        Self::parse(&String::from_utf8_lossy(&text)).with_context(|| format!("reading {path}"))
-    }
-
-    /// The name is between the first and the last parenthesis: it may hold any byte itself.
-    fn parse(stat: &str) -> Result<Self> {
-        let (open, close) = stat.find('(').zip(stat.rfind(')')).context("it has no name")?;
-        let mut fields = stat.get(close + 1..).unwrap_or_default().split_ascii_whitespace();
-        let mut next = || fields.next().context("it is cut");
-        let state = next()?.chars().next().context("it has no state")?;
-        let (parent, _group, session) = (next()?.parse()?, next()?, next()?.parse()?);
-        Ok(Self {
-            name: stat.get(open + 1..close).context("its name is cut")?.to_owned(),
-            state,
-            parent,
-            session,
-            terminal: next()?.parse()?,
-        })
-    }
-}
-
-/// The parent and the name of a process (proc_pid_stat(5)).
-pub fn parent_and_name(pid: i32) -> Result<(i32, String)> {
-    Status::of(pid).map(|status| (status.parent, status.name))
-}
-
-/// Whether a process is another, or descends from it.
-pub fn descends_from(process: i32, ancestor: i32) -> bool {
-    let mut at = process;
-    while at != ancestor {
-        match parent_and_name(at) {
-            Ok((parent, _)) if parent > 1 => at = parent,
-            _ => return false,
-        }
-    }
-    true
 }
 
 /// The descriptors that this process was started with.
@@ -219,30 +128,6 @@ pub fn is_program(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_that_ended_has_no_start_time() {
-        let rest = "3 7 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 4711 5 6";
-        assert_eq!(parse_start_time(&format!("7 (a) b) S {rest}")), Some(4711));
-        assert_eq!(parse_start_time(&format!("7 (a) Z {rest}")), None);
-        assert_eq!(parse_start_time("7 (a) S 1"), None);
-        assert!(start_time(std::process::id().cast_signed()).is_some());
-    }
-
-    #[test]
-    fn a_name_may_hold_parentheses_and_spaces() {
-        let status = Status::parse("7 (a) b (c) S 3 7 6 34817").unwrap();
-        assert_eq!((status.parent, status.name.as_str()), (3, "a) b (c"));
-        assert_eq!((status.state, status.session, status.terminal), ('S', 6, 34817));
-        assert!(Status::parse("7 (a S 3").is_err());
-        assert!(Status::parse("7 )(").is_err());
-    }
-
-    #[test]
-    fn pids_of_each_namespace() {
-        assert_eq!(parse_nspid("Name:\tx\nNSpid:\t812\t7\n").unwrap(), [812, 7]);
-        assert!(parse_nspid("Name:\tx\n").is_err());
-    }
 
     #[test]
     fn a_process_that_is_gone_has_no_pidfd() {

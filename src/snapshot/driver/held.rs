@@ -11,6 +11,7 @@ use super::pool::Pool;
 use super::{Claim, DriverName, DriverSettings, Program, program};
 use crate::bytes::ByteString;
 use crate::files::Suspects;
+use crate::proc::mountinfo::{Mount, mounts_of};
 use crate::snapshot::attributes::{coarse_now, is_racy};
 use crate::snapshot::identity::RootIdentity;
 use crate::snapshot::index::{Index, Time};
@@ -22,7 +23,6 @@ use crate::snapshot::staging::{
 use crate::snapshot::walk::{Earlier, Still, walk};
 use crate::sys::directory::Directory;
 use crate::sys::fs::check_name;
-use crate::sys::mountinfo::{Mount, mounts_of};
 
 const STAGED_HELD: &str = "held.json";
 

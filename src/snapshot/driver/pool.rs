@@ -14,11 +14,11 @@ use rustix::io::Errno;
 use super::registry::{Claim, Registry, new_name};
 use crate::bytes::ByteString;
 use crate::fault::{self, Point};
+use crate::proc::mountinfo::{mount_of, mounts_of};
 use crate::snapshot::probe::Root;
 use crate::snapshot::{remove, split};
 use crate::sys::btrfs;
 use crate::sys::fs;
-use crate::sys::mountinfo::{mount_of, mounts_of};
 
 /// Where snapshots are.
 const DIRECTORY: &str = ".ocicle";

@@ -20,9 +20,9 @@ use super::registry::{Claim, Registry};
 use crate::bytes::ByteString;
 use crate::glob;
 use crate::hint::WithHint;
+use crate::proc::mountinfo::{mount_of, mounts_of};
 use crate::sys::fs;
 use crate::sys::mount::clone_of;
-use crate::sys::mountinfo::{mount_of, mounts_of};
 use crate::sys::process::{pidfd, wait_readable};
 
 /// An answer longer than this is refused.

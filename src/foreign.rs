@@ -12,9 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::fs::names;
-use super::mountinfo::mounts_of;
 use crate::bytes::ByteString;
+use crate::proc::Proc;
+use crate::sys::fs::names;
 
 /// The largest file of root's that is read; an engine has kilobytes for each container.
 const LIMIT: u64 = 64 << 20;
@@ -74,7 +74,7 @@ impl Reader {
     /// else is opened, and nothing that a FUSE server has to hand out.
     pub fn of_user(user: u32) -> Self {
         // Without a list of mounts nothing is known of any of them, and all are looked at.
-        let mounts = mounts_of("self").unwrap_or_default();
+        let mounts = Proc::own().mounts().unwrap_or_default();
         let served = mounts.iter().filter(|mount| mount.kind.starts_with("fuse"));
         Self { user: Some(user), served: served.map(|mount| mount.id).collect() }
     }
@@ -195,15 +195,13 @@ fn look(entry: OwnedFd) -> Result<(OwnedFd, Statx), Unreadable> {
 
 /// The mount that a descriptor is on, which is known without asking the file system.
 fn mount_of(entry: &OwnedFd) -> io::Result<u32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", entry.as_raw_fd()))?;
-    let number = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-    let number = number.and_then(|number| number.trim().parse().ok());
-    number.ok_or_else(|| io::Error::other("its fdinfo names no mount"))
+    let number = Proc::own().fdinfo(entry.as_raw_fd())?.mount;
+    number.try_into().map_err(|_| io::Error::other("its fdinfo names no mount"))
 }
 
 /// Opens the very file, whatever has its name by now.
 fn reopen(entry: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
-    let path = super::fs::proc_path(entry);
+    let path = crate::sys::fs::proc_path(entry);
     Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 

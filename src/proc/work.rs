@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
-use super::process::Status;
+use super::{Proc, all};
 
 /// These processes, and all that descend from them.
 pub fn with_descendants(of: &[i32]) -> BTreeSet<i32> {
@@ -25,25 +25,18 @@ pub fn with_descendants(of: &[i32]) -> BTreeSet<i32> {
 }
 
 fn parents() -> HashMap<i32, i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    numbers.filter_map(|pid| Some((pid, Status::of(pid).ok()?.parent))).collect()
+    let parent = |pid: i32| Some((pid, Proc::of(pid).stat().ok()?.parent));
+    all().unwrap_or_default().into_iter().filter_map(parent).collect()
 }
 
 /// How much a process has done so far: processor time, and bytes that it read and wrote
 /// (proc_pid_io(5)). Who waits in the kernel, or for somebody else, does not get on. 0 for one
 /// that has ended.
 pub fn done_by(pid: i32) -> u64 {
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let process = Proc::of(pid);
+    let io = fs::read_to_string(process.at("io")).unwrap_or_default();
     let numbers = io.lines().filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok());
-    numbers.fold(processor_time(&String::from_utf8_lossy(&stat)), u64::wrapping_add)
-}
-
-/// Fields 14 and 15 of proc_pid_stat(5).
-fn processor_time(stat: &str) -> u64 {
-    let Some((_, rest)) = stat.rsplit_once(')') else { return 0 };
-    rest.split_ascii_whitespace().skip(11).take(2).filter_map(|time| time.parse::<u64>().ok()).sum()
+    numbers.fold(process.stat().map_or(0, |stat| stat.worked), u64::wrapping_add)
 }
 
 #[cfg(test)]
@@ -51,12 +44,6 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::process::{Command, Stdio};
-
-    #[test]
-    fn processor_time_of_a_process_with_a_strange_name() {
-        assert_eq!(processor_time("7 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0"), 42);
-        assert_eq!(processor_time(""), 0);
-    }
 
     #[test]
     fn who_waits_does_not_get_on() {
@@ -70,7 +57,7 @@ mod tests {
         assert!(with_descendants(&[std::process::id().cast_signed()]).contains(&pid));
         child.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
         // Until it is in its read.
-        while Status::of(pid).unwrap().state != 'S' {}
+        while Proc::of(pid).stat().unwrap().state != 'S' {}
         let before = done_by(pid);
         assert_eq!(done_by(pid), before);
         drop(child.stdin.take());

@@ -11,12 +11,12 @@ use anyhow::{Context, Result, ensure};
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::identity::{Form, RootIdentity};
-use super::index::{Entry, Index, Kind, PATH_LIMIT, STRETCH_LIMIT};
-use super::paths::Paths;
-use super::{shown, split};
+use super::{Entry, Index, Kind, PATH_LIMIT, STRETCH_LIMIT};
 use crate::bytes::ByteString;
 use crate::limits::{self, Limit};
+use crate::snapshot::identity::{Form, RootIdentity};
+use crate::snapshot::paths::Paths;
+use crate::snapshot::{shown, split};
 
 /// The only version.
 const SCHEMA: u32 = 1;
@@ -26,7 +26,7 @@ const STRING_LIMIT: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(bound = "C: Deserialize<'de>")]
-pub(super) struct Old<C> {
+pub(in crate::snapshot) struct Old<C> {
     schema: u32,
     driver: Form,
     root: RootIdentity,
@@ -42,12 +42,12 @@ pub(super) fn read<C: DeserializeOwned>(from: impl Read) -> Result<Index<C>> {
 
 impl<C> Old<C> {
     /// The same in the order of this version. What it says is not checked.
-    pub(super) fn into_index(self) -> Result<Index<C>> {
+    pub(in crate::snapshot) fn into_index(self) -> Result<Index<C>> {
         ensure!(
             self.schema == SCHEMA,
             "the index has version {}, this program reads versions up to {}",
             self.schema,
-            super::index::SCHEMA
+            super::SCHEMA
         );
         let entries = self.entries.0.context("the index has no root")?;
         let entries = entries.ordered(|entry, places| {

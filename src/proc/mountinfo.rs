@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::cgroup::Membership;
 use crate::bytes::ByteString;
 
 /// One mounted file system.
@@ -33,6 +34,20 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// Whether it is the hierarchy of version 1 that has a controller.
+    pub fn has_controller(&self, controller: &str) -> bool {
+        let mut options = self.super_options.as_bytes().split(|byte| *byte == b',');
+        self.kind == "cgroup" && options.any(|option| option == controller.as_bytes())
+    }
+
+    /// Whether it is the hierarchy that a group is in.
+    pub fn shows(&self, group: &Membership) -> bool {
+        match group.controllers.first() {
+            None => self.kind == "cgroup2",
+            Some(first) => self.has_controller(first),
+        }
+    }
+
     /// Whether nothing can be written through this mount.
     pub fn is_read_only(&self) -> bool {
         let read_only =
@@ -60,9 +75,7 @@ impl Mount {
 
 /// Reads the mounts that process `pid` sees (`self` for our own).
 pub fn mounts_of(pid: &str) -> Result<Vec<Mount>> {
-    let path = format!("/proc/{pid}/mountinfo");
-    let text = std::fs::read(&path).with_context(|| format!("reading {path}"))?;
-    parse_mountinfo(&text).with_context(|| format!("reading {path}"))
+    super::Proc::of(pid).mounts()
 }
 
 /// Parses the whole file, in the order of mounting.

@@ -4,6 +4,10 @@
 //! lies, its last name, and what it is. It is read and written a line at a time. Version 1, which is
 //! read too, was one object with the whole path of each entry.
 
+mod old;
+
+pub(super) use old::Old;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 
@@ -13,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{Form, RootIdentity};
 use super::paths::{Id, Paths, Weigh};
-use super::{old, shown};
+use super::shown;
 use crate::bytes::ByteString;
 use crate::limits::Limit;
 
@@ -310,7 +314,7 @@ impl<C: Serialize> Index<C> {
 impl<C: DeserializeOwned> Index<C> {
     /// Reads one. What it says is not checked.
     pub(super) fn read(from: impl Read) -> Result<Self> {
-        let mut from = BufReader::with_capacity(super::copy::BUFFER, from);
+        let mut from = BufReader::with_capacity(super::BUFFER, from);
         match version(from.fill_buf()?) {
             Some(SCHEMA) => {}
             Some(newer) if newer > SCHEMA => {

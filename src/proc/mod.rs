@@ -1,0 +1,242 @@
+//! `/proc`: whatever ocicle reads of it (proc(5)), it reads here.
+//!
+//! A [`Proc`] is a process or thread by its directory. What is more than a word has a type and a
+//! function `parse_…` that takes text, apart from the one that reads the file. Whatever is read of a
+//! process that runs may have ended meanwhile, and its number may be another's.
+
+pub mod cgroup;
+pub mod fdinfo;
+pub mod maps;
+pub mod memory;
+pub mod mountinfo;
+pub mod oom;
+pub mod stat;
+pub mod status;
+pub mod work;
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::bytes::ByteString;
+use cgroup::{Membership, parse_cgroup};
+use fdinfo::{FdInfo, parse_fdinfo};
+use maps::{Mapping, parse_maps};
+use mountinfo::{Mount, parse_mountinfo};
+use stat::{ProcessStat, parse_stat};
+use status::parse_numbers;
+
+const PROC: &str = "/proc";
+
+/// The program that this process runs, to be executed again: also where its file was replaced.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// A process or thread, by its directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proc(PathBuf);
+
+impl Proc {
+    /// The process of that number, or the one that goes by that name (`self`, `thread-self`).
+    pub fn of(name: impl Display) -> Self {
+        Self(Path::new(PROC).join(name.to_string()))
+    }
+
+    /// This process.
+    pub fn own() -> Self {
+        Self::of("self")
+    }
+
+    /// A file or link in its directory.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The link that leads to what is open under a number.
+    pub fn descriptor(&self, number: RawFd) -> PathBuf {
+        self.at("fd").join(number.to_string())
+    }
+
+    /// The link that leads to its root directory.
+    pub fn root(&self) -> PathBuf {
+        self.at("root")
+    }
+
+    /// Its name; nothing if it has ended.
+    pub fn name(&self) -> ByteString {
+        fs::read(self.at("comm")).unwrap_or_default().trim_ascii_end().into()
+    }
+
+    /// The function of the kernel in which it waits; empty or `0` if it does not.
+    pub fn waits_in(&self) -> String {
+        let place = fs::read(self.at("wchan")).unwrap_or_default();
+        String::from_utf8_lossy(&place).trim().to_owned()
+    }
+
+    /// What `stat` says.
+    ///
+    /// # Errors
+    /// It has ended, most likely.
+    pub fn stat(&self) -> Result<ProcessStat> {
+        self.parsed("stat", parse_stat)
+    }
+
+    /// The text of `status`.
+    pub fn status(&self) -> io::Result<String> {
+        fs::read_to_string(self.at("status"))
+    }
+
+    /// Its numbers in each pid namespace from ours inwards.
+    ///
+    /// # Errors
+    /// It has ended, most likely.
+    pub fn namespaced_pids(&self) -> Result<Vec<i32>> {
+        self.parsed("status", |text| parse_numbers(&String::from_utf8_lossy(text), "NSpid"))
+    }
+
+    /// The mounts that it sees, in the order of mounting.
+    ///
+    /// # Errors
+    /// It has ended, most likely.
+    pub fn mounts(&self) -> Result<Vec<Mount>> {
+        self.parsed("mountinfo", parse_mountinfo)
+    }
+
+    /// Its group in each hierarchy of control groups.
+    ///
+    /// # Errors
+    /// It has ended, most likely.
+    pub fn cgroups(&self) -> Result<Vec<Membership>> {
+        self.parsed("cgroup", |text| parse_cgroup(&String::from_utf8_lossy(text)))
+    }
+
+    fn parsed<T>(&self, file: &str, parse: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        let path = self.at(file);
+        let read = || parse(&fs::read(&path)?);
+        read().with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// What tells its namespace of a kind (`mnt`, `net`, …) from others.
+    pub fn namespace(&self, kind: &str) -> io::Result<PathBuf> {
+        fs::read_link(self.at("ns").join(kind))
+    }
+
+    /// Its threads.
+    pub fn tasks(&self) -> io::Result<Vec<Self>> {
+        let entries = fs::read_dir(self.at("task"))?;
+        Ok(entries.flatten().map(|entry| Self(entry.path())).collect())
+    }
+
+    /// The numbers of its file descriptors, in their order.
+    pub fn descriptors(&self) -> io::Result<Vec<RawFd>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(self.at("fd"))? {
+            numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// What `fdinfo` says of one of them.
+    pub fn fdinfo(&self, number: RawFd) -> io::Result<FdInfo> {
+        self.fdinfo_text(number).map(|text| parse_fdinfo(&text))
+    }
+
+    /// The text of that, of which each kind of file has lines of its own.
+    pub fn fdinfo_text(&self, number: RawFd) -> io::Result<String> {
+        let text = fs::read(self.at("fdinfo").join(number.to_string()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Its mappings; none if it has ended.
+    pub fn maps(&self) -> Vec<Mapping> {
+        let text = fs::read(self.at("maps")).unwrap_or_default();
+        parse_maps(&String::from_utf8_lossy(&text))
+    }
+
+    /// How many pages it has in memory (proc_pid_statm(5)); `None` if it has ended.
+    pub fn resident_pages(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.at("statm")).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse().ok()
+    }
+
+    /// The links that lead to the files that it has mapped; none if it has ended.
+    pub fn mapped(&self) -> Vec<PathBuf> {
+        let links = fs::read_dir(self.at("map_files")).into_iter().flatten().flatten();
+        links.map(|link| link.path()).collect()
+    }
+}
+
+/// The numbers of all processes.
+pub fn all() -> Result<Vec<i32>> {
+    let entries = fs::read_dir(PROC).with_context(|| format!("reading {PROC}"))?;
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
+    Ok(entries.flatten().filter_map(number).collect())
+}
+
+/// When a process was started, in ticks since the machine was; `None` when it has ended.
+pub fn start_time(pid: i32) -> Option<u64> {
+    Proc::of(pid).stat().ok().filter(|stat| !stat.has_ended())?.started
+}
+
+/// Whether a process has ended and waits for its parent.
+pub fn is_zombie(pid: i32) -> bool {
+    Proc::of(pid).stat().is_ok_and(|stat| stat.has_ended())
+}
+
+/// Whether a process is another, or descends from it.
+pub fn descends_from(process: i32, ancestor: i32) -> bool {
+    let mut at = process;
+    while at != ancestor {
+        match Proc::of(at).stat() {
+            Ok(stat) if stat.parent > 1 => at = stat.parent,
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// The number of a pidfd's process; `None` when that has ended (fdinfo of pidfd_open(2)).
+pub fn number_of(process: BorrowedFd<'_>) -> Option<i32> {
+    Proc::of("thread-self").fdinfo(process.as_raw_fd()).ok()?.target
+}
+
+/// Whether the kernel knows a file system now (`filesystems` of proc(5)).
+pub fn knows_file_system(name: &str) -> bool {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.trim_start_matches("nodev").trim() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process() {
+        let own = Proc::own();
+        let pid = std::process::id().cast_signed();
+        assert!(all().unwrap().contains(&pid) && descends_from(pid, pid));
+        assert!(start_time(pid).is_some() && !is_zombie(pid));
+        assert_eq!(own.namespaced_pids().unwrap()[0], pid);
+        let file = fs::File::open("/dev/null").unwrap();
+        assert!(own.descriptors().unwrap().contains(&file.as_raw_fd()));
+        assert_eq!(
+            fs::read_link(own.descriptor(file.as_raw_fd())).unwrap(),
+            Path::new("/dev/null")
+        );
+        assert!(!own.tasks().unwrap().is_empty() && !own.mapped().is_empty());
+        assert!(own.tasks().unwrap()[0].stat().is_ok());
+    }
+
+    #[test]
+    fn one_that_is_none() {
+        let none = Proc::of(0);
+        assert!(none.stat().is_err() && none.descriptors().is_err() && none.mapped().is_empty());
+        assert_eq!((start_time(0), is_zombie(0), descends_from(0, 1)), (None, false, false));
+        assert!(none.name().as_bytes().is_empty());
+        assert!(!knows_file_system("no such") && knows_file_system("proc"));
+    }
+}

@@ -1,0 +1,75 @@
+//! `/proc/PID/stat`, as proc_pid_stat(5) describes it.
+
+use anyhow::{Context, Result};
+
+/// What it says of a process or thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessStat {
+    /// Its name.
+    pub name: String,
+    /// `R`, `S`, `D`, `T`, `t`, `Z` …
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// The leader of its session.
+    pub session: i32,
+    /// The number of its controlling terminal's device; 0 if it has none.
+    pub terminal: u64,
+    /// The processor time that it has had, in ticks.
+    pub worked: u64,
+    /// When it was started, in ticks since the machine was.
+    pub started: Option<u64>,
+}
+
+impl ProcessStat {
+    /// Whether it has ended and waits for its parent: it holds nothing any more.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+}
+
+/// Parses the whole file. The name is between the first and the last parenthesis: it may hold any
+/// byte itself.
+pub fn parse_stat(text: &[u8]) -> Result<ProcessStat> {
+    let text = String::from_utf8_lossy(text);
+    let (open, close) = text.find('(').zip(text.rfind(')')).context("it has no name")?;
+    let fields: Vec<_> =
+        text.get(close + 1..).unwrap_or_default().split_ascii_whitespace().collect();
+    // As the manual page numbers them: the state is the third.
+    let field = |number: usize| fields.get(number - 3).copied();
+    let needed = |number| field(number).context("it is cut");
+    let ticks = |number| field(number).and_then(|ticks| ticks.parse::<u64>().ok());
+    Ok(ProcessStat {
+        name: text.get(open + 1..close).context("its name is cut")?.to_owned(),
+        state: needed(3)?.chars().next().context("it has no state")?,
+        parent: needed(4)?.parse()?,
+        session: needed(6)?.parse()?,
+        terminal: needed(7)?.parse()?,
+        worked: [14, 15].into_iter().filter_map(ticks).sum(),
+        started: ticks(22),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_parentheses_and_spaces() {
+        let stat = parse_stat(b"7 (a) b (c) S 3 7 6 34817").unwrap();
+        assert_eq!((stat.parent, stat.name.as_str()), (3, "a) b (c"));
+        assert_eq!((stat.state, stat.session, stat.terminal), ('S', 6, 34817));
+        assert_eq!((stat.worked, stat.started), (0, None));
+        for cut in [&b"7 (a S 3"[..], b"7 )(", b"7 (a) S 3 7 6", b""] {
+            assert!(parse_stat(cut).is_err(), "{cut:?}");
+        }
+    }
+
+    #[test]
+    fn times_and_the_end() {
+        let rest = "3 7 7 0 -1 0 0 0 0 0 30 12 3 4 20 0 1 0 4711 5 6";
+        let stat = parse_stat(format!("7 (a) b) S {rest}").as_bytes()).unwrap();
+        assert_eq!((stat.worked, stat.started, stat.has_ended()), (42, Some(4711), false));
+        assert!(parse_stat(format!("7 (a) Z {rest}").as_bytes()).unwrap().has_ended());
+    }
+}
