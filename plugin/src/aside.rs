@@ -6,11 +6,11 @@
 //! Of everything else they say the truth. Each is known by its device and inode, and by a file
 //! descriptor of a process, with which the kernel compares it (kcmp(2)).
 
-use std::ffi::{CStr, c_int};
-use std::ptr;
+use std::ffi::c_int;
 
 use libc::{stat, statfs};
 
+use crate::hidden::{Hidden, missing};
 use crate::told::{Aside, told};
 
 /// Whether a descriptor of ours is for an open file that is set aside.
@@ -29,20 +29,10 @@ fn is_same(fd: c_int, other: &Aside) -> bool {
     }
 }
 
-/// The function of that name which this library's hides.
-///
-/// # Safety
-/// `F` is the type of a pointer to it.
-unsafe fn hidden<F: Copy>(name: &CStr) -> Option<F> {
-    // SAFETY: the name ends in a zero byte.
-    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    // SAFETY: a pointer to a function is as large as one to data (POSIX, dlsym), and the caller
-    // knows its type.
-    (!found.is_null()).then(|| unsafe { ptr::read((&raw const found).cast::<F>()) })
-}
-
 type Fstat = unsafe extern "C" fn(c_int, *mut stat) -> c_int;
 type Fstatfs = unsafe extern "C" fn(c_int, *mut statfs) -> c_int;
+static FSTAT: Hidden<Fstat> = Hidden::new(c"fstat");
+static FSTATFS: Hidden<Fstatfs> = Hidden::new(c"fstatfs");
 
 /// What the C library says of a descriptor, or that it cannot.
 ///
@@ -50,7 +40,7 @@ type Fstatfs = unsafe extern "C" fn(c_int, *mut statfs) -> c_int;
 /// `into` is what fstat(2) may write to.
 unsafe fn real_fstat(fd: c_int, into: *mut stat) -> c_int {
     // SAFETY: this is its type on every 64-bit Linux, where both names mean the same.
-    match unsafe { hidden::<Fstat>(c"fstat") } {
+    match unsafe { FSTAT.get() } {
         // SAFETY: as the caller promises.
         Some(fstat) => unsafe { fstat(fd, into) },
         None => missing(),
@@ -61,17 +51,11 @@ unsafe fn real_fstat(fd: c_int, into: *mut stat) -> c_int {
 /// `into` is what fstatfs(2) may write to.
 unsafe fn real_fstatfs(fd: c_int, into: *mut statfs) -> c_int {
     // SAFETY: as for fstat.
-    match unsafe { hidden::<Fstatfs>(c"fstatfs") } {
+    match unsafe { FSTATFS.get() } {
         // SAFETY: as the caller promises.
         Some(fstatfs) => unsafe { fstatfs(fd, into) },
         None => missing(),
     }
-}
-
-fn missing() -> c_int {
-    // SAFETY: the C library's errno of this thread.
-    unsafe { *libc::__errno_location() = libc::ENOSYS };
-    -1
 }
 
 /// fstat(2), in which a file that is set aside is a block device.

@@ -1,7 +1,7 @@
 //! What ocicle loads into CRIU: for what CRIU itself does not do.
 //!
-//! At a dump it sets aside the open files that CRIU cannot dump ([`aside`]). At a restore it has
-//! processes take the locks again that CRIU loses ([`locks`]).
+//! At a dump it sets aside the open files that CRIU cannot dump ([`aside`]), and has calls go on that
+//! sleep (`sleepers`). At a restore it has processes take the locks again that CRIU loses ([`locks`]).
 //!
 //! One library in two roles, which CRIU's own build offers to anybody: a *plugin* (criu-plugin.h), in
 //! the directory that `libdir` names; and *preloaded*, for what CRIU asks no plugin. The linker knows
@@ -12,7 +12,10 @@
 
 mod arch;
 mod aside;
+mod hidden;
 mod locks;
+#[cfg(target_arch = "x86_64")]
+mod sleepers;
 mod told;
 mod tracee;
 

@@ -21,6 +21,9 @@ static TOLD: OnceLock<Told> = OnceLock::new();
 #[derive(Default)]
 pub struct Told {
     directory: PathBuf,
+    /// Whether calls that sleep shall go on: `sleepers`.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub sleepers: bool,
     pub aside: Vec<Aside>,
     pub locks: Vec<Lock>,
 }
@@ -73,6 +76,7 @@ impl Told {
             let mut words = line.split(' ');
             match words.next() {
                 Some("aside") => told.aside.extend(Aside::parse(words)),
+                Some("sleepers") => told.sleepers = true,
                 Some("lock") => told.locks.extend(Lock::parse(words)),
                 _ => {}
             }

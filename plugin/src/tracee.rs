@@ -19,12 +19,18 @@ unsafe fn ptrace(request: c_uint, tid: pid_t, address: usize, data: *mut c_void)
 }
 
 /// linux/elf.h
-const NT_PRSTATUS: usize = 1;
+pub const NT_PRSTATUS: usize = 1;
 /// linux/ptrace.h
 const GETSIGMASK: c_uint = 0x420a;
 const SETSIGMASK: c_uint = 0x420b;
 /// The kernel's signal sets have a bit for each of 64 signals.
 const MASK_SIZE: usize = 8;
+
+#[cfg(target_arch = "x86_64")]
+const NT_X86_XSTATE: usize = 0x202;
+/// linux/ptrace.h
+#[cfg(target_arch = "x86_64")]
+const GET_SYSCALL_INFO: c_uint = 0x420e;
 
 /// Such a thread.
 #[derive(Clone, Copy)]
@@ -47,6 +53,52 @@ impl Tracee {
         let mut place = iovec { iov_base: base, iov_len: mem::size_of::<Registers>() };
         // SAFETY: the kernel only reads them.
         unsafe { ptrace(libc::PTRACE_SETREGSET, self.0, NT_PRSTATUS, (&raw mut place).cast()) }
+    }
+
+    /// What a program keeps in wider registers, as the kernel writes it.
+    #[cfg(target_arch = "x86_64")]
+    pub fn extended(self) -> io::Result<Vec<u8>> {
+        // The largest that there is has 11 KiB.
+        let mut bytes = vec![0; 1 << 14];
+        let mut place = place(bytes.as_mut_ptr(), bytes.len());
+        // SAFETY: the kernel writes to `bytes` no more than fits, and says how much.
+        unsafe { ptrace(libc::PTRACE_GETREGSET, self.0, NT_X86_XSTATE, (&raw mut place).cast())? };
+        bytes.truncate(place.iov_len);
+        Ok(bytes)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn set_extended(self, bytes: &[u8]) -> io::Result<()> {
+        let mut place = place(bytes.as_ptr().cast_mut(), bytes.len());
+        // SAFETY: the kernel only reads them.
+        unsafe { ptrace(libc::PTRACE_SETREGSET, self.0, NT_X86_XSTATE, (&raw mut place).cast()) }
+    }
+
+    /// Whether it stands at the begin of that system call.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_entering(self, call: c_long) -> bool {
+        /// `PTRACE_SYSCALL_INFO_ENTRY`, the first byte of `ptrace_syscall_info`; the call is the fourth
+        /// of its words of 64 bits.
+        const ENTRY: u8 = 1;
+        let mut info = [0_u64; 11];
+        let size = mem::size_of_val(&info);
+        // SAFETY: the kernel writes to `info` no more than its size.
+        let told = unsafe { ptrace(GET_SYSCALL_INFO, self.0, size, info.as_mut_ptr().cast()) };
+        told.is_ok() && info[0].to_le_bytes()[0] == ENTRY && info[3] == call.cast_unsigned()
+    }
+
+    /// Whether it has stopped where the kernel looks for signals, which is before the program goes on:
+    /// at a breakpoint, or since CRIU asked it to (ptrace(2), *Stopped states*).
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_among_signals(self) -> bool {
+        const BREAKPOINT: (c_int, c_int) = (libc::SIGTRAP, libc::SI_KERNEL);
+        // SAFETY: zeroes are a `siginfo_t`, and the kernel writes to it no more than its size.
+        let (told, info) = unsafe {
+            let mut info: libc::siginfo_t = mem::zeroed();
+            (ptrace(libc::PTRACE_GETSIGINFO, self.0, 0, (&raw mut info).cast()), info)
+        };
+        let is_asked = info.si_code >> 8 == libc::PTRACE_EVENT_STOP;
+        told.is_ok() && (is_asked || (info.si_signo, info.si_code) == BREAKPOINT)
     }
 
     /// The signals that it blocks.

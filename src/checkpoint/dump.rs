@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use jiff::Timestamp;
 
 use super::comeback::Comeback;
+use super::complete::complete;
 use super::foresight::{self, Foreseen};
 use super::freeze::freeze;
 use super::images_in_memory::ImagesInMemory;
@@ -283,7 +284,11 @@ impl<'a> Dump<'a> {
         Configuration {
             action_script: Some(self.door.action_script()),
             external: told.external.iter().map(|file| file.key.clone()).collect(),
-            plugin: Told { set_aside: told.aside.chosen.clone(), ..Told::default() },
+            plugin: Told {
+                sleepers: true,
+                set_aside: told.aside.chosen.clone(),
+                ..Told::default()
+            },
             ghost_limit: Some(self.request.ghost_limit.clone()),
             no_network_lock: !told.needs_lock,
             ..Configuration::default()
@@ -358,8 +363,7 @@ impl<'a> Dump<'a> {
         if in_time.is_err() || self.request.leave_running {
             return (parts, in_time);
         }
-        let committed = locks
-            .complete(&images)
+        let committed = complete(&images, locks)
             .and_then(|()| self.comeback.ensure_after(&images, manifest, &parts))
             .and_then(|()| parts::seal(parts))
             .and_then(|_leases| self.directory.commit_staged(manifest))

@@ -11,6 +11,7 @@
 //! freeze on, the [guardian](crate::guardian) thaws it if we die.
 
 mod comeback;
+mod complete;
 mod connections;
 mod directory;
 mod dump;
@@ -23,6 +24,7 @@ mod parts;
 mod record;
 mod room;
 mod sharing;
+mod timers;
 mod under_dump;
 
 use std::ffi::OsString;
@@ -172,7 +174,7 @@ pub fn checkpoint(
     notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;
     if request.leave_running {
-        locks.complete(&request.images)?;
+        complete::complete(&request.images, &locks)?;
     }
     let _leases = parts::seal(parts)?;
     let (images, made) = (&request.images, Some((&dump.timeline, facts)));

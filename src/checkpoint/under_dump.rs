@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 
 use super::comeback::Comeback;
+use super::complete::complete;
 use super::dump::{TakenParts, take};
 use super::freeze::freeze;
 use super::locks::Locks;
@@ -53,7 +54,7 @@ pub fn under_dump(
         take(container, &frozen, parts, digests, &suspects)?;
     others.thaw()?;
     let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
-    Locks(seen.locks).complete(&request.images)?;
+    complete(&request.images, &Locks(seen.locks))?;
     let freeze = FreezeFacts {
         created,
         by: frozen.by(),

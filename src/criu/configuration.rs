@@ -45,7 +45,7 @@ impl Configuration {
         if let Some(script) = &self.action_script {
             let _ = writeln!(text, "action-script {}", script.display());
         }
-        if !self.plugin.is_empty() {
+        if self.plugin.is_for_hooks() {
             let _ = writeln!(text, "libdir {}", plugins.display());
         }
         for file in &self.external {

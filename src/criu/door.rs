@@ -186,6 +186,8 @@ impl WaitingCriu<'_> {
         let plugin = !configuration.plugin.is_empty();
         if plugin {
             configuration.plugin.write(self.door.directory.path())?;
+        }
+        if configuration.plugin.is_for_hooks() {
             plugin::directory(&plugins)?;
         }
         let program = self.door.criu.clone();

@@ -5,6 +5,7 @@
 //!   that it refuses. So the library is preloaded into CRIU, and is its plugin too: for it, the chosen
 //!   open files are of a kind that CRIU has never heard of. The kernel tells which ones they are, by
 //!   comparing open file descriptions; whoever shares one in the container shares it in the images.
+//! - Calls that sleep, which a dump would end with `EINTR`, go on.
 //! - Locks of ranges that a restore loses are taken again, by their holders, before they run: CRIU
 //!   opens what is mapped after it has set the locks (`restore_one_alive_task` in criu/cr-restore.c),
 //!   and closes it again when it is mapped (`restore_mapping` in criu/pie/restorer.c); and a process
@@ -52,6 +53,8 @@ const MOST_LOCKS: usize = 100_000;
 /// What the library is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
+    /// Whether calls that sleep shall go on after a dump.
+    pub sleepers: bool,
     /// Open files that CRIU shall not look at.
     pub set_aside: Vec<SetAside>,
     /// Locks of ranges that their holders take again.
@@ -61,7 +64,12 @@ pub struct Told {
 impl Told {
     /// Whether there is nothing to tell, and no need for the library.
     pub fn is_empty(&self) -> bool {
-        self.set_aside.is_empty() && self.locks.is_empty()
+        !self.sleepers && !self.is_for_hooks()
+    }
+
+    /// Whether CRIU has to call the library, and not only the library what CRIU would call.
+    pub(super) fn is_for_hooks(&self) -> bool {
+        !self.set_aside.is_empty() || !self.locks.is_empty()
     }
 
     /// Writes it down for a library that is not loaded yet.
@@ -71,11 +79,11 @@ impl Told {
     }
 
     fn to_text(&self) -> Result<String> {
-        let Self { set_aside, locks } = self;
+        let Self { sleepers, set_aside, locks } = self;
         let many = set_aside.len();
         ensure!(many <= MOST_ASIDE, "{many} open files are more than can be set aside");
         ensure!(locks.len() <= MOST_LOCKS, "{} locks are more than can be taken", locks.len());
-        let mut text = String::new();
+        let mut text = if *sleepers { "sleepers\n".to_owned() } else { String::new() };
         // Writing to a string does not fail.
         for SetAside { process, fd, device, inode } in set_aside {
             let _ = writeln!(text, "aside {device} {inode} {process} {fd}");

@@ -18,8 +18,10 @@ mod memory;
 mod odd;
 mod probe;
 mod scribble;
+mod sleepers;
 mod spawn;
 mod ticker;
+mod timers;
 mod trouble;
 mod writers;
 
@@ -68,6 +70,10 @@ enum Workload {
     Fuse { dir: PathBuf, way: fuse::Way },
     /// Gets into one trouble that a checkpoint may have, and waits.
     Trouble { kind: String, dir: PathBuf },
+    /// Sleeps for so many seconds in each call that sleeps, and writes what became of it to DIR.
+    Sleepers { dir: PathBuf, seconds: u32 },
+    /// Timers of every kind, which are asked on DIR/control whether they tick.
+    Timers { dir: PathBuf },
     /// COUNT processes that write to one SQLite database, and note what it has accepted.
     Writers { dir: PathBuf, count: usize },
     /// Ask a workload on its control socket, and print the answer.
@@ -93,6 +99,8 @@ fn main() -> anyhow::Result<()> {
         Workload::Lend { file } => lend::run(&file),
         Workload::Fuse { dir, way } => recorded(&dir, fuse::run(&dir, way)),
         Workload::Trouble { kind, dir } => recorded(&dir, trouble::run(&kind, &dir)),
+        Workload::Sleepers { dir, seconds } => recorded(&dir, sleepers::run(&dir, seconds)),
+        Workload::Timers { dir } => recorded(&dir, timers::run(&dir)),
         Workload::Writers { dir, count } => recorded(&dir, writers::run(&dir, count)),
         Workload::Ask { socket, request } => ask(&socket, &request.join(" ")),
     }
