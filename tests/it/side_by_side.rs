@@ -75,6 +75,7 @@ on_each_runtime!(a_view_of_a_restore_that_goes_on_stays, |machine| {
         // It keeps the name of what it could not restore.
         let mut delete = machine.runtime(Shim::Bare, &second.log());
         outcome(delete.args(["delete", "--force", second.id()]));
+        machine.remove_cgroups(second.id());
     }
     assert_eq!(probe.ask("read", "file"), "\"lent\"");
     let seen = fs::read_to_string(probe.bundle.dir().join("views")).unwrap();
