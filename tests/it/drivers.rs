@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::{
-    self, Dice, Picture, assert_same, assert_still_shown, changes, file_system, opened, picture,
-    private, scratch, shown_at_all, subvolume,
+    self, Dice, Picture, Refused, assert_same, assert_still_shown, changes, file_system, opened,
+    picture, private, scratch, shown_at_all, subvolume,
 };
+use nix::errno::Errno;
 use ocicle::files::Suspects;
 use ocicle::snapshot::{
     Compression, Driver, DriverName, DriverReport, DriverSettings, DriverSnapshot, HeldLocally,
@@ -293,5 +294,54 @@ fn subvolumes_inside_of_a_subvolume() {
         }
         subject.restore(root, &part, &was, "nested");
         assert_eq!(fs::read(outside.join("host")).unwrap(), b"the host's");
+    });
+}
+
+/// The whole life of a snapshot where a call fails, in each thread that may make it.
+fn is_exact_without(
+    refused: Refused,
+    kind: &'static str,
+    seed: u64,
+    is_refused: fn(&Path) -> bool,
+) {
+    private(move || {
+        let top = scratch();
+        let root = made(file_system(top.path(), kind).join("root"));
+        assert!(!is_refused(top.path()), "it is there without the filter");
+        refused.install();
+        assert!(is_refused(top.path()), "it is not there with it");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let driver = DriverName::Directory;
+        pool.install(|| {
+            Subject::new(root, top.path()).is_exact(seed, &driver, Method::Copy);
+        });
+    });
+}
+
+fn two_files(top: &Path) -> [fs::File; 2] {
+    let open = |name: &str| {
+        let mut options = fs::File::options();
+        options.read(true).write(true).create(true).truncate(false).open(top.join(name)).unwrap()
+    };
+    fs::write(top.join("source"), "content").unwrap();
+    [open("source"), open("target")]
+}
+
+/// Linux before 6.5: every file is written back before it is read.
+#[test]
+fn a_directory_without_cachestat() {
+    const CACHESTAT: i64 = 451;
+    is_exact_without(Refused::new(CACHESTAT, Errno::ENOSYS), "ext4", 121, |top| {
+        ocicle::sys::fs::dirty_pages(&two_files(top)[0]).is_none()
+    });
+}
+
+/// Between kinds of file systems before Linux 5.3: ocicle reads and writes.
+#[test]
+fn a_directory_that_the_kernel_does_not_copy() {
+    let refused = Refused::new(libc::SYS_copy_file_range, Errno::EXDEV);
+    is_exact_without(refused, "ext4", 122, |top| {
+        let [source, target] = two_files(top);
+        rustix::fs::copy_file_range(&source, None, &target, None, 7).is_err()
     });
 }

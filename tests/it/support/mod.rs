@@ -25,6 +25,7 @@ mod picture;
 mod podman;
 mod probe;
 mod random;
+mod refused;
 mod rules;
 mod session;
 mod told;
@@ -44,6 +45,7 @@ pub use self::{
     podman::{IMAGE, Podman, WRONG_LINE},
     probe::Probe,
     random::{Dice, all_paths, assert_still_shown, changes, set_times, shown_at_all},
+    refused::Refused,
     rules::{by_shell, find, held, holds, owner_of_lock, restore, restore_command, table},
     session::{Terminal, holders, in_shell, lending},
     told::{Told, listed, outcome, status_of},
