@@ -407,3 +407,21 @@ fn nothing_but_its_module_reads_proc() {
     }
     assert!(wrong.is_empty(), "what /proc says is read in src/proc:\n{}", wrong.join("\n"));
 }
+
+/// The file that owns a word, by a line of the glossary.
+fn owner(line: &str) -> Option<&str> {
+    line.split('|').nth(3)?.trim().strip_prefix('`')?.strip_suffix('`')
+}
+
+#[test]
+fn every_word_of_the_glossary_has_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/glossary.md")).unwrap();
+    let words: Vec<_> = text.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    assert!(words.is_sorted_by_key(|line| line.to_lowercase()), "the words are in their order");
+    for line in &words {
+        let file = owner(line).unwrap_or_else(|| panic!("no file: {line}"));
+        assert!(root.join(file).is_file(), "{file} is not there: {line}");
+    }
+    assert!(words.len() > 20, "{} words", words.len());
+}
