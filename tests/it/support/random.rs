@@ -56,14 +56,23 @@ pub fn all_paths(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     (dirs, files)
 }
 
-/// What a snapshot shows at every path of a root, and at paths that are not there.
+/// What a snapshot shows at every path of a root that a system call takes, and at paths that are not
+/// there.
 pub fn shown_at_all(snapshot: &dyn Shows, root: &Path) -> Vec<(PathBuf, ShownAt)> {
-    let (dirs, files) = all_paths(root);
-    let absent = dirs.iter().chain(&files).map(|path| path.join("nothing of this name"));
-    let paths: Vec<_> = absent.chain(dirs.iter().cloned()).chain(files.iter().cloned()).collect();
+    let mut there = vec![root.to_owned()];
+    let mut at = 0;
+    while at < there.len() {
+        if there[at].symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            let entries = fs::read_dir(&there[at]).unwrap().map(|entry| entry.unwrap().path());
+            there.extend(entries.filter(|path| path.symlink_metadata().is_ok()));
+        }
+        at += 1;
+    }
+    let absent: Vec<_> = there.iter().map(|path| path.join("nothing of this name")).collect();
+    let paths = absent.into_iter().chain(there);
     let below = |path: PathBuf| path.strip_prefix(root).unwrap().to_owned();
     let shown = |path: PathBuf| (snapshot.shows(path.as_os_str().as_bytes()), path);
-    paths.into_iter().map(below).map(shown).map(|(shown, path)| (path, shown)).collect()
+    paths.map(below).map(shown).map(|(shown, path)| (path, shown)).collect()
 }
 
 /// Once it is packed, it shows the same.
