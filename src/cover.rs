@@ -6,8 +6,10 @@
 //! before the container is touched, all of them in one message; but not if it is such a one only
 //! for the moment, or if an option of CRIU's allows it: CRIU has the last word on those.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
@@ -31,7 +33,25 @@ pub struct Aside {
     pub chosen: Vec<SetAside>,
     /// What the manifest says of them.
     pub records: Vec<Unsupported>,
+    /// Those that nobody covers: at them CRIU will fail.
+    pub stopping: Vec<Failing>,
 }
+
+impl Aside {
+    /// Makes sure that CRIU is left nothing that is sure to make it fail. What an option of CRIU's
+    /// allows, or what is over in a moment, is left to it.
+    ///
+    /// # Errors
+    /// All those that are.
+    pub fn ensure_nothing_lasts(&self) -> Result<()> {
+        let lasting: Vec<_> = self.stopping.iter().filter(|one| one.is_lasting()).collect();
+        if lasting.is_empty() { Ok(()) } else { Err(refusal(&lasting)) }
+    }
+}
+
+/// How often is looked again at what would stop a dump, while the container runs, and how far apart.
+const LOOKS: u32 = 4;
+const APART: Duration = Duration::from_millis(10);
 
 /// Who covers which open files.
 #[derive(Debug)]
@@ -40,11 +60,12 @@ pub struct Cover {
     rest: OnUnsupported,
     settings: DumpSettings,
     /// Whether it is worth looking again when the container is frozen.
-    is_needed: bool,
+    is_needed: Cell<bool>,
 }
 
 impl Cover {
-    /// Makes sure that no open file will stop the dump.
+    /// Makes sure that no open file will stop the dump, as far as that can be known while the
+    /// container runs: what it has open for a moment only, or what is so for a moment, is no matter.
     ///
     /// # Errors
     /// All those that would.
@@ -54,12 +75,29 @@ impl Cover {
         settings: DumpSettings,
         container: &Container,
     ) -> Result<Self> {
-        let mut cover = Self { rules, rest, settings, is_needed: false };
-        let failing = cover.failing(&container.dumped_processes()?)?;
-        cover.is_needed = !failing.is_empty() || cover.rest == OnUnsupported::Substitute;
-        let stopping: Vec<_> =
-            failing.iter().filter(|one| one.is_lasting() && cover.by(one).is_none()).collect();
-        if stopping.is_empty() { Ok(cover) } else { Err(refusal(&stopping)) }
+        let cover = Self { rules, rest, settings, is_needed: Cell::new(false) };
+        let mut failing = cover.failing(&container.dumped_processes()?)?;
+        cover.is_needed.set(!failing.is_empty() || cover.rest == OnUnsupported::Substitute);
+        failing.retain(|one| one.is_lasting() && cover.by(one).is_none());
+        for _ in 0..LOOKS {
+            // With what will stop it in any case, all else that did so at each look is named.
+            if failing.iter().all(Failing::can_pass) {
+                return Ok(cover);
+            }
+            // A program closes a file without any event.
+            std::thread::sleep(APART);
+            let now = cover.failing(&container.dumped_processes()?)?;
+            failing.retain(|one| now.iter().any(|other| one.is(other)));
+        }
+        if failing.iter().all(Failing::can_pass) {
+            return Ok(cover);
+        }
+        Err(refusal(&failing.iter().collect::<Vec<_>>()))
+    }
+
+    /// Has it look again under the freeze: there is something about that stops a dump.
+    pub fn look_again(&self) {
+        self.is_needed.set(true);
     }
 
     /// Whether CRIU is told to keep locks.
@@ -71,11 +109,14 @@ impl Cover {
     /// was found at the beginning, it is not looked for again.
     pub fn choose(&self, container: &Container) -> Result<Aside> {
         let mut aside = Aside::default();
-        if !self.is_needed {
+        if !self.is_needed.get() {
             return Ok(aside);
         }
         for one in self.failing(&container.dumped_processes()?)? {
-            let Some(by) = self.by(&one) else { continue };
+            let Some(by) = self.by(&one) else {
+                aside.stopping.push(one);
+                continue;
+            };
             let rule = by.rule().map(Rule::to_string);
             let why = one.in_words();
             aside.chosen.push(one.aside);
@@ -133,7 +174,8 @@ impl<'a> CoveredBy<'a> {
 }
 
 /// An open file at which CRIU would fail.
-struct Failing {
+#[derive(Clone, Debug)]
+pub struct Failing {
     file: OpenFile,
     obstacles: Vec<Obstacle>,
     aside: SetAside,
@@ -141,6 +183,21 @@ struct Failing {
 }
 
 impl Failing {
+    /// Whether it is the same open file, as far as can be told, and fails for the same reasons.
+    pub fn is(&self, other: &Self) -> bool {
+        let named = |one: &Self| (one.aside, one.file.name.clone());
+        named(self) == named(other) && self.obstacles == other.obstacles
+    }
+
+    /// Whether one that is so again and again stays so.
+    pub fn tells_by_staying(&self) -> bool {
+        !self.obstacles.iter().all(Obstacle::is_of_content)
+    }
+
+    fn can_pass(&self) -> bool {
+        self.obstacles.iter().all(Obstacle::can_pass)
+    }
+
     fn is_lasting(&self) -> bool {
         self.obstacles.iter().any(Obstacle::is_lasting)
     }
@@ -256,7 +313,7 @@ pub fn set_aside(
     rest: OnUnsupported,
     settings: DumpSettings,
 ) -> Result<SeenAhead> {
-    let cover = Cover { rules, rest, settings, is_needed: true };
+    let cover = Cover { rules, rest, settings, is_needed: Cell::new(true) };
     let failing = cover.failing(&container.dumped_processes()?)?;
     let holders = |is_meant: &dyn Fn(&Failing) -> bool| {
         let meant = failing.iter().filter(|one| is_meant(one));

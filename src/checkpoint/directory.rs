@@ -127,6 +127,20 @@ impl ImageDirectory {
     }
 }
 
+/// Removes the images of a dump that failed: the next one need not write over all of them.
+pub(super) fn remove_images(directory: &Path) -> Result<()> {
+    let context =
+        || format!("removing the images of a dump that failed from {}", directory.display());
+    for entry in fs::read_dir(directory).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let is_image = entry.path().extension().is_some_and(|extension| extension == "img");
+        if is_image && !entry.file_type().with_context(context)?.is_dir() {
+            fs::remove_file(entry.path()).with_context(context)?;
+        }
+    }
+    Ok(())
+}
+
 fn make(directory: &Path) -> Result<()> {
     DirBuilder::new()
         .mode(0o700)

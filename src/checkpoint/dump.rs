@@ -1,5 +1,6 @@
 //! The dump: from the start of the runtime's `checkpoint` to the thaw.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 
 use super::comeback::Comeback;
 use super::complete::complete;
+use super::directory::remove_images;
 use super::foresight::{self, Foreseen};
 use super::freeze::freeze;
 use super::images_in_memory::ImagesInMemory;
@@ -23,7 +25,7 @@ use super::room::Room;
 use super::{CheckpointRequest, ImageDirectory};
 use crate::bytes::ByteString;
 use crate::container::Container;
-use crate::cover::Cover;
+use crate::cover::{Cover, Failing};
 use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor, WaitingCriu, WaitingScript};
 use crate::criu::images::DumpStats;
@@ -33,7 +35,7 @@ use crate::criu::{action, failure, phases};
 use crate::fault::{self, Point};
 use crate::files::verify::{Digests, HeldFile};
 use crate::files::{Owned, Suspects};
-use crate::freezer::Frozen;
+use crate::freezer::{Frozen, FrozenBy};
 use crate::guardian::Guardian;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::exit::Ended;
@@ -59,7 +61,9 @@ pub(super) struct Dump<'a> {
     pub(super) guardian: Guardian,
     diverted: Diverted,
     errors: File,
-    since: SystemTime,
+    since: Cell<SystemTime>,
+    /// Whether what stops the dump does not pass: then it is not tried again.
+    stays: Cell<bool>,
     pub(super) timeline: Timeline,
 }
 
@@ -80,6 +84,22 @@ pub(super) struct Dumped {
     /// The locks that were held: of a container that goes on, CRIU's images may lack some.
     pub(super) locks: Locks,
 }
+
+/// How a dump has gone.
+enum Attempt {
+    Made(Box<Dumped>),
+    /// CRIU has failed over something that may be over by now; the container goes on.
+    Passing(anyhow::Error),
+}
+
+/// How many milliseconds the container runs before CRIU is started for it again.
+const AGAIN: [u64; 5] = [5, 10, 20, 40, 80];
+
+/// How many it runs before it is frozen again, with the same CRIU still waiting.
+const SETTLING: [u64; 10] = [1, 2, 4, 8, 8, 16, 16, 32, 32, 64];
+
+/// What is there at so many looks more than one stays.
+const ENOUGH: usize = 5;
 
 /// A container that is frozen, and a CRIU that has only to be told so.
 struct Ready<'a> {
@@ -118,18 +138,53 @@ impl<'a> Dump<'a> {
             guardian,
             diverted,
             errors,
-            since: SystemTime::now(),
+            since: Cell::new(SystemTime::now()),
+            stays: Cell::new(false),
             timeline,
         })
     }
 
     /// From the start of the runtime's `checkpoint` to the thaw. CRIU has the `room`.
+    ///
+    /// Where CRIU meets what is over in a moment, all that is done again, with a CRIU of its own;
+    /// what was copied ahead stays.
     pub(super) fn run(
         &self,
-        begun: Begun,
-        staged: CopiedAhead,
-        room: Option<Room>,
+        begun: &Begun,
+        mut staged: CopiedAhead,
+        mut room: Option<Room>,
     ) -> Result<Dumped> {
+        let mut pauses = AGAIN.into_iter();
+        loop {
+            let (begin, steps) = (Instant::now(), self.timeline.count());
+            let error = match self.attempt(begun.clone(), &mut staged, room.take())? {
+                Attempt::Made(dumped) => return Ok(*dumped),
+                Attempt::Passing(error) => error,
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            tracing::debug!("once more, for that may have passed: {error:#}");
+            self.begin_again(&mut staged)?;
+            // The kernel raises no event for what the container does.
+            thread::sleep(Duration::from_millis(pause));
+            self.timeline.replace(steps, "attempt", begin);
+        }
+    }
+
+    /// Makes what a dump that failed has left ready for another.
+    fn begin_again(&self, staged: &mut CopiedAhead) -> Result<()> {
+        remove_images(&self.images())?;
+        self.diverted.forget();
+        self.cover.look_again();
+        self.since.set(SystemTime::now());
+        parts::take_back(&mut staged.parts)
+    }
+
+    fn attempt(
+        &self,
+        begun: Begun,
+        staged: &mut CopiedAhead,
+        room: Option<Room>,
+    ) -> Result<Attempt> {
         let Ready { frozen, criu, hook, told } = match self.freeze_late(room)? {
             Some(ready) => ready,
             None => self.freeze_early()?,
@@ -149,6 +204,7 @@ impl<'a> Dump<'a> {
         }
         fault::point(Point::Dumping);
         let locks = told.locks;
+        let by = freeze.by;
         let joined = self.dump_and_snapshot(&frozen, staged, (begun, freeze), &locks)?;
         // Of a container that goes on it is not asked yet how the dump went: it goes on either way.
         let stopped = match self.request.leave_running {
@@ -160,9 +216,17 @@ impl<'a> Dump<'a> {
         self.timeline.mark("dump", dumping, Instant::now());
         let milliseconds = self.thaw(frozen)?;
         let ended = stopped.map_or_else(|| self.await_end(), Ok)?;
+        if joined.is_none() && by == FrozenBy::Ocicle && self.may_pass(&ended)? {
+            return Ok(Attempt::Passing(self.explain(&ended)));
+        }
         let Joined { manifest, parts, asked } = self.judge(&ended, joined)?;
         let facts = DumpFacts { milliseconds, criu: self.note_phases(asked) };
-        Ok(Dumped { manifest, facts, parts, locks })
+        Ok(Attempt::Made(Box::new(Dumped { manifest, facts, parts, locks })))
+    }
+
+    /// Whether CRIU failed over what is over in a moment, of a container that goes on.
+    fn may_pass(&self, ended: &Ended) -> Result<bool> {
+        Ok(!ended.success() && !self.stays.get() && self.logs().say_passing() && self.lives()?)
     }
 
     /// Makes room for so many bytes where CRIU will write them.
@@ -193,8 +257,7 @@ impl<'a> Dump<'a> {
         let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
         self.timeline.mark("runtime", begin, Instant::now());
         drop(room);
-        let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
-        let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
+        let (frozen, now) = self.freeze_settled(plain)?;
         if told.covers(&now) {
             told.aside = now.aside;
             told.owned = now.owned;
@@ -212,13 +275,39 @@ impl<'a> Dump<'a> {
         Ok(None)
     }
 
+    /// Freezes the container at a moment in which it has nothing open that stops a dump, and that
+    /// passes while it runs. That is waited for as long as it is always something else.
+    fn freeze_settled(&self, plain: bool) -> Result<(Frozen<'a>, Foreseen)> {
+        let mut staying: Option<Vec<Failing>> = None;
+        for (look, pause) in SETTLING.into_iter().map(Some).chain([None]).enumerate() {
+            let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
+            let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
+            let stopping = &now.aside.stopping;
+            if stopping.is_empty() {
+                return Ok((frozen, now));
+            }
+            let known = staying.get_or_insert_with(|| stopping.clone());
+            known.retain(|one| one.tells_by_staying() && stopping.iter().any(|now| now.is(one)));
+            let stays = look >= ENOUGH && !known.is_empty();
+            let Some(pause) = pause.filter(|_| !stays && frozen.by() == FrozenBy::Ocicle) else {
+                now.aside.ensure_nothing_lasts()?;
+                self.stays.set(true);
+                return Ok((frozen, now));
+            };
+            frozen.thaw()?;
+            self.guardian.thaw_no_more()?;
+            // The kernel raises no event for what the container does.
+            thread::sleep(Duration::from_millis(pause));
+        }
+        bail!("it was not frozen")
+    }
+
     /// Freezes before CRIU starts: what it is told is so until the end.
     fn freeze_early(&self) -> Result<Ready<'a>> {
         let begin = Instant::now();
         let criu = self.start_runtime(false)?;
         self.timeline.mark("runtime", begin, Instant::now());
-        let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
-        let told = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), false)?;
+        let (frozen, told) = self.freeze_settled(false)?;
         let process = criu.process()?;
         criu.admit_with(&self.configuration(&told), &[])?;
         Ok(Ready { frozen, criu: process, hook: None, told })
@@ -299,13 +388,15 @@ impl<'a> Dump<'a> {
     fn dump_and_snapshot(
         &self,
         frozen: &Frozen<'_>,
-        staged: CopiedAhead,
+        staged: &mut CopiedAhead,
         (begun, freeze): (Begun, FreezeFacts),
         locks: &Locks,
     ) -> Result<Option<Joined>> {
         let sharing = &staged.sharing;
         let others = sharing.freeze(self.request, self.container, &self.guardian)?;
-        let (parts, digests, suspects) = (staged.parts, staged.digests, &staged.suspects);
+        let parts = std::mem::take(&mut staged.parts);
+        let (digests, suspects) = (staged.digests.as_ref(), &staged.suspects);
+        let to = &mut staged.parts;
         thread::scope(|scope| {
             let snapshot = scope.spawn(|| {
                 let taken = take(self.container, frozen, parts, digests, suspects)?;
@@ -317,7 +408,7 @@ impl<'a> Dump<'a> {
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
             let Some(hook) = hook? else {
                 // Both may have met the same full disk, on which CRIU's log found no room either.
-                snapshot.context("taking the snapshot")?;
+                *to = snapshot.context("taking the snapshot")?.parts;
                 return Ok(None);
             };
             fault::point(Point::PostDump);
@@ -463,12 +554,15 @@ impl<'a> Dump<'a> {
         Err(self.explain(ended))
     }
 
+    /// Whether the container's first process has not ended.
+    fn lives(&self) -> Result<bool> {
+        let Some(init) = &self.init else { return Ok(false) };
+        Ok(wait_readable(&[init.as_fd()], Some(Duration::ZERO))? == [false])
+    }
+
     /// Whether the container is to end with its checkpoint, and has.
     fn is_over(&self) -> Result<bool> {
-        let Some(init) = self.init.as_ref().filter(|_| !self.request.leave_running) else {
-            return Ok(false);
-        };
-        Ok(wait_readable(&[init.as_fd()], Some(Duration::ZERO))? == [true])
+        Ok(!self.request.leave_running && self.init.is_some() && !self.lives()?)
     }
 
     /// Why the runtime has ended before its time.
@@ -484,7 +578,7 @@ impl<'a> Dump<'a> {
 
     fn logs(&self) -> failure::Logs {
         let CheckpointRequest { runtime, id, images, work, .. } = self.request;
-        let mut logs = failure::Logs::of(runtime, id, images, self.since);
+        let mut logs = failure::Logs::of(runtime, id, images, self.since.get());
         logs.look_in(work.as_deref());
         logs
     }
@@ -528,7 +622,7 @@ pub(super) fn take(
     container: &Container,
     frozen: &Frozen<'_>,
     parts: Vec<parts::PartUnderway>,
-    digests: Option<Digests>,
+    digests: Option<&Digests>,
     before: &Suspects,
 ) -> Result<TakenParts> {
     let begin = Instant::now();

@@ -170,7 +170,7 @@ pub fn checkpoint(
     let ahead = Ahead { cover, comeback, needed };
     let mut dump = Dump::begin(request, container, ahead, guardian, &directory, timeline)?;
     let room = dump.timeline.time("room", || dump.make_room(needed));
-    let Dumped { manifest, facts, parts, locks } = dump.run(begun, staged, room)?;
+    let Dumped { manifest, facts, parts, locks } = dump.run(&begun, staged, room)?;
     notice.into_iter().for_each(Notice::keep);
     dump.move_images()?;
     if request.leave_running {

@@ -169,12 +169,20 @@ pub(super) fn take(
         .map(|mut staged| {
             let taken = staged.driver.take(suspects);
             let frozen = taken.with_context(|| format!("copying {}", staged.part.destination))?;
-            let notes = std::mem::take(&mut staged.notes);
+            let notes = staged.notes.clone();
             let driver = staged.driver.name();
             staged.part.taken = Some(DriverReport::of(driver, staged.prepared, frozen, notes));
             Ok(staged)
         })
         .collect()
+}
+
+/// Undoes that for a container that goes on before it is frozen again.
+pub(super) fn take_back(staged: &mut [PartUnderway]) -> Result<()> {
+    staged.iter_mut().try_for_each(|staged| {
+        let part = &staged.part.destination;
+        staged.driver.take_back().with_context(|| format!("taking back the snapshot of {part}"))
+    })
 }
 
 /// Writes the indexes, so that whoever comes can pack what is staged.

@@ -20,6 +20,7 @@ use crate::store::manifest::{
 };
 
 /// What is known before the freeze.
+#[derive(Clone)]
 pub(super) struct Begun {
     container: ContainerRecord,
     left: Left,

@@ -51,7 +51,7 @@ pub fn under_dump(
     let CopiedAhead { parts, suspects, sharing, digests } = copied;
     let others = sharing.freeze(request, container, &guardian)?;
     let TakenParts { parts, held: files, begin, end } =
-        take(container, &frozen, parts, digests, &suspects)?;
+        take(container, &frozen, parts, digests.as_ref(), &suspects)?;
     others.thaw()?;
     let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
     complete(&request.images, &Locks(seen.locks))?;

@@ -50,6 +50,11 @@ impl Logs {
         Some((tail(&path)?, stats.ok().flatten()))
     }
 
+    /// Whether CRIU failed over something that is over in a moment.
+    pub fn say_passing(&self) -> bool {
+        self.newest().and_then(|path| tail(&path)).is_some_and(|log| log::is_passing(&log))
+    }
+
     /// The log that was written last.
     fn newest(&self) -> Option<PathBuf> {
         let logs = self

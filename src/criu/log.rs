@@ -40,6 +40,38 @@ pub fn explain(log: &[u8]) -> Option<Cause> {
     first
 }
 
+/// Whether CRIU failed over something that is over in a moment.
+pub fn is_passing(log: &[u8]) -> bool {
+    let mut causes = log.split(|byte| *byte == b'\n').filter_map(parse_line);
+    causes.any(|cause| PASSING.iter().any(|words| cause.message.contains(words)))
+}
+
+/// What a program does all the time, and what is found of it only if it is stopped in the middle.
+const PASSING: &[&str] = &[
+    // A connection that nobody has accepted, and what was written to it (criu/sk-unix.c,
+    // criu/sk-inet.c).
+    "Non-empty write queue on an in-flight socket",
+    "Found a closed in-flight socket",
+    "In-flight connection",
+    "Dangling connection",
+    "External socket is used",
+    "Can't dump half of stream unix connection",
+    "Can't dump name-less external socket",
+    "Connected TCP socket",
+    // Messages on their way (criu/sk-queue.c, criu/sk-netlink.c).
+    "Control messages in queue",
+    "The socket has data to read",
+    "Can't dump corked dgram socket",
+    // A file whose name was removed or given to another (criu/files-reg.c), a lock
+    // (criu/file-lock.c).
+    "Can't create link remap",
+    "Can't dump ghost file",
+    "Unaccessible path opened",
+    "Some file locks are hold",
+    // A task that waits in the kernel (compel/src/lib/infect.c).
+    "Unseizable non-zombie",
+];
+
 fn parse_line(line: &[u8]) -> Option<Cause> {
     const LEVEL: &str = "Error (";
     let text = String::from_utf8_lossy(line);

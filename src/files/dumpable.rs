@@ -476,6 +476,18 @@ impl Obstacle {
         !passing && self.option().is_none()
     }
 
+    /// Whether it may be over in a moment, with the program doing what it does: seen while that runs it
+    /// decides nothing.
+    pub fn can_pass(&self) -> bool {
+        let by_others = matches!(self, Self::Unlinked | Self::Taken | Self::PeerOutside { .. });
+        by_others || matches!(self, Self::Connected | Self::Locked) || !self.is_lasting()
+    }
+
+    /// Whether it is of what changes all the time in one and the same file.
+    pub fn is_of_content(&self) -> bool {
+        matches!(self, Self::Backlog(_) | Self::Corked | Self::Unread)
+    }
+
     /// Whether it is none if CRIU does not look at the file. A lock is saved apart from it. An
     /// io_uring instance is nothing that a process can hand to another (`io_is_uring_fops` in
     /// net/core/scm.c of the kernel), and so CRIU gets to none.

@@ -134,7 +134,7 @@ impl Freezer {
         if by == FrozenBy::Ocicle {
             self.request(true)?;
         }
-        if !self.wait_frozen(requested + limit)? {
+        if !self.wait_frozen(requested + limit, by)? {
             let stuck = stuck::describe(self);
             frozen.end()?;
             return Err(anyhow!("it did not freeze within {} s: {stuck}", limit.as_secs_f32()).hint(
@@ -178,9 +178,9 @@ impl Freezer {
         }
     }
 
-    fn wait_frozen(&self, deadline: Instant) -> Result<bool> {
+    fn wait_frozen(&self, deadline: Instant, by: FrozenBy) -> Result<bool> {
         match self.version {
-            CgroupVersion::V1 => self.wait_frozen_v1(deadline),
+            CgroupVersion::V1 => self.wait_frozen_v1(deadline, by),
             CgroupVersion::V2 => self.wait_frozen_v2(deadline),
         }
     }
@@ -220,8 +220,15 @@ impl Freezer {
     /// Version 1 raises no event. Reading the state is what moves it on from FREEZING to FROZEN
     /// (update_if_frozen in kernel/cgroup/legacy_freezer.c), so it is read again, at first at
     /// once and then ever more rarely.
-    fn wait_frozen_v1(&self, deadline: Instant) -> Result<bool> {
+    ///
+    /// It may stay FREEZING for ever where processes keep coming into the group (`FreezerGroup.Set` of
+    /// opencontainers/cgroups, fs/freezer.go): who thaws it for a moment, and asks again, as runc does,
+    /// gets it frozen.
+    fn wait_frozen_v1(&self, deadline: Instant, by: FrozenBy) -> Result<bool> {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        const MOMENT: Duration = Duration::from_millis(10);
         let mut pause = Duration::from_micros(50);
+        let mut asked = Instant::now();
         loop {
             match self.state_v1()? {
                 Some(FreezerState::Frozen) => return Ok(true),
@@ -232,8 +239,14 @@ impl Freezer {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
+            if by == FrozenBy::Ocicle && asked.elapsed() >= PATIENCE {
+                self.request(false)?;
+                std::thread::sleep(MOMENT);
+                self.request(true)?;
+                asked = Instant::now();
+            }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(10));
+            pause = (pause * 2).min(MOMENT);
         }
     }
 

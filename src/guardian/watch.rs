@@ -279,6 +279,8 @@ impl Watch {
         if self.expired.is_none() {
             self.patience.renew();
             while !self.is_criu_gone(self.patience.interval())? {
+                // Where it has frozen them again already, it would wait for processes that are.
+                self.thaw()?;
                 if self.stands_still() {
                     break;
                 }
@@ -290,7 +292,9 @@ impl Watch {
             }
             self.crius().try_for_each(|process| make(process.as_fd()))?;
             let end = Instant::now() + GRACE;
-            while Instant::now() < end && !self.is_criu_gone(GRACE)? {}
+            while Instant::now() < end && !self.is_criu_gone(self.patience.interval())? {
+                self.thaw()?;
+            }
         }
         anyhow::ensure!(self.is_criu_gone(Duration::ZERO)?, "CRIU hangs, and cannot be killed");
         Ok(())

@@ -41,6 +41,14 @@ impl Diverted {
         File::open(&self.logs.as_ref()?.1).ok()
     }
 
+    /// Forgets what the runtime has logged so far: it is called again.
+    pub fn forget(&self) {
+        if let Some((_, ours)) = &self.logs {
+            // A runtime that had nothing to say has made none.
+            let _ = fs::remove_file(ours);
+        }
+    }
+
     /// Adds what the runtime has logged to the caller's log.
     pub fn hand_on(&self) -> Result<()> {
         let Some((callers, ours)) = &self.logs else { return Ok(()) };

@@ -30,6 +30,17 @@ impl Timeline {
         self.add(Some(whole.to_owned()), step.name, anchor + step.begin, anchor + step.end);
     }
 
+    /// How many steps there are so far.
+    pub fn count(&self) -> usize {
+        self.phases.borrow().len()
+    }
+
+    /// Makes one step of all that came after so many: they led to nothing.
+    pub fn replace(&self, after: usize, name: &str, begin: Instant) {
+        self.phases.borrow_mut().truncate(after);
+        self.mark(name, begin, Instant::now());
+    }
+
     fn add(&self, within: Option<String>, name: &str, begin: f64, end: f64) {
         let thousandths = |time: f64| (time * 1000.0).round() / 1000.0;
         let (name, begin, end) = (name.to_owned(), thousandths(begin), thousandths(end));

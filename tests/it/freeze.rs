@@ -67,7 +67,8 @@ impl<'a> Halted<'a> {
         let said = fs::read_to_string(self.place.join("errors")).unwrap();
         fs::remove_dir_all(&self.place).unwrap();
         let doors = fs::read_dir("/run/ocicle").unwrap().flatten();
-        let doors = doors.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"door"));
+        let doors =
+            doors.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"door-"));
         assert_eq!(doors.count(), 0, "{}: {}", self.point, self.machine.store().display());
         said
     }
@@ -364,6 +365,32 @@ on_each_runtime!(who_gets_on_is_not_disturbed, |machine| {
     let (made, _, errors) = outcome(&mut command);
     assert!(made && begin.elapsed() > Duration::from_secs(1), "{errors}");
     fs::remove_file(config).unwrap();
+});
+
+/// Twenty checkpoints of a container that does this all the time, of which none may fail.
+fn assert_all_pass(machine: &Machine, name: &str, script: &str) {
+    let bundle = machine.bundle(name).args(["sh", "-c", script]).make();
+    let container = bundle.run();
+    container.wait_for("/data/started");
+    for round in 0..20 {
+        let (made, _, errors) = outcome(&mut checkpoint(&bundle, machine, &["--leave-running"]));
+        assert!(made, "{name}, round {round}: {errors}");
+        assert!(!container.is_frozen() && container.status() == "running");
+    }
+}
+
+on_each_runtime!(names_that_are_removed_all_the_time, |machine| {
+    // Each file has, for a while, no name by which it is open, and another one.
+    let script = ": >/data/started; while :; do : >/data/one; exec 3</data/one; \
+        ln /data/one /data/two; rm /data/one; exec 3<&-; rm /data/two; done";
+    assert_all_pass(machine, "names", script);
+});
+
+on_each_runtime!(connections_that_come_all_the_time, |machine| {
+    let script = "workload journal /data & while [ ! -e /data/ready ]; do :; done; \
+        : >/data/started; for i in 1 2; do while :; do \
+        workload ask /data/control status >/dev/null; done & done; wait";
+    assert_all_pass(machine, "connections", script);
 });
 
 /// A container that may mount a FUSE file system, and does.

@@ -112,6 +112,11 @@ impl Driver for ProgramDriver {
         Ok(CopyStats::default())
     }
 
+    fn take_back(&mut self) -> Result<()> {
+        self.program.discard(&self.path, self.name_of_snapshot(), false)?;
+        self.prepare(&Suspects::default()).map(drop)
+    }
+
     fn seal(self: Box<Self>) -> Result<Option<Lease>> {
         self.held.write(&self.staging)?;
         Ok(Some(self.lease))

@@ -53,6 +53,12 @@ pub trait Driver: Shows + Send {
     /// Takes the snapshot while the container is frozen.
     fn take(&mut self, suspects: &Suspects) -> Result<CopyStats>;
 
+    /// Undoes what [`take`](Self::take) has done, for it was for nothing, and is done again when the
+    /// container is frozen the next time. What was copied stays.
+    fn take_back(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes to the staging directory what [`super::pack`] needs, in another process maybe. Without
     /// a manifest beside it, it is the lease that keeps the snapshot from being removed by others.
     fn seal(self: Box<Self>) -> Result<Option<Lease>>;

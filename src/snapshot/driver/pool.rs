@@ -89,9 +89,14 @@ impl Pool {
         self.registry.forget(name)
     }
 
+    /// Removes a snapshot, which is made again under that name; there may be none.
+    pub(super) fn clear(&self, name: &str) -> Result<()> {
+        remove::tree(self.registry.directory(), name.as_bytes())
+    }
+
     /// Removes a snapshot and its record.
     pub(super) fn discard(&self, name: &str) -> Result<()> {
-        remove::tree(self.registry.directory(), name.as_bytes())?;
+        self.clear(name)?;
         self.registry.forget(name)
     }
 

@@ -105,6 +105,9 @@ impl Driver for SubvolumeDriver {
     }
 
     fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+        if let Some(stage) = &mut self.instead {
+            return stage.take(suspects);
+        }
         let top = self.root()?.top();
         if btrfs::holds_others(top)? {
             tracing::warn!(
@@ -120,6 +123,13 @@ impl Driver for SubvolumeDriver {
         fault::point(Point::SubvolumeTaken);
         self.held.note_taken(suspects);
         Ok(CopyStats::default())
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        match self.instead {
+            Some(_) => Ok(()),
+            None => self.pool.clear(&self.held.claim.name),
+        }
     }
 
     fn seal(mut self: Box<Self>) -> Result<Option<Lease>> {
