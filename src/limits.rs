@@ -7,6 +7,12 @@ use anyhow::{Result, anyhow};
 
 use crate::hint::WithHint;
 
+/// More bytes than this no path may have.
+pub const PATH_LIMIT: usize = 32 << 10;
+
+/// Stretches of data that one file may be cut into by its holes.
+pub const STRETCH_LIMIT: usize = 1 << 14;
+
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -20,7 +26,7 @@ pub enum Limit {
     Manifest,
     /// The parts of a checkpoint.
     Parts,
-    /// The layers of a part.
+    /// The layers of a part; whoever comes near starts again with a full one.
     Layers,
 }
 
@@ -39,7 +45,7 @@ impl Limit {
     pub fn value(self) -> u64 {
         self.in_tests().unwrap_or(match self {
             Self::Weight => 512 << 20,
-            Self::Path => 32 << 10,
+            Self::Path => PATH_LIMIT as u64,
             Self::Attributes => 1 << 20,
             Self::Manifest => 32 << 20,
             Self::Parts => 256,

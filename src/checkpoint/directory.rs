@@ -113,6 +113,7 @@ impl ImageDirectory {
         File::open(&self.path)
             .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
             .with_context(|| format!("syncing {}", self.path.display()))?;
+        manifest.ensure_can_be_completed(&self.path)?;
         manifest.commit(&self.path).inspect_err(|_| {
             // Its name may be there already, and the container goes on.
             if let Err(error) = self.withdraw() {

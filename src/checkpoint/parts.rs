@@ -13,6 +13,7 @@ use crate::files::Suspects;
 use crate::files::verify::Digests;
 use crate::freezer::Frozen;
 use crate::guardian::Guardian;
+use crate::limits::{self, Limit, Weight};
 use crate::restorable::TakenPart;
 use crate::snapshot::{
     self, Claim, CopyStats, Driver, DriverReport, DriverSnapshot, Lease, PackedPart, Root,
@@ -99,6 +100,8 @@ pub(super) fn stage(
     guardian: &Guardian,
     suspects: &Suspects,
 ) -> Result<Vec<PartUnderway>> {
+    limits::ensure(Limit::Parts, planned.len() as u64, "its parts are")?;
+    let mut weight = Weight::default();
     // A base that cannot be read is no reason to fail.
     let base = request.base.as_deref();
     let base = base.and_then(|images| Some((images, Manifest::read(images).ok()?)));
@@ -120,6 +123,8 @@ pub(super) fn stage(
                     guardian.discard_if_we_die(held, &request.images.join(manifest::NAME))?;
                 }
                 let prepared = driver.prepare(suspects)?;
+                weight = weight + driver.weight();
+                limits::ensure_weight(weight)?;
                 anyhow::Ok((driver, notes, prepared))
             };
             let (driver, notes, prepared) =
@@ -164,11 +169,14 @@ pub(super) fn take(
     suspects: &Suspects,
     _frozen: &Frozen<'_>,
 ) -> Result<Vec<PartUnderway>> {
+    let mut weight = Weight::default();
     staged
         .into_iter()
         .map(|mut staged| {
             let taken = staged.driver.take(suspects);
             let frozen = taken.with_context(|| format!("copying {}", staged.part.destination))?;
+            weight = weight + staged.driver.weight();
+            limits::ensure_weight(weight)?;
             let notes = staged.notes.clone();
             let driver = staged.driver.name();
             staged.part.taken = Some(DriverReport::of(driver, staged.prepared, frozen, notes));

@@ -88,7 +88,7 @@ impl Begun {
         let FreezeFacts { created, by, others, external, unsupported, owners } = freeze;
         Manifest {
             schema: SCHEMA,
-            features: features(self.filesystem),
+            features: features(self.filesystem, &held),
             ocicle: env!("CARGO_PKG_VERSION").to_owned(),
             state: State::Staged,
             created,
@@ -115,12 +115,15 @@ impl Begun {
 }
 
 /// What is refused by who does not know how to compare the files, or to read the indexes.
-fn features(filesystem: Filesystem) -> Features {
+fn features(filesystem: Filesystem, held: &[HeldFile]) -> Features {
     let mut features = Features::default();
     match filesystem {
         Filesystem::Verify => features.need(manifest::HELD_FILES),
         Filesystem::Snapshot => features.need(manifest::INDEX_LINES),
         Filesystem::None => {}
+    }
+    if held.iter().any(|file| file.sparse) {
+        features.need(manifest::SPARSE_DIGESTS);
     }
     features
 }

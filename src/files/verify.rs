@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
-use std::io::{Read, Seek};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +34,10 @@ pub struct HeldFile {
     pub mtime: (i64, i64),
     /// BLAKE3 of all of it, in hexadecimal digits.
     pub blake3: String,
+    /// Whether that passes over what is zeros: of each piece of 64 KiB that is not, it has the offset
+    /// (eight bytes, the least first) and the bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sparse: bool,
 }
 
 /// How much of a file is compared with one that was held.
@@ -64,7 +68,7 @@ impl HeldFile {
                 Some(format!("it has {} bytes, and had {}", found.len(), self.size))
             }
             Extent::Nothing => None,
-            _ if !found.is_file() || digest_of(file, self.size)? == self.blake3 => None,
+            _ if !found.is_file() || self.is_digest_of(file)? => None,
             Extent::All => Some("its content is another".to_owned()),
             Extent::Beginning => Some(format!("its first {} bytes are others", self.size)),
         };
@@ -73,9 +77,21 @@ impl HeldFile {
     }
 }
 
+impl HeldFile {
+    /// Whether a file begins with the bytes that this one had.
+    fn is_digest_of(&self, file: &File) -> Result<bool> {
+        let digest =
+            if self.sparse { sparse_digest(file, self.size) } else { digest_of(file, self.size) };
+        Ok(digest? == self.blake3)
+    }
+}
+
 /// What was read while the container ran, by device and inode number.
 #[derive(Debug, Default)]
-pub struct Digests(HashMap<(u64, u64), (Stamp, String)>);
+pub struct Digests(HashMap<(u64, u64), (Stamp, Digest)>);
+
+/// A digest, and whether it passes over what is zeros.
+type Digest = (String, bool);
 
 /// What changes with every write that the kernel has noticed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +138,7 @@ impl Digests {
             let found = file.metadata()?;
             let inode = (found.dev(), found.ino());
             let known = self.0.get(&inode).filter(|(stamp, _)| *stamp == Stamp::of(&found));
-            let blake3 = match known {
+            let (blake3, sparse) = match known {
                 Some((_, digest)) if !suspects.contains(inode) => digest.clone(),
                 _ => digest(&file).with_context(|| format!("reading {}", path.display()))?,
             };
@@ -132,6 +148,7 @@ impl Digests {
                 mode: found.mode(),
                 mtime: (found.mtime(), found.mtime_nsec()),
                 blake3,
+                sparse,
             })
         })
         .collect()
@@ -143,12 +160,41 @@ fn changed(found: &Metadata) -> SystemTime {
     SystemTime::UNIX_EPOCH + seconds + Duration::from_nanos(found.ctime_nsec().unsigned_abs())
 }
 
-fn digest(file: &File) -> std::io::Result<String> {
-    digest_of(file, u64::MAX)
+/// Of a file with holes, only what is stored is read: there may be terabytes of nothing.
+fn digest(file: &File) -> io::Result<Digest> {
+    const SMALL: u64 = 1 << 20;
+    let found = file.metadata()?;
+    if found.len() > SMALL && found.blocks() * 512 < found.len() {
+        return Ok((sparse_digest(file, found.len())?, true));
+    }
+    Ok((digest_of(file, u64::MAX)?, false))
+}
+
+/// The digest of as many bytes from the beginning that passes over what is zeros, stored or not.
+fn sparse_digest(file: &File, bytes: u64) -> io::Result<String> {
+    const PIECE: u64 = 64 << 10;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; PIECE as usize];
+    let mut at = 0;
+    while let Some((start, end)) = sys::fs::next_data(file, at, bytes)? {
+        at = at.max(start - start % PIECE);
+        while at < end {
+            let piece = &mut buffer[..PIECE.min(bytes - at) as usize];
+            file.read_exact_at(piece, at)?;
+            if piece.iter().any(|byte| *byte != 0) {
+                hasher.update(&at.to_le_bytes()).update(piece);
+            }
+            at += piece.len() as u64;
+        }
+        if at >= bytes {
+            break;
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// The digest of as many bytes from the beginning.
-fn digest_of(file: &File, bytes: u64) -> std::io::Result<String> {
+fn digest_of(file: &File, bytes: u64) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut reader = file;
     reader.rewind()?;
@@ -224,7 +270,8 @@ mod tests {
             size: found.len(),
             mode: found.mode(),
             mtime: (0, 0),
-            blake3: digest(file).unwrap(),
+            blake3: digest(file).unwrap().0,
+            sparse: digest(file).unwrap().1,
         }
     }
 
@@ -247,6 +294,30 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let said = differences(Extent::All).join("; ");
         assert!(said.contains("its mode is 100600") && said.contains("14 bytes, not 7"), "{said}");
+    }
+
+    /// Terabytes of nothing take no time, and where nothing is stored does not matter.
+    #[test]
+    fn of_holes_nothing_is_read() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let sparse = |name: &str| {
+            let path = directory.path().join(name);
+            let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+            file.set_len(4 << 40).unwrap();
+            file.write_all_at(b"data", 3 << 40).unwrap();
+            file.write_all_at(b"end", (4 << 40) - 3).unwrap();
+            file
+        };
+        let (one, other) = (sparse("one"), sparse("other"));
+        let was = held(&one);
+        assert!(was.sparse);
+        // Zeros that are stored are zeros.
+        other.write_all_at(&[0; 100], 1 << 40).unwrap();
+        assert_eq!(was.differences(&other, Extent::All).unwrap(), Vec::<String>::new());
+        other.write_all_at(b"x", (1 << 40) + 7).unwrap();
+        assert_eq!(was.differences(&other, Extent::All).unwrap(), ["its content is another"]);
+        one.write_all_at(b"more", 4 << 40).unwrap();
+        assert_eq!(was.differences(&one, Extent::Beginning).unwrap(), Vec::<String>::new());
     }
 
     #[test]

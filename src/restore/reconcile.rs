@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::choice::Choice;
 use crate::container::{Bind, Bundle, Volumes, shared};
 use crate::hint::WithHint;
+use crate::limits::{self, Weight};
 use crate::locations;
 use crate::snapshot::{self, DriverSettings, HeldLocally, PackedPart, Plan, Progress, Root};
 use crate::store::choices::Filesystem;
@@ -141,10 +142,13 @@ pub(super) fn open_parts(
         return Ok(Vec::new());
     }
     let mut root = Some(root_of_same_image(manifest, bundle)?);
-    let mut parts = Vec::new();
+    let (mut parts, mut weight) = (Vec::new(), Weight::default());
     for record in &manifest.parts {
         if policy.includes(record, bundle)? {
-            parts.push(open(record, images, bundle, drivers, &mut root)?);
+            let part = open(record, images, bundle, drivers, &mut root)?;
+            weight = weight + part.packed.index().entries.weight();
+            limits::ensure_weight(weight)?;
+            parts.push(part);
         }
     }
     Ok(parts)

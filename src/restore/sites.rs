@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::files::FoundFile;
-use crate::snapshot::{Changes, ShownAt, Shows, Verb};
+use crate::snapshot::{PlannedChanges, ShownAt, Shows, Verb};
 use crate::substitute::Site;
 
 /// The file systems of the container to be, as far as they can be seen from here, in the order of
@@ -29,7 +29,7 @@ struct Mount<'a> {
     writable: bool,
     part: Option<&'a dyn Shows>,
     /// What putting the part back will change.
-    changes: Option<Changes>,
+    changes: Option<PlannedChanges>,
 }
 
 impl<'a> FutureMounts<'a> {
@@ -51,7 +51,7 @@ impl<'a> FutureMounts<'a> {
         &mut self,
         destination: &Path,
         part: &'a dyn Shows,
-        changes: Option<Changes>,
+        changes: Option<PlannedChanges>,
     ) -> Result<()> {
         let holds = |mount: &&mut Mount<'_>| mount.point == destination;
         let mount = self.mounts.iter_mut().rfind(holds).context("a part is mounted nowhere")?;

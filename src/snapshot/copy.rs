@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::io::Errno;
 
 use super::BUFFER;
-use super::index::STRETCH_LIMIT;
+use crate::limits::STRETCH_LIMIT;
 use crate::sys::direct::{Buffer, Direct};
 use crate::sys::fs;
 

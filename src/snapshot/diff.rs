@@ -13,13 +13,14 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::attributes::{Found, Shape};
-use super::index::{Content, Entry, Kind, Meta, PATH_LIMIT};
+use super::index::{Content, Entry, Kind, Meta};
 use super::part::{Lookup, PackedPart};
 use super::plan::{self, Action, Verb, is_stored, look_lower};
 use super::probe::Root;
 use super::walk::open_existing;
 use super::{join, shown, split};
 use crate::bytes::ByteString;
+use crate::limits::PATH_LIMIT;
 use crate::sys::fs;
 
 /// What became of a path.

@@ -20,7 +20,7 @@ use super::index::{Content, Entry, Kind, Meta};
 use super::node::make_node;
 use super::opened::Opened;
 use super::paths::Id;
-use super::plan::{Inode, Plan, Step, Verb, look_lower};
+use super::plan::{Inode, Plan, PlanStep, Verb, look_lower};
 use super::{Progress, remove, shown};
 use crate::sys::fs;
 
@@ -93,7 +93,7 @@ impl Plan<'_> {
     }
 
     fn bytes_to_write(&self) -> u64 {
-        let size = |step: &Step| match (step.verb, self.entry(step).map(|entry| &entry.kind)) {
+        let size = |step: &PlanStep| match (step.verb, self.entry(step).map(|entry| &entry.kind)) {
             (Some(Verb::Create | Verb::Replace), Some(Kind::File { content, .. })) => {
                 content.length
             }
@@ -102,7 +102,7 @@ impl Plan<'_> {
         self.steps.values().map(size).sum()
     }
 
-    fn entry(&self, step: &Step) -> Option<&Entry> {
+    fn entry(&self, step: &PlanStep) -> Option<&Entry> {
         self.part.index().entries.value(step.entry?)
     }
 
@@ -153,7 +153,7 @@ impl Work<'_> {
                 rest.push((id, step));
             }
         }
-        let carry_out = |(id, step): &(Id, &Step)| self.carry_out(*id, step);
+        let carry_out = |(id, step): &(Id, &PlanStep)| self.carry_out(*id, step);
         let bytes = if rest.len() < 2 {
             rest.iter().map(carry_out).collect::<Result<Vec<_>>>()
         } else {
@@ -164,7 +164,7 @@ impl Work<'_> {
     }
 
     /// Makes something, and returns how many bytes of content were written.
-    fn carry_out(&self, id: Id, step: &Step) -> Result<u64> {
+    fn carry_out(&self, id: Id, step: &PlanStep) -> Result<u64> {
         match step.verb {
             Some(Verb::Create | Verb::Replace) => self.make(id, step),
             Some(Verb::Attributes) => self.set_attributes(id, step).map(|()| 0),
@@ -188,7 +188,7 @@ impl Work<'_> {
     }
 
     /// What a path that is to be there is made from.
-    fn made_from(&self, id: Id, step: &Step) -> Result<Made<'_>> {
+    fn made_from(&self, id: Id, step: &PlanStep) -> Result<Made<'_>> {
         if let Some(entry) = step.entry.and_then(|id| self.plan.part.index().entries.value(id)) {
             return Ok(Made::Entry(entry));
         }
@@ -199,12 +199,12 @@ impl Work<'_> {
         Ok(Made::Lower(found, entry))
     }
 
-    fn is_dir(&self, id: Id, step: &Step) -> bool {
+    fn is_dir(&self, id: Id, step: &PlanStep) -> bool {
         self.made_from(id, step).is_ok_and(|made| made.is_dir())
     }
 
     /// Sets the attributes of anything but a directory; those come last.
-    fn set_attributes(&self, id: Id, step: &Step) -> Result<()> {
+    fn set_attributes(&self, id: Id, step: &PlanStep) -> Result<()> {
         let made = self.made_from(id, step)?;
         if made.is_dir() {
             return Ok(());
@@ -220,7 +220,7 @@ impl Work<'_> {
         Ok(entry)
     }
 
-    fn make(&self, id: Id, step: &Step) -> Result<u64> {
+    fn make(&self, id: Id, step: &PlanStep) -> Result<u64> {
         let made = self.made_from(id, step)?;
         let (parent, name) = self.split(id)?;
         let dir = self.open(&self.top, parent)?;
@@ -301,7 +301,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn link(&self, id: Id, step: &Step) -> Result<()> {
+    fn link(&self, id: Id, step: &PlanStep) -> Result<()> {
         let entries = &self.plan.part.index().entries;
         let first = step.first.context("it is not in the index")?;
         let from = fs::open_dir(self.plan.root.top(), &entries.path(entries.parent(first)))?;

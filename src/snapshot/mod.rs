@@ -62,7 +62,7 @@ pub use pack::{Staging, pack};
 pub use packed::PackedFiles;
 pub use part::{Lookup, PackedPart};
 pub use paths::{Id, Paths};
-pub use plan::{Action, Changes, Plan, Verb, plan};
+pub use plan::{Action, Plan, PlannedChanges, Verb, plan};
 pub use probe::{Root, probe};
 pub use shows::{ShownAt, Shows};
 pub use tar::{Headers, Limits, padding};

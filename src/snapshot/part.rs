@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::BUFFER;
 use super::identity::Form;
-use super::index::{Content, Digest, Entry, Index, Kind, LAYER_LIMIT};
+use super::index::{Content, Digest, Entry, Index, Kind};
 use super::layer::LayerReader;
 use super::packed::PackedFiles;
 use super::paths::Id;
 use super::{Progress, shown};
 use crate::digest::FileRecord;
+use crate::limits::{self, Limit};
 use crate::sys::directory::Directory;
 
 /// An index larger than this is refused.
@@ -60,7 +61,7 @@ impl PackedPart {
         let directory =
             Directory::open(dir).with_context(|| format!("opening {}", dir.display()))?;
         ensure!(!record.layers.is_empty(), "the part has no layer");
-        ensure!(record.layers.len() <= LAYER_LIMIT, "the part has more than {LAYER_LIMIT} layers");
+        limits::ensure(Limit::Layers, record.layers.len() as u64, "its layers are")?;
         let index = open_index(&directory, &record.index)
             .with_context(|| format!("reading {}", record.index.name))?;
         let layers = record

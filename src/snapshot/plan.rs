@@ -15,7 +15,7 @@ use super::BUFFER;
 use super::attributes::{Found, Shape, identity};
 use super::driver::HeldLocally;
 use super::identity::Form;
-use super::index::{Content, Digest, Entry, Index, Kind, Meta, PATH_LIMIT};
+use super::index::{Content, Digest, Entry, Index, Kind, Meta};
 use super::layer::FRAME;
 use super::opened::Opened;
 use super::part::PackedPart;
@@ -24,6 +24,7 @@ use super::probe::Root;
 use super::walk::upper_state;
 use super::{join, shown};
 use crate::bytes::ByteString;
+use crate::limits::PATH_LIMIT;
 use crate::sys::fs;
 
 /// What is to be done with a path.
@@ -89,13 +90,13 @@ pub struct Plan<'a> {
     pub(super) lower: Option<OwnedFd>,
     /// The same content on the same file system, which files can be cloned from.
     pub(super) held: Option<OwnedFd>,
-    pub(super) steps: Arc<Paths<Step>>,
+    pub(super) steps: Arc<Paths<PlanStep>>,
     notes: Vec<String>,
 }
 
 /// What is to be done with a path.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Step {
+pub(super) struct PlanStep {
     pub remove: bool,
     pub verb: Option<Verb>,
     /// The path in the index, and the first of the inode that it is to be; of what the layers below
@@ -108,9 +109,9 @@ pub(super) struct Step {
     kept: Option<(u64, u64)>,
 }
 
-impl Weigh for Step {}
+impl Weigh for PlanStep {}
 
-impl Step {
+impl PlanStep {
     fn is_other_name(&self) -> bool {
         self.first != self.entry
     }
@@ -127,14 +128,14 @@ impl Step {
 }
 
 /// What a plan changes, to be asked while it is carried out.
-pub struct Changes(Arc<Paths<Step>>);
+pub struct PlannedChanges(Arc<Paths<PlanStep>>);
 
-impl Changes {
+impl PlannedChanges {
     /// What will be done to a path, or to what it is in.
     pub fn of(&self, path: &[u8]) -> Option<Verb> {
         let (mut at, mut above) = (Id::ROOT, None);
         let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-        let change = |id: Id| self.0.value(id).and_then(Step::change);
+        let change = |id: Id| self.0.value(id).and_then(PlanStep::change);
         for name in names {
             let deep = change(at).filter(|verb| at != Id::ROOT && *verb != Verb::Attributes);
             above = deep.or(above);
@@ -158,8 +159,8 @@ impl Plan<'_> {
     }
 
     /// What is changed.
-    pub fn changes(&self) -> Changes {
-        Changes(self.steps.clone())
+    pub fn changes(&self) -> PlannedChanges {
+        PlannedChanges(self.steps.clone())
     }
 
     /// What could not be compared, and why.
@@ -271,22 +272,22 @@ enum Wanted<'a> {
 /// The outcome for one path.
 struct Verdict {
     name: Vec<u8>,
-    step: Step,
+    step: PlanStep,
     child: Option<Child>,
 }
 
 impl<'a> Comparison<'a> {
-    fn run(&self) -> Result<Paths<Step>> {
+    fn run(&self) -> Result<Paths<PlanStep>> {
         let index = self.part.index();
         let entry = index.get(b"").context("the index has no root")?;
         let found = Found::look(self.root.top())?;
         let differs = found.meta != entry.meta;
-        let mut steps = Paths::without_limit(Step {
+        let mut steps = Paths::without_limit(PlanStep {
             verb: differs.then_some(Verb::Attributes),
             entry: Some(Id::ROOT),
             first: Some(Id::ROOT),
             seen: Some(Inode(found.device, found.identity.ino)),
-            ..Step::default()
+            ..PlanStep::default()
         });
         let covered =
             index.driver == Form::Directory || matches!(entry.kind, Kind::Dir { opaque: true });
@@ -310,7 +311,7 @@ impl<'a> Comparison<'a> {
         Ok(steps)
     }
 
-    fn compare_dir(&self, steps: &Paths<Step>, job: &Job) -> Result<Vec<Verdict>> {
+    fn compare_dir(&self, steps: &Paths<PlanStep>, job: &Job) -> Result<Vec<Verdict>> {
         ensure!(job.length <= PATH_LIMIT, "the path is longer than {PATH_LIMIT} bytes");
         let view = View::open(self, steps, job)?;
         let names: Vec<_> = view.candidates(self, job)?.into_iter().collect();
@@ -344,14 +345,14 @@ impl<'a> Comparison<'a> {
     }
 
     /// Whether a path has to be known to tell which names are of one inode.
-    fn has_others(&self, step: &Step, names: u64) -> bool {
+    fn has_others(&self, step: &PlanStep, names: u64) -> bool {
         names > 1
             || step.is_other_name()
             || step.entry.is_some_and(|entry| self.groups.contains(&entry))
     }
 
     /// A file that has not changed since: stat(2) says so, and it need not be opened.
-    fn recognize(&self, view: &View, path: Option<Id>, name: &[u8]) -> Option<Option<Step>> {
+    fn recognize(&self, view: &View, path: Option<Id>, name: &[u8]) -> Option<Option<PlanStep>> {
         let path = path?;
         let (first, entry) = self.part.index().inode(path)?;
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
@@ -360,7 +361,7 @@ impl<'a> Comparison<'a> {
             return None;
         }
         let kept = Some((now.st_dev, now.st_ino));
-        let step = Step { entry: Some(path), first: Some(first), kept, ..Step::default() };
+        let step = PlanStep { entry: Some(path), first: Some(first), kept, ..PlanStep::default() };
         Some(Some(step).filter(|step| self.has_others(step, now.st_nlink)))
     }
 
@@ -383,13 +384,13 @@ impl<'a> Comparison<'a> {
         entry: Option<Id>,
         wanted: &Wanted<'_>,
         present: Option<&(Found, OwnedFd)>,
-    ) -> Result<Step> {
+    ) -> Result<PlanStep> {
         let first = match wanted {
             Wanted::Entry(first, _) => Some(*first),
             _ => entry,
         };
         let seen = present.map(|(found, _)| Inode(found.device, found.identity.ino));
-        let mut step = Step { entry, first, seen, ..Step::default() };
+        let mut step = PlanStep { entry, first, seen, ..PlanStep::default() };
         let is_dir = match wanted {
             Wanted::Absent => {
                 step.remove = present.is_some();
@@ -480,7 +481,7 @@ impl<'a> Comparison<'a> {
 
 /// Puts verdicts in their place, and asks for the directories among them.
 fn note(
-    steps: &mut Paths<Step>,
+    steps: &mut Paths<PlanStep>,
     job: &Job,
     verdicts: Vec<Verdict>,
     jobs: &mut Vec<Job>,
@@ -502,7 +503,7 @@ struct View {
 }
 
 impl View {
-    fn open(of: &Comparison<'_>, steps: &Paths<Step>, job: &Job) -> Result<Self> {
+    fn open(of: &Comparison<'_>, steps: &Paths<PlanStep>, job: &Job) -> Result<Self> {
         let merged = match job.what.present {
             Some(_) => Some(of.merged.dir(steps, job.dir)?),
             None => None,
@@ -680,7 +681,7 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> Result<bool> {
 
 /// Decides about names: an inode stays for the names of one group only, and the names of a group are
 /// names of one inode.
-fn settle(steps: &mut Paths<Step>, groups: &HashSet<Id>, is_overlay: bool) {
+fn settle(steps: &mut Paths<PlanStep>, groups: &HashSet<Id>, is_overlay: bool) {
     let mut owned: HashSet<(u64, u64)> = HashSet::new();
     let mut firsts: HashMap<Id, (u64, u64)> = HashMap::new();
     for step in steps.values_mut().filter(|step| !step.is_other_name()) {

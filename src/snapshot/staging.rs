@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use super::paths::{Id, Paths};
 use super::shown;
 use super::walk::{Seen, Tree};
 use crate::digest::FileRecord;
-use crate::limits::Limit;
+use crate::limits::{self, Limit};
 use crate::sys::directory::Directory;
 
 pub(super) const STAGED_INDEX: &str = "index.json";
@@ -163,10 +163,10 @@ pub(super) fn content_of<'a>(
 
 /// Notes in a staging directory what the snapshot in it is based on.
 pub(super) fn write_base(staging: &Path, base: Option<&PackedPart>) -> Result<()> {
+    let layers = base.map_or(0, |base| base.record().layers.len());
+    limits::ensure(Limit::Layers, layers as u64 + 1, "its layers would be")?;
     let Some(base) = base else { return Ok(()) };
     let layers = &base.record().layers;
-    let most = Limit::Layers.value();
-    ensure!((layers.len() as u64) < most, "the part has {most} layers: take it without a base");
     write_json(staging, STAGED_BASE, &BaseRecord { layers })?;
     write_whole(staging, STAGED_BASE_INDEX, |file| base.index().write(file))
 }

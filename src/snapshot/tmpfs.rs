@@ -19,22 +19,26 @@ use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
 use super::attributes::{Found, Shape};
 use super::copy::stretches;
-use super::index::{Meta, PATH_LIMIT, STRETCH_LIMIT, Time, is_overlay_xattr};
+use super::index::{Meta, Time, is_overlay_xattr};
 use super::node::make_node;
 use super::stored::StoredBlocks;
 use super::tar::{
     Headers, Limits, Member, Stretches, TarWriter, is_sparse, padding, parse_time, xattr_name,
 };
 use super::{join, shown, split};
-use crate::bytes::ByteString;
+use crate::limits::{PATH_LIMIT, STRETCH_LIMIT};
 use crate::sys::fs;
 
 /// Bytes read or written at once.
 const BUFFER: usize = 256 << 10;
 /// What a header can say of a length; above it, no reader but GNU tar knows a file with holes.
 const HEADER_LIMIT: u64 = 8 << 30;
-/// What attributes of directories may take until the end, in bytes.
-const ATTRIBUTES_LIMIT: usize = 16 << 20;
+/// What directories may take until the end with their paths and attributes, in bytes.
+const DIRS_LIMIT: u64 = 64 << 20;
+/// What one takes beside them.
+const DIR: u64 = 256;
+/// So many attributes are named that were left out.
+const NAMED: usize = 100;
 
 /// Packs all that is in a directory, and on its file system, with its attributes. Sockets are left
 /// out, as tar does. Nothing is compressed: somebody may stand still for it.
@@ -43,8 +47,12 @@ const ATTRIBUTES_LIMIT: usize = 16 << 20;
 /// When something cannot be read, or not be written.
 pub fn pack_tree(top: &OwnedFd, to: impl Write) -> Result<()> {
     let gzip = StoredBlocks::new(BufWriter::with_capacity(BUFFER, to))?;
-    let mut packer =
-        Packer { tar: TarWriter::new(gzip), buffer: vec![0; BUFFER], first: HashMap::new() };
+    let mut packer = Packer {
+        tar: TarWriter::new(gzip),
+        buffer: vec![0; BUFFER],
+        first: HashMap::new(),
+        taken: 0,
+    };
     packer.pack(top)?;
     packer.tar.finish()?.finish()?.flush().context("writing the archive")
 }
@@ -54,6 +62,8 @@ struct Packer<W: Write> {
     buffer: Vec<u8>,
     /// The first name of each inode that has several.
     first: HashMap<(u64, u64), Vec<u8>>,
+    /// What directories, and those names, take.
+    taken: u64,
 }
 
 impl<W: Write> Packer<W> {
@@ -79,6 +89,7 @@ impl<W: Write> Packer<W> {
         with_content: bool,
     ) -> Result<Vec<(Vec<u8>, Found)>> {
         let name = if path.is_empty() { b".".to_vec() } else { join(b".", path) };
+        charge(&mut self.taken, path, &found.meta)?;
         self.tar.header(&name, &found.meta, &Member::Dir)?;
         let mut dirs = Vec::new();
         if !with_content {
@@ -108,6 +119,7 @@ impl<W: Write> Packer<W> {
             if let Some(first) = self.first.get(&found.inode()) {
                 return Ok(self.tar.header(&name, &found.meta, &Member::Link(first))?);
             }
+            charge(&mut self.taken, &name, &Meta::default())?;
             self.first.insert(found.inode(), name.clone());
         }
         let member = match &found.shape {
@@ -187,8 +199,9 @@ pub fn unpack_tree(from: impl Read, top: &OwnedFd) -> Result<Vec<String>> {
         top,
         buffer: vec![0; BUFFER],
         dirs: BTreeMap::new(),
-        attributes: 0,
+        taken: 0,
         left_out: Vec::new(),
+        others: 0,
     };
     while let Some(packed) = headers.next(&mut from, Packed::of)? {
         let packed = packed?;
@@ -289,9 +302,11 @@ struct Unpacker<'a> {
     buffer: Vec<u8>,
     /// What directories are to be in the end: until then things are made in them.
     dirs: BTreeMap<Vec<u8>, Meta>,
-    /// What their attributes take, in bytes.
-    attributes: usize,
+    /// What they take, in bytes.
+    taken: u64,
     left_out: Vec<String>,
+    /// How many more were left out.
+    others: u64,
 }
 
 impl Unpacker<'_> {
@@ -319,11 +334,7 @@ impl Unpacker<'_> {
 
     /// Keeps what a directory is to be.
     fn keep(&mut self, path: Vec<u8>, meta: &Meta) -> Result<()> {
-        let size = |(name, value): (&ByteString, &ByteString)| {
-            name.as_bytes().len() + value.as_bytes().len()
-        };
-        self.attributes += meta.xattrs.iter().map(size).sum::<usize>();
-        ensure!(self.attributes <= ATTRIBUTES_LIMIT, "directories have too many attributes");
+        charge(&mut self.taken, &path, meta)?;
         self.dirs.insert(path, meta.clone());
         Ok(())
     }
@@ -381,6 +392,8 @@ impl Unpacker<'_> {
                 .and_then(|dir| self.set_attributes(&dir, meta, path))
                 .with_context(|| format!("setting the attributes of {}", shown(path)))?;
         }
+        let more = (self.others > 0).then(|| format!("and {} more", self.others));
+        self.left_out.extend(more);
         Ok(self.left_out)
     }
 
@@ -392,12 +405,24 @@ impl Unpacker<'_> {
             fs::set_mode(entry, meta.mode).context("setting its mode")?;
         }
         for (name, value) in &meta.xattrs {
-            if let Err(error) = fs::set_xattr(entry, name.as_bytes(), value.as_bytes()) {
+            let Err(error) = fs::set_xattr(entry, name.as_bytes(), value.as_bytes()) else {
+                continue;
+            };
+            if self.left_out.len() == NAMED {
+                self.others += 1;
+            } else {
                 self.left_out.push(format!("{name} of {}: {error}", shown(path)));
             }
         }
         fs::set_mtime(entry, meta.mtime.0, meta.mtime.1).context("setting its time")
     }
+}
+
+/// Adds what a directory takes to what is taken: who packs refuses what who unpacks refuses.
+fn charge(taken: &mut u64, path: &[u8], meta: &Meta) -> Result<()> {
+    *taken += DIR + path.len() as u64 + meta.weight();
+    ensure!(*taken <= DIRS_LIMIT, "its directories have too many names and attributes");
+    Ok(())
 }
 
 fn make_dir(dir: &OwnedFd, name: &[u8]) -> Result<()> {
@@ -638,6 +663,26 @@ mod tests {
         }
         let error = pack_tree(&top(&tree), io::sink()).unwrap_err();
         assert!(format!("{error:#}").ends_with("it has too many holes"), "{error:#}");
+    }
+
+    #[test]
+    fn directories_that_lie_deep_have_a_limit() {
+        let mut tar = TarWriter::new(Vec::new());
+        let meta = Meta { mode: 0o755, ..Meta::default() };
+        let mut path = b".".to_vec();
+        tar.header(&path, &meta, &Member::Dir).unwrap();
+        for _ in 0..127 {
+            path = join(&path, &[b'd'; 255]);
+            tar.header(&path, &meta, &Member::Dir).unwrap();
+        }
+        for number in 0..DIRS_LIMIT / path.len() as u64 {
+            let name = number.to_string();
+            tar.header(&join(&path, name.as_bytes()), &meta, &Member::Dir).unwrap();
+        }
+        let top = tempfile::tempdir_in("/dev/shm").unwrap();
+        let archive = gzip(&tar.finish().unwrap());
+        let error = unpack_tree(&archive[..], &open_host_dir(top.path()).unwrap()).unwrap_err();
+        assert!(format!("{error:#}").contains("too many names"), "{error:#}");
     }
 
     #[test]

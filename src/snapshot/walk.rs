@@ -10,12 +10,13 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, Stat};
 
 use super::attributes::{Found, Shape, identity, is_racy};
-use super::index::{Fingerprint, PATH_LIMIT, Time};
+use super::index::{Fingerprint, Time};
 use super::opened::{Opened, as_fd, is_absent};
 use super::paths::{Id, Paths, Weigh};
 use super::probe::{Overlay, Root};
 use super::{join, shown};
 use crate::files::Suspects;
+use crate::limits::Limit;
 use crate::sys::fs;
 
 /// What a walk found at a path.
@@ -365,8 +366,9 @@ impl Walk<'_> {
         if is_crius_own(tree, dir.dir, name) {
             return Ok(Name::Gone(known));
         }
-        if dir.length + 1 + name.len() > PATH_LIMIT {
-            bail!("a path in it is longer than {PATH_LIMIT} bytes: remove it, or leave it out");
+        let (length, most) = (dir.length + 1 + name.len(), Limit::Path.value());
+        if length as u64 > most {
+            bail!("a path in it is longer than {most} bytes: remove it, or leave it out");
         }
         let path = || shown(&join(&tree.path(dir.dir), name));
         let looked = look(self.root, dir, view, name, self.still)

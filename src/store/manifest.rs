@@ -16,6 +16,7 @@ use crate::files::OpenFile;
 use crate::files::verify::HeldFile;
 use crate::freezer::{CgroupVersion, FrozenBy};
 use crate::hint::{DAMAGED, WithHint};
+use crate::limits::{self, Limit};
 use crate::snapshot::{Compression, DriverReport, PackedFiles, RootIdentity};
 use crate::store::STAGING;
 use crate::store::choices::Filesystem;
@@ -28,8 +29,6 @@ pub const DIGEST: &str = "ocicle-manifest.b3sum";
 /// The version of the schema that is written, and the newest that is read.
 pub const SCHEMA: u32 = 1;
 const NEWER: &str = "a newer ocicle made it: use one of that version";
-/// A manifest larger than this is refused.
-const LIMIT: u64 = 16 << 20;
 
 /// Everything that is known of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,13 +132,16 @@ impl Features {
 }
 
 /// The features that this version knows.
-const KNOWN: [&str; 2] = [HELD_FILES, INDEX_LINES];
+const KNOWN: [&str; 3] = [HELD_FILES, INDEX_LINES, SPARSE_DIGESTS];
 
 /// What the runtime's `checkpoint` was told and its `restore` has to be told too.
 pub const FLAGS: [&str; 4] = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
 
 /// A restore has to compare the files that the container held.
 pub const HELD_FILES: &str = "held-files";
+
+/// Digests of files that the container held pass over what is zeros.
+pub const SPARSE_DIGESTS: &str = "sparse-digests";
 
 /// The indexes of parts have a line for each entry.
 pub const INDEX_LINES: &str = "index-lines";
@@ -364,12 +366,57 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Who made it may have it name more than there can be: what it names is read.
+    fn ensure_few(&self) -> Result<()> {
+        limits::ensure(Limit::Parts, self.parts.len() as u64, "its parts are")?;
+        let flags: BTreeSet<&String> = self.flags.iter().collect();
+        ensure!(flags.len() == self.flags.len(), "a flag of the runtime is there twice");
+        let mut names = BTreeSet::new();
+        for files in self.parts.iter().filter_map(|part| part.files.as_ref()) {
+            limits::ensure(Limit::Layers, files.layers.len() as u64, "the layers of a part are")?;
+            for file in files.files() {
+                ensure!(names.insert(&file.name), "{:?} is named twice", file.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that it can still be read when all is in it: before the container has ended.
+    ///
+    /// # Errors
+    /// When what CRIU has written to `images`, and what it holds already, makes it too large.
+    pub fn ensure_can_be_completed(&self, images: &Path) -> Result<()> {
+        /// Of a file: its record, and what is seen of it, on lines of their own.
+        const RECORD: u64 = 512;
+        /// Layers of a part that is built on, at most, and its index.
+        const FILES: u64 = 65;
+        /// A descriptor takes some twelve bytes in CRIU's images, and here some thirty.
+        const HOLDER: u64 = 4;
+        let mut bytes = 2 * self.text()?.len() as u64 + (64 << 10);
+        bytes += RECORD * FILES * self.parts.len() as u64;
+        for entry in fs::read_dir(images)? {
+            let entry = entry?;
+            bytes += RECORD;
+            if entry.file_name().as_encoded_bytes().starts_with(b"fdinfo-") {
+                bytes += HOLDER * entry.metadata()?.len();
+            }
+        }
+        limits::ensure(Limit::Manifest, bytes, "the bytes of its manifest would be")
+    }
+
+    fn text(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
     /// Anybody may have made it: what it says becomes part of paths, and of a command line.
     fn ensure_harmless(&self) -> Result<()> {
         for part in &self.parts {
             ensure_plain(&part.name).context("reading the name of a part").hint(DAMAGED)?;
         }
         ensure_each_once(&self.parts).hint(DAMAGED)?;
+        self.ensure_few().hint(DAMAGED)?;
         match self.flags.iter().find(|flag| !FLAGS.contains(&flag.as_str())) {
             Some(flag) => {
                 Err(anyhow!("the runtime's {flag:?} is no flag of a checkpoint's").hint(NEWER))
@@ -381,8 +428,8 @@ impl Manifest {
     /// Writes the manifest: the last step of a checkpoint, since its existence is what says that
     /// there is one.
     pub fn commit(&self, directory: &Path) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
+        let text = self.text()?;
+        limits::ensure(Limit::Manifest, text.len() as u64, "the bytes of its manifest are")?;
         let sum = sum_of(&text);
         // A manifest that is replaced is valid until the new one is there: for a moment both are.
         let directory = &open(directory)?;
@@ -532,7 +579,7 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 
 fn read_limited(directory: &Directory, name: &str) -> Result<Vec<u8>> {
     let path = || directory.path().join(name).display().to_string();
-    match directory.read(name, LIMIT) {
+    match directory.read(name, Limit::Manifest.value()) {
         Ok(text) => text
             .ok_or_else(|| io::Error::from(Errno::NOENT))
             .with_context(|| format!("opening {}", path())),
@@ -578,6 +625,30 @@ mod tests {
             assert!(refused.contains(why), "{refused}");
         }
         assert!(with(&[("a", "/data"), ("b", "/data/")]).is_err());
+    }
+
+    #[test]
+    fn it_names_no_more_than_there_can_be() {
+        let with = |said: &str| {
+            let text = LEAST.replacen("\"schema\"", &format!("{said}, \"schema\""), 1);
+            Manifest::parse(text.as_bytes()).err().map(|error| format!("{error:#}"))
+        };
+        assert_eq!(with(r#""flags": ["--shell-job", "--file-locks"]"#), None);
+        let twice = with(r#""flags": ["--shell-job", "--shell-job"]"#).unwrap();
+        assert!(twice.contains("there twice"), "{twice}");
+        let file = r#"{ "name": "x", "size": 1, "blake3": "" }"#;
+        let part = |name: &str| {
+            format!(
+                r#"{{ "name": "{name}", "destination": "/{name}", "source": "/s",
+                      "files": {{ "index": {file}, "layers": [] }} }}"#
+            )
+        };
+        assert_eq!(with(&format!(r#""parts": [{}]"#, part("a"))), None);
+        let twice = with(&format!(r#""parts": [{}, {}]"#, part("a"), part("b"))).unwrap();
+        assert!(twice.contains("named twice"), "{twice}");
+        let many: Vec<String> = (0..300).map(|n| part(&n.to_string())).collect();
+        let many = with(&format!(r#""parts": [{}]"#, many.join(","))).unwrap();
+        assert!(many.contains("more than 256"), "{many}");
     }
 
     #[test]

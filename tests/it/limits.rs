@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::{Mode, OFlags};
 
-use crate::support::{Bundle, Container, Machine, Variant, on_machine, run};
+use crate::support::{Bundle, Container, Machine, Variant, on_machine, outcome, run};
 
 const WAIT: [&str; 3] = ["sh", "-c", ": >/data/ready; exec tail -f /dev/null"];
 
@@ -97,6 +97,37 @@ fn a_chain_of_directories_is_removed_one_by_one() {
         assert!(!bundle.path("/data/d").exists());
         assert!(peak() < 100, "{} MiB", peak());
         fs::metadata(bundle.path("/data/ready")).unwrap();
+        bundle.end();
+    });
+}
+
+/// Whatever a reader refuses, a checkpoint is refused for, and its container lives.
+#[test]
+fn what_cannot_be_read_again_is_not_committed() {
+    on_machine(Variant::RuncV2, |machine| {
+        let bundle = machine.bundle("limits").args(WAIT).make();
+        let container = start(&bundle);
+        let attribute = "x".repeat(100);
+        xattr::set(bundle.path("/data/ready"), "user.long", attribute.as_bytes()).unwrap();
+        for (limit, said) in [
+            ("weight=500", "more names and attributes than fit into 500 bytes"),
+            ("path=5", "longer than 5 bytes"),
+            ("attributes=99", "its attributes take more than 99"),
+            ("manifest=5000", "the bytes of its manifest would be more than 5000"),
+            ("parts=0", "its parts are more than 0"),
+            ("layers=0", "its layers would be more than 0"),
+        ] {
+            let mut command = machine.ocicle();
+            command.args(["checkpoint", bundle.id()]).args(machine.variant().criu_flags());
+            let (success, _, errors) = outcome(command.env("OCICLE_LIMITS", limit));
+            assert!(!success && errors.contains(said), "{limit}: {errors}");
+            assert_eq!(container.status(), "running", "{limit}");
+            assert!(!container.is_frozen(), "{limit}");
+            assert_eq!(run(machine.ocicle().args(["list", "--quiet"])), "", "{limit}");
+        }
+        checkpoint(machine, &bundle);
+        drop(container);
+        restore(machine, &bundle);
         bundle.end();
     });
 }

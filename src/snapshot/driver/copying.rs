@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::{CopyStats, Driver, DriverName, Lease};
 use crate::files::Suspects;
+use crate::limits::Weight;
 use crate::snapshot::attributes::{Found, Shape, coarse_now, identity, is_racy};
 use crate::snapshot::cache::Cache;
 use crate::snapshot::copy::{self, copy_file};
@@ -49,6 +50,8 @@ pub struct CopyDriver {
     since: Time,
     /// What the walk of the frozen one found.
     taken: Option<Tree>,
+    /// What the last walk found takes.
+    weight: Weight,
 }
 
 /// A file that was copied.
@@ -89,6 +92,7 @@ impl CopyDriver {
             earlier: Earlier::default(),
             since: Time::default(),
             taken: None,
+            weight: Weight::default(),
         })
     }
 
@@ -96,6 +100,7 @@ impl CopyDriver {
     fn pass(&mut self, suspects: &Suspects, still: Still) -> Result<(CopyStats, Walked)> {
         let known = std::mem::take(&mut self.earlier);
         let walked = walk(&self.root, still, known, suspects)?;
+        self.weight = walked.tree.weight();
         let Walked { tree, fresh, kept, .. } = &walked;
         let entries = tree.count() as u64;
         let mut stats = CopyStats { entries, kept: *kept, ..CopyStats::default() };
@@ -288,6 +293,10 @@ impl Driver for CopyDriver {
         let (stats, walked) = hurry.install(|| self.pass(suspects, Still::Frozen))?;
         self.taken = Some(walked.tree);
         Ok(stats)
+    }
+
+    fn weight(&self) -> Weight {
+        self.weight
     }
 
     /// Writes the index, and removes the blobs that a later copy replaced.

@@ -25,6 +25,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::files::Suspects;
+use crate::limits::Weight;
 use crate::snapshot::shows::Shows;
 
 pub use choose::choose;
@@ -57,6 +58,11 @@ pub trait Driver: Shows + Send {
     /// container is frozen the next time. What was copied stays.
     fn take_back(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// What the paths take that were found so far, where they are known before they are packed.
+    fn weight(&self) -> Weight {
+        Weight::default()
     }
 
     /// Writes to the staging directory what [`super::pack`] needs, in another process maybe. Without

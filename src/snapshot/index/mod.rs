@@ -19,19 +19,13 @@ use super::identity::{Form, RootIdentity};
 use super::paths::{Id, Paths, Weigh};
 use super::shown;
 use crate::bytes::ByteString;
-use crate::limits::Limit;
+use crate::limits::{self, Limit, STRETCH_LIMIT};
 
 /// The version of the index that this program writes.
 pub(super) const SCHEMA: u32 = 2;
-/// More bytes than this no path may have.
-pub(super) const PATH_LIMIT: usize = 32 << 10;
-/// Stretches of data that one file may be cut into by its holes.
-pub(super) const STRETCH_LIMIT: usize = 1 << 14;
 /// Linux's XATTR_SIZE_MAX and XATTR_NAME_MAX.
 const XATTR_LIMIT: usize = 64 << 10;
 const XATTR_NAME_LIMIT: usize = 255;
-/// Layers of one part; whoever comes near starts again with a full one.
-pub(super) const LAYER_LIMIT: usize = 1000;
 /// The bytes of a line: attributes of [`Limit::Attributes`], each byte escaped, and the rest.
 const LINE_LIMIT: u64 = 8 << 20;
 
@@ -341,7 +335,7 @@ impl<C: DeserializeOwned> Index<C> {
             way.truncate(depth);
             let (dir, length) = way[depth - 1];
             let length = length + name.as_bytes().len() + usize::from(depth > 1);
-            ensure!(length <= PATH_LIMIT, "a path is longer than {PATH_LIMIT} bytes");
+            limits::ensure(Limit::Path, length as u64, "the bytes of a path are")?;
             let path = entries
                 .push(dir, name.as_bytes(), entry)
                 .with_context(|| format!("reading an entry {name} of {}", way.len()))?;
@@ -419,7 +413,7 @@ impl Meta {
         ensure!(self.uid != u32::MAX && self.gid != u32::MAX, "its owner is no owner");
         ensure!(self.mtime.1 < 1_000_000_000, "its time has more than a second of nanoseconds");
         let all = self.xattrs.iter().map(|(n, v)| n.as_bytes().len() + v.as_bytes().len());
-        crate::limits::ensure(Limit::Attributes, all.sum::<usize>() as u64, "its attributes take")?;
+        limits::ensure(Limit::Attributes, all.sum::<usize>() as u64, "its attributes take")?;
         for (name, value) in &self.xattrs {
             let (name, value) = (name.as_bytes(), value.as_bytes());
             ensure!(!is_overlay_xattr(name), "it has an attribute of the overlay");

@@ -11,9 +11,9 @@ use anyhow::{Context, Result, ensure};
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Entry, Index, Kind, PATH_LIMIT, STRETCH_LIMIT};
+use super::{Entry, Index, Kind};
 use crate::bytes::ByteString;
-use crate::limits::{self, Limit};
+use crate::limits::{self, Limit, PATH_LIMIT, STRETCH_LIMIT};
 use crate::snapshot::identity::{Form, RootIdentity};
 use crate::snapshot::paths::Paths;
 use crate::snapshot::{shown, split};
