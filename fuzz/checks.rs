@@ -95,6 +95,7 @@ fn read(kind: ImageKind, image: &Image) -> Result<usize, BadImage> {
         ImageKind::Mounts => image.read(mount_key)?.len(),
         ImageKind::Cgroups => image.read(|entry| relocated(entry, 1))?.len(),
         ImageKind::Stats => image.read(DumpStats::read)?.len(),
+        ImageKind::WatchedPaths => image.read(|entry| entry.need_u64(2, "inode"))?.len(),
     })
 }
 

@@ -17,7 +17,7 @@ use crate::container::{Container, Identity, Process};
 use crate::criu::plugin::SetAside;
 use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::Facts;
-use crate::files::{DumpSettings, Holder, OpenFile};
+use crate::files::{DumpSettings, Finder, Holder, OpenFile};
 use crate::hint::WithHint;
 use crate::proc::Proc;
 use crate::store::manifest::Unsupported;
@@ -59,6 +59,8 @@ pub struct Cover {
     rules: Vec<Rule>,
     rest: OnUnsupported,
     settings: DumpSettings,
+    /// Where files are that have no other name.
+    finder: Finder,
     /// Whether it is worth looking again when the container is frozen.
     is_needed: Cell<bool>,
 }
@@ -73,9 +75,10 @@ impl Cover {
         rules: Vec<Rule>,
         rest: OnUnsupported,
         settings: DumpSettings,
+        finder: Finder,
         container: &Container,
     ) -> Result<Self> {
-        let cover = Self { rules, rest, settings, is_needed: Cell::new(false) };
+        let cover = Self { rules, rest, settings, finder, is_needed: Cell::new(false) };
         let mut failing = cover.failing(&container.dumped_processes()?)?;
         cover.is_needed.set(!failing.is_empty() || cover.rest == OnUnsupported::Substitute);
         failing.retain(|one| one.is_lasting() && cover.by(one).is_none());
@@ -98,6 +101,11 @@ impl Cover {
     /// Has it look again under the freeze: there is something about that stops a dump.
     pub fn look_again(&self) {
         self.is_needed.set(true);
+    }
+
+    /// Who knows where files are.
+    pub fn finder(&self) -> &Finder {
+        &self.finder
     }
 
     /// Whether CRIU is told to keep locks.
@@ -131,7 +139,7 @@ impl Cover {
             processes.iter().map(|process| (process.inner, process.host)).collect();
         let mut mapped = None;
         let mut failing = Vec::new();
-        let facts = Facts::of(processes)?;
+        let facts = Facts::of(processes, &self.finder)?;
         let settings = facts.settle(&self.settings)?;
         for known in facts.files {
             let Verdict::Fails(obstacles) = verdict(&known.described, &settings) else {
@@ -312,8 +320,9 @@ pub fn set_aside(
     rules: Vec<Rule>,
     rest: OnUnsupported,
     settings: DumpSettings,
+    finder: Finder,
 ) -> Result<SeenAhead> {
-    let cover = Cover { rules, rest, settings, is_needed: Cell::new(true) };
+    let cover = Cover { rules, rest, settings, finder, is_needed: Cell::new(true) };
     let failing = cover.failing(&container.dumped_processes()?)?;
     let holders = |is_meant: &dyn Fn(&Failing) -> bool| {
         let meant = failing.iter().filter(|one| is_meant(one));

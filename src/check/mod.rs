@@ -19,9 +19,9 @@ use serde::Serialize;
 use crate::choice::Choice;
 use crate::container::{Container, Shared, Volumes};
 use crate::cover::{self, SeenAhead, UNMAP};
-use crate::files::DumpSettings;
 use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::{Facts, Known};
+use crate::files::{DumpSettings, Finder};
 use crate::files::{FileId, Holder, OpenFile};
 use crate::freezer::FreezerState;
 use crate::hint::hint_of;
@@ -165,13 +165,15 @@ pub fn check(
 ) -> Result<CheckReport> {
     let settings = request.settings.with_standing(&request.runtime)?;
     let dumped = container.dumped_processes()?;
-    let facts = Facts::of(&dumped).context("listing the open files")?;
+    let finder = Finder::of(container.init, &request.runtime)?;
+    let facts = Facts::of(&dumped, &finder).context("listing the open files")?;
     let settings = facts.settle(&settings)?;
     let parts = kept::Parts::of(container, request)?;
 
     let rules = cover::rules(container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
-    let ahead = cover::set_aside(container, rules, request.on_unsupported, settings.clone())?;
+    let rest = request.on_unsupported;
+    let ahead = cover::set_aside(container, rules, rest, settings.clone(), finder)?;
     let judge = |known| (known, verdict_with(known, &settings, &ahead));
     let files: Vec<_> = facts
         .files

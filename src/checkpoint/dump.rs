@@ -1,7 +1,7 @@
 //! The dump: from the start of the runtime's `checkpoint` to the thaw.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,16 +31,17 @@ use crate::criu::door::{Door, Visitor, WaitingCriu, WaitingScript};
 use crate::criu::images::DumpStats;
 use crate::criu::plugin::Told;
 use crate::criu::protocol::Work;
+use crate::criu::watched::WatchedPaths;
 use crate::criu::{action, failure, phases};
 use crate::fault::{self, Point};
 use crate::files::verify::{Digests, HeldFile};
-use crate::files::{Owned, Suspects};
+use crate::files::{FileNumber, Owned, Suspects, WaitingEvents};
 use crate::freezer::{Frozen, FrozenBy};
 use crate::guardian::Guardian;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
-use crate::store::manifest::{Manifest, Owner};
+use crate::store::manifest::{self, Manifest, Owner};
 use crate::store::{DumpFacts, Timeline};
 use crate::sys::process::{pidfd, wait_readable};
 
@@ -107,7 +108,9 @@ struct Ready<'a> {
     /// CRIU's process, while there is one.
     criu: Option<OwnedFd>,
     /// The script of CRIU's that waits for the container to be frozen.
-    hook: Option<WaitingScript>,
+    hook: WaitingScript,
+    /// What CRIU finds when it goes on.
+    watched: Option<WatchedPaths>,
     told: Foreseen,
 }
 
@@ -185,7 +188,7 @@ impl<'a> Dump<'a> {
         staged: &mut CopiedAhead,
         room: Option<Room>,
     ) -> Result<Attempt> {
-        let Ready { frozen, criu, hook, told } = match self.freeze_late(room)? {
+        let Ready { frozen, criu, hook, watched, told } = match self.freeze_late(room)? {
             Some(ready) => ready,
             None => self.freeze_early()?,
         };
@@ -196,16 +199,15 @@ impl<'a> Dump<'a> {
             external: told.external,
             unsupported: told.aside.records,
             owners: owners_outside(self.container, told.owned, &staged.parts),
+            lost_events: lost_events(&told.events),
         };
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
         let dumping = Instant::now();
-        if let Some(hook) = hook {
-            hook.answer(&Ok(()))?;
-        }
+        hook.answer(&Ok(()))?;
         fault::point(Point::Dumping);
         let locks = told.locks;
         let by = freeze.by;
-        let joined = self.dump_and_snapshot(&frozen, staged, (begun, freeze), &locks)?;
+        let joined = self.dump_and_snapshot(&frozen, staged, (begun, freeze), &locks, watched)?;
         // Of a container that goes on it is not asked yet how the dump went: it goes on either way.
         let stopped = match self.request.leave_running {
             true => None,
@@ -250,7 +252,7 @@ impl<'a> Dump<'a> {
         let plain = foresight::has_plain_cgroups(self.request, self.container);
         let begin = Instant::now();
         let criu = self.start_runtime(plain)?;
-        let process = criu.process()?;
+        let (process, number) = (criu.process()?, criu.number()?);
         let mut told = Foreseen::by_looking(self.container, &self.cover, None, plain)?;
         criu.admit_with(&self.configuration(&told), &[])?;
         fault::point(Point::Admitted);
@@ -262,7 +264,9 @@ impl<'a> Dump<'a> {
             told.aside = now.aside;
             told.owned = now.owned;
             told.locks = now.locks;
-            return Ok(Some(Ready { frozen, criu: process, hook: Some(hook), told }));
+            told.events = now.events;
+            let watched = self.tell_of_watched(number, &now.watched)?;
+            return Ok(Some(Ready { frozen, criu: process, hook, watched, told }));
         }
         tracing::debug!(
             "the container has changed while CRIU started; again, frozen from the start"
@@ -308,9 +312,25 @@ impl<'a> Dump<'a> {
         let criu = self.start_runtime(false)?;
         self.timeline.mark("runtime", begin, Instant::now());
         let (frozen, told) = self.freeze_settled(false)?;
-        let process = criu.process()?;
+        let (process, number) = (criu.process()?, criu.number()?);
         criu.admit_with(&self.configuration(&told), &[])?;
-        Ok(Ready { frozen, criu: process, hook: None, told })
+        let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
+        let watched = self.tell_of_watched(number, &told.watched)?;
+        Ok(Ready { frozen, criu: process, hook, watched, told })
+    }
+
+    /// Leads a CRIU that waits in its pre-dump script to files that are watched.
+    fn tell_of_watched(
+        &self,
+        criu: i32,
+        watched: &HashMap<FileNumber, PathBuf>,
+    ) -> Result<Option<WatchedPaths>> {
+        if watched.is_empty() {
+            return Ok(None);
+        }
+        self.guardian.remove_if_we_die(&WatchedPaths::path(criu)?)?;
+        let files = watched.iter().map(|((device, inode), path)| (*device, *inode, &**path));
+        WatchedPaths::write(criu, files).context("telling CRIU where watched files are").map(Some)
     }
 
     /// Starts the runtime's `checkpoint`; its CRIU comes to the door.
@@ -391,6 +411,7 @@ impl<'a> Dump<'a> {
         staged: &mut CopiedAhead,
         (begun, freeze): (Begun, FreezeFacts),
         locks: &Locks,
+        watched: Option<WatchedPaths>,
     ) -> Result<Option<Joined>> {
         let sharing = &staged.sharing;
         let others = sharing.freeze(self.request, self.container, &self.guardian)?;
@@ -405,6 +426,7 @@ impl<'a> Dump<'a> {
             });
             let hook = self.await_action(action::POST_DUMP);
             let asked = Instant::now();
+            drop(watched);
             let snapshot = snapshot.join().map_err(|_| anyhow!("the snapshot panicked"))?;
             let Some(hook) = hook? else {
                 // Both may have met the same full disk, on which CRIU's log found no room either.
@@ -616,6 +638,18 @@ fn owners_outside(
     let outside = owned.into_iter().filter(|file| is_outside(&file.mount));
     let owners = outside.map(|file| Owner { path: file.path, uid: file.uid, gid: file.gid });
     owners.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Says what a restore will not have of what waits to be read.
+pub(super) fn lost_events(events: &[WaitingEvents]) -> Vec<manifest::LostEvents> {
+    let lost = events.iter().map(|lost| manifest::LostEvents {
+        kind: lost.kind,
+        holder: format!("{}:{}", lost.holder.pid, lost.holder.fd),
+        bytes: lost.bytes,
+    });
+    let lost: Vec<_> = lost.collect();
+    lost.iter().for_each(|lost| tracing::warn!("{lost}"));
+    lost
 }
 
 pub(super) fn take(

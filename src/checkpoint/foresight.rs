@@ -4,6 +4,7 @@
 //! starts while the container still runs, with what is found out then; and under the freeze the
 //! same is found out again. Only if the one covers the other, the dump goes on.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use super::locks::Locks;
 use super::{CheckpointRequest, connections};
 use crate::container::{Container, Identity};
 use crate::cover::{Aside, Cover};
-use crate::files::{Owned, Unreachable, by_path};
+use crate::files::{FileNumber, Owned, Unreachable, WaitingEvents, by_path};
 use crate::freezer::Frozen;
 use crate::hint::WithHint;
 use crate::proc::Proc;
@@ -33,6 +34,10 @@ pub(super) struct Foreseen {
     pub owned: Vec<Owned>,
     /// The locks that are held.
     pub locks: Locks,
+    /// Where the watched files are that CRIU does not find by itself.
+    pub watched: HashMap<FileNumber, PathBuf>,
+    /// What it drops of what waits to be read.
+    pub events: Vec<WaitingEvents>,
     /// Whether there are connections that the network lock must keep in order.
     pub needs_lock: bool,
     /// Whether CRIU shall look at no control group.
@@ -47,6 +52,7 @@ impl Foreseen {
         frozen: Option<&Frozen<'_>>,
         plain_cgroups: bool,
     ) -> Result<Self> {
+        cover.finder().limit(frozen.is_some());
         let seen = by_path(&container.dumped_processes()?, frozen.is_some())
             .context("looking for files out of CRIU's reach")?;
         if let Some(served) = seen.served {
@@ -59,6 +65,8 @@ impl Foreseen {
             external: external(seen.unreachable),
             owned: seen.owned,
             locks: Locks(seen.locks),
+            watched: seen.watched.found(cover.finder()),
+            events: seen.events,
             aside: cover.choose(container)?,
             needs_lock: connections::need_lock(&container.freezer.processes()?),
             plain_cgroups: plain_cgroups && are_plain(container),
@@ -147,7 +155,8 @@ mod tests {
         let external = keys.iter().map(file).collect();
         let (aside, owned) = (Aside::default(), Vec::new());
         let locks = Locks::default();
-        Foreseen { external, owned, locks, aside, needs_lock, plain_cgroups }
+        let (watched, events) = (HashMap::new(), Vec::new());
+        Foreseen { external, owned, locks, aside, watched, events, needs_lock, plain_cgroups }
     }
 
     #[test]

@@ -37,8 +37,7 @@ use crate::choice::Choice;
 use crate::container::{Container, Shared, Volumes};
 use crate::cover::{self, Cover};
 use crate::fault::{self, Point};
-use crate::files::Suspects;
-use crate::files::{DumpSettings, bytes_of};
+use crate::files::{DumpSettings, Finder, Suspects, bytes_of};
 use crate::guardian::Guardian;
 use crate::machine;
 use crate::restorable::Restorable;
@@ -187,7 +186,8 @@ pub fn checkpoint(
 fn cover(request: &CheckpointRequest, container: &Container) -> Result<Cover> {
     let rules = cover::rules(container, &request.id, &request.configured, &request.rules)?;
     let settings = settings(request).with_standing(&request.runtime)?;
-    Cover::of(rules, request.on_unsupported, settings, container)
+    let finder = Finder::of(container.init, &request.runtime)?;
+    Cover::of(rules, request.on_unsupported, settings, finder, container)
 }
 
 /// What CRIU is told, as far as it decides over open files.

@@ -15,8 +15,8 @@ use crate::machine;
 use crate::snapshot::{Compression, RootIdentity};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{
-    self, ContainerRecord, External, Features, Freeze, Left, Manifest, Owner, PartRecord, Programs,
-    SCHEMA, State, Unsupported,
+    self, ContainerRecord, External, Features, Freeze, Left, LostEvents, Manifest, Owner,
+    PartRecord, Programs, SCHEMA, State, Unsupported,
 };
 
 /// What is known before the freeze.
@@ -42,6 +42,7 @@ pub(super) struct FreezeFacts {
     pub external: Vec<External>,
     pub unsupported: Vec<Unsupported>,
     pub owners: Vec<Owner>,
+    pub lost_events: Vec<LostEvents>,
 }
 
 impl Begun {
@@ -85,7 +86,8 @@ impl Begun {
         held: Vec<HeldFile>,
         milliseconds: f64,
     ) -> Manifest {
-        let FreezeFacts { created, by, others, external, unsupported, owners } = freeze;
+        let FreezeFacts { created, by, others, external, unsupported, owners, lost_events } =
+            freeze;
         Manifest {
             schema: SCHEMA,
             features: features(self.filesystem, &held),
@@ -109,6 +111,7 @@ impl Begun {
             external,
             unsupported,
             owners,
+            lost_events,
             must_substitute: Vec::new(),
         }
     }

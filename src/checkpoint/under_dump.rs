@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::comeback::Comeback;
 use super::complete::complete;
-use super::dump::{TakenParts, take};
+use super::dump::{TakenParts, lost_events, take};
 use super::freeze::freeze;
 use super::locks::Locks;
 use super::parts::{self, CopiedAhead};
@@ -63,6 +63,7 @@ pub fn under_dump(
         external: Vec::new(),
         unsupported: Vec::new(),
         owners: Vec::new(),
+        lost_events: lost_events(&seen.events),
     };
     let milliseconds = Timeline::milliseconds(end - begin);
     let manifest = begun.staged(freeze, parts::records(&parts), files, milliseconds);

@@ -76,6 +76,17 @@ fn callers() -> Result<String> {
 /// The options that stand in the files that CRIU reads by itself: its own, the runtime's and the
 /// caller's (criu(8), *CONFIGURATION FILES*). Their values are left out.
 pub fn standing_options(runtime: &str) -> Result<Vec<String>> {
+    Ok(standing(runtime)?.lines().filter_map(option_of).map(|(option, _)| option).collect())
+}
+
+/// The values of an option in those files, in the order of CRIU's reading.
+pub fn standing_values(runtime: &str, option: &str) -> Result<Vec<String>> {
+    let text = standing(runtime)?;
+    let options = text.lines().filter_map(option_of);
+    Ok(options.filter(|(name, _)| name == option).filter_map(|(_, value)| value).collect())
+}
+
+fn standing(runtime: &str) -> Result<String> {
     let mut text = callers()?;
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".criu/default.conf"));
     let files = ["/etc/criu/default.conf".into(), format!("/etc/criu/{runtime}.conf").into()];
@@ -83,13 +94,18 @@ pub fn standing_options(runtime: &str) -> Result<Vec<String>> {
         text.push_str(&fs::read_to_string(path).unwrap_or_default());
         text.push('\n');
     }
-    Ok(text.lines().filter_map(option_of).collect())
+    Ok(text)
 }
 
-/// The option of a line, which may have a comment.
-fn option_of(line: &str) -> Option<String> {
-    let word = line.split('#').next()?.split_ascii_whitespace().next()?;
-    Some(word.split('=').next()?.to_owned())
+/// The option of a line, which may have a comment, and its value, behind blanks or `=`.
+fn option_of(line: &str) -> Option<(String, Option<String>)> {
+    let line = line.split('#').next()?.trim();
+    let (option, value) =
+        match line.split_once(|byte: char| byte.is_ascii_whitespace() || byte == '=') {
+            Some((option, value)) => (option, Some(value.trim().trim_matches('"').to_owned())),
+            None => (line, None),
+        };
+    (!option.is_empty()).then(|| (option.to_owned(), value))
 }
 
 #[cfg(test)]
@@ -100,8 +116,11 @@ mod tests {
 
     #[test]
     fn options_of_lines() {
-        assert_eq!(option_of(" tcp-established # why"), Some("tcp-established".to_owned()));
-        assert_eq!(option_of("ghost-limit=8M"), Some("ghost-limit".to_owned()));
+        let option =
+            |name: &str, value: Option<&str>| Some((name.to_owned(), value.map(str::to_owned)));
+        assert_eq!(option_of(" tcp-established # why"), option("tcp-established", None));
+        assert_eq!(option_of("ghost-limit=8M"), option("ghost-limit", Some("8M")));
+        assert_eq!(option_of("irmap-scan-path  /a b # x"), option("irmap-scan-path", Some("/a b")));
         assert_eq!(option_of("# tcp-close"), None);
         assert_eq!(option_of(""), None);
     }

@@ -171,6 +171,11 @@ impl WaitingCriu<'_> {
         self.channel.peer()
     }
 
+    /// Its number, from here to its end.
+    pub fn number(&self) -> Result<i32> {
+        self.channel.peer_number()
+    }
+
     /// Lets it in as it is.
     pub fn admit(self) -> Result<()> {
         let program = self.door.criu.clone();

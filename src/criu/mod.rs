@@ -17,3 +17,4 @@ pub mod phases;
 pub mod plugin;
 pub mod protocol;
 pub mod tar_call;
+pub mod watched;

@@ -512,7 +512,7 @@ impl Obstacle {
             Self::PeerOutside { .. } | Self::Dangling => {
                 "close the connection before the checkpoint"
             }
-            Self::Watches(_) => "CRIU's irmap-scan-path, or end the watch before the checkpoint",
+            Self::Watches(_) => "end the watch before the checkpoint",
             Self::Unlinked => "CRIU's link-remap, or close it before the checkpoint",
             Self::Overmounted => "unmount what is over it",
             Self::Leased => "end the lease before the checkpoint",

@@ -1,27 +1,25 @@
 //! What decides over the dump of each open file, read from live processes.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::descriptors::Observed;
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
+use super::finder::{FileNumber, Finder};
 use super::live::{Survey, survey};
 use super::settings::DumpSettings;
 use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
-use super::unreachable::Reach;
+use super::unreachable::{Reach, inode_of_watch};
 use crate::container::Process;
 use crate::criu::door::real_criu;
 use crate::proc::Proc;
-use crate::proc::fdinfo::Watch;
 use crate::proc::mountinfo::Mount;
 use crate::sys::at_once::{self, Stat};
 use crate::sys::diag::{UnixSocket, unix_sockets};
-use crate::sys::handle::open_handle;
 use crate::sys::mqueue;
 use crate::sys::process::descriptor_of;
 use crate::sys::sockopt;
@@ -51,11 +49,13 @@ impl Facts {
         settled_by(settings, self.files.iter().map(|known| &known.described), saves_bpf_maps)
     }
 
-    /// Reads them from processes that may be running: what goes away is left out.
-    pub fn of(processes: &[Process]) -> Result<Self> {
+    /// Reads them from processes that may be running: what goes away is left out. The finder finds
+    /// files that have no other name.
+    pub fn of(processes: &[Process], finder: &Finder) -> Result<Self> {
         let Survey { table, fds, reach } = survey(processes, false)?;
         let files = {
-            let mut observer = Observer::new(processes, &fds, &reach);
+            let lost = reach.watched(&fds).not_found(finder);
+            let mut observer = Observer::new(processes, &fds, &reach, lost);
             table.files.iter().filter_map(|file| observer.know(file)).collect()
         };
         Ok(Self { files, reach })
@@ -84,6 +84,8 @@ impl Facts {
 struct Observer<'a> {
     fds: HashMap<Holder, &'a Observed>,
     reach: &'a Reach,
+    /// Watched files that CRIU cannot be led to.
+    lost: HashSet<FileNumber>,
     /// The processes that are dumped, by their numbers here.
     dumped: HashSet<i32>,
     /// Every namespace that one of them is in, as its link says it.
@@ -96,12 +98,18 @@ struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    fn new(processes: &[Process], fds: &'a [Observed], reach: &'a Reach) -> Self {
+    fn new(
+        processes: &[Process],
+        fds: &'a [Observed],
+        reach: &'a Reach,
+        lost: HashSet<FileNumber>,
+    ) -> Self {
         let is_socket = |fd: &&Observed| fd.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
         let statuses = processes.iter().filter_map(|process| Proc::of(process.host).stat().ok());
         Self {
             fds: fds.iter().map(|fd| (fd.holder(), fd)).collect(),
             reach,
+            lost,
             dumped: processes.iter().map(|process| process.host).collect(),
             namespaces: processes.iter().flat_map(|process| namespaces(process.host)).collect(),
             held: fds.iter().filter(is_socket).map(|fd| fd.stat.st_ino).collect(),
@@ -165,8 +173,8 @@ impl<'a> Observer<'a> {
                 thread: fd.info.flags & libc::PIDFD_THREAD != 0,
             },
             FileKind::Inotify | FileKind::Fanotify => {
-                let lost = |watch: &&Watch| !can_find(self.reach, watch);
-                Detail::Watches { lost: fd.info.watches.iter().filter(lost).count() }
+                let watched = fd.info.watches.iter().map(inode_of_watch);
+                Detail::Watches { lost: watched.filter(|inode| self.lost.contains(inode)).count() }
             }
             FileKind::Bpfmap => Detail::BpfMap(fd.info.map_type.unwrap_or_default()),
             FileKind::Namespace => Detail::Namespace { known: self.namespaces.contains(&fd.link) },
@@ -288,82 +296,6 @@ fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32) -> Place {
         Err(rustix::io::Errno::NOENT) => Place::Unlinked,
         Err(_) => Place::There,
     }
-}
-
-/// Whether CRIU will find a watched file: by its handle through one of the mounts of its file
-/// system, or else in the directories that it searches (`check_open_handle` in criu/fsnotify.c).
-fn can_find(reach: &Reach, watch: &Watch) -> bool {
-    let mut on = reach.mounts().filter(|reached| reached.mount.device == watch.device).peekable();
-    // Opening it asks its server, as CRIU will.
-    if on.peek().is_some_and(|reached| reached.mount.is_remote()) {
-        return true;
-    }
-    on.any(|reached| {
-        let point = directory_of(reached.host, &reached.mount);
-        point
-            .is_ok_and(|point| open_handle(point.as_fd(), watch.handle_type, &watch.handle).is_ok())
-    }) || is_searched(reach, watch)
-}
-
-fn directory_of(host: i32, mount: &Mount) -> rustix::io::Result<OwnedFd> {
-    let below = mount.point.as_path().strip_prefix("/").unwrap_or(Path::new(""));
-    let path = Proc::of(host).root().join(below);
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Whether the file is where CRIU searches for those without a handle (`hints` in criu/irmap.c).
-fn is_searched(reach: &Reach, watch: &Watch) -> bool {
-    const SEARCHED: [&str; 8] = [
-        "/etc",
-        "/var/spool",
-        "/var/log",
-        "/usr/share/dbus-1/services",
-        "/usr/share/dbus-1/system-services",
-        "/var/lib/polkit-1/localauthority",
-        "/usr/share/polkit-1/actions",
-        "/lib/udev",
-    ];
-    let Some(host) = reach.mounts().map(|reached| reached.host).next() else { return false };
-    let Ok(root) = directory(&Proc::of(host).root()) else { return false };
-    is_watched(&root, watch)
-        || SEARCHED.iter().filter(|below| !reach.asks_somebody(below.as_bytes())).any(|below| {
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::openat2(&root, *below, flags, Mode::empty(), resolve)
-                .is_ok_and(|directory| is_watched(&directory, watch) || is_below(&directory, watch))
-        })
-}
-
-fn directory(path: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-fn is_watched(file: &OwnedFd, watch: &Watch) -> bool {
-    at_once::stat(file).is_ok_and(|stat| is_file(&stat, watch))
-}
-
-fn is_file(stat: &Stat, watch: &Watch) -> bool {
-    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    (device, stat.st_ino) == (watch.device, watch.inode)
-}
-
-/// Whether the file is anywhere below a directory, looked for through no link.
-fn is_below(directory: &OwnedFd, watch: &Watch) -> bool {
-    let Ok(entries) = rustix::fs::Dir::read_from(directory) else { return false };
-    entries.flatten().any(|entry| {
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            return false;
-        }
-        let Ok(stat) = at_once::stat_in(directory, name) else { return false };
-        let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // What is mounted there may be somebody's who does not answer.
-        let within = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        is_file(&stat, watch)
-            || stat.st_mode & libc::S_IFMT == libc::S_IFDIR
-                && rustix::fs::openat2(directory, name, open, Mode::empty(), within)
-                    .is_ok_and(|below| is_below(&below, watch))
-    })
 }
 
 fn settled_by<'a>(

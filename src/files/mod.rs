@@ -4,6 +4,7 @@ pub mod by_process;
 mod descriptors;
 pub mod dumpable;
 pub mod facts;
+mod finder;
 mod images;
 mod live;
 mod lost_locks;
@@ -19,12 +20,13 @@ mod user_info;
 pub mod verify;
 
 pub use crate::proc::fdinfo::LockKind;
+pub use finder::{FileNumber, Finder};
 pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
 pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, OpenFile, SCHEMA, Table};
-pub use unreachable::{Owned, SeenByPath, Unreachable, by_path};
+pub use unreachable::{Owned, SeenByPath, Unreachable, WaitingEvents, Watched, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 
 impl Table {

@@ -1,8 +1,9 @@
 //! Files that CRIU cannot find by a path in the container.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -11,13 +12,17 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::descriptors::{self, Observed};
+use super::finder::{FileNumber, Finder};
 use super::table::{ExternalFile, FileKind, Holder, Lock};
 use crate::bytes::ByteString;
 use crate::container::Process;
-use crate::proc::fdinfo::{HeldLock, LockKind};
+use crate::proc::fdinfo::{HeldLock, LockKind, Watch};
 use crate::proc::mountinfo::{self, Mount};
 use crate::proc::{Proc, is_zombie};
 use crate::sys::at_once::{self, Stat};
+use crate::sys::handle::open_handle;
+use crate::sys::kcmp;
+use crate::sys::process::descriptor_of;
 
 /// A file descriptor for a file on a mount that the container does not have.
 ///
@@ -69,6 +74,46 @@ pub struct SeenByPath {
     pub locks: Vec<(Holder, Lock)>,
     /// Where a file system is that one of the processes serves: CRIU would wait for it for ever.
     pub served: Option<ByteString>,
+    /// The watched files to which CRIU must be led.
+    pub watched: Watched,
+    /// What waits to be read from inotify instances and fanotify groups; looked at when frozen.
+    pub events: Vec<WaitingEvents>,
+}
+
+/// Watched files that no handle opens: CRIU then wants a name (`check_open_handle` in
+/// criu/fsnotify.c).
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    inodes: HashSet<FileNumber>,
+    /// Where the file systems are mounted that they are on.
+    tops: Vec<PathBuf>,
+}
+
+impl Watched {
+    /// Where they are, as far as they are found.
+    pub fn found(&self, finder: &Finder) -> HashMap<FileNumber, PathBuf> {
+        match self.inodes.is_empty() {
+            true => HashMap::new(),
+            false => finder.find(&self.inodes, &self.tops),
+        }
+    }
+
+    /// Those that are not found.
+    pub(super) fn not_found(self, finder: &Finder) -> HashSet<FileNumber> {
+        let found = self.found(finder);
+        self.inodes.into_iter().filter(|inode| !found.contains_key(inode)).collect()
+    }
+}
+
+/// Events that CRIU drops (`dump_one_inotify` and `dump_one_fanotify` in criu/fsnotify.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingEvents {
+    /// One who holds the inotify instance or fanotify group.
+    pub holder: Holder,
+    /// Which of the two it is.
+    pub kind: FileKind,
+    /// How many bytes wait to be read.
+    pub bytes: u64,
 }
 
 /// Lists the file descriptors whose files CRIU could not find, the owners of the others, and locks.
@@ -89,7 +134,38 @@ pub fn by_path(processes: &[Process], frozen: bool) -> Result<SeenByPath> {
         owned: fds.iter().filter_map(|fd| reach.owned(fd)).collect(),
         locks: fds.iter().flat_map(locks).collect(),
         served: reach.served(&fds),
+        watched: reach.watched(&fds),
+        events: if frozen { lost_events(&fds) } else { Vec::new() },
     })
+}
+
+/// What waits in each queue, however many hold it.
+fn lost_events(fds: &[Observed]) -> Vec<WaitingEvents> {
+    let mut queues: Vec<&Observed> = Vec::new();
+    for fd in fds.iter().filter(|fd| is_queue(fd)) {
+        let same = |other: &&Observed| {
+            kcmp::compare_files(other.for_kcmp(), fd.for_kcmp())
+                .is_ok_and(std::cmp::Ordering::is_eq)
+        };
+        if !queues.iter().any(same) {
+            queues.push(fd);
+        }
+    }
+    let waiting = |fd: &Observed| {
+        let copy = descriptor_of(fd.process.host, fd.fd).ok()?;
+        let bytes = rustix::io::ioctl_fionread(copy).ok().filter(|bytes| *bytes > 0)?;
+        Some(WaitingEvents { holder: fd.holder(), kind: fd.kind(), bytes })
+    };
+    queues.into_iter().filter_map(waiting).collect()
+}
+
+fn is_queue(fd: &Observed) -> bool {
+    matches!(fd.kind(), FileKind::Inotify | FileKind::Fanotify)
+}
+
+/// The file of a watch.
+pub(super) fn inode_of_watch(watch: &Watch) -> FileNumber {
+    (watch.device, watch.inode)
 }
 
 fn locks(fd: &Observed) -> impl Iterator<Item = (Holder, Lock)> + '_ {
@@ -151,8 +227,43 @@ impl Reach {
     }
 
     /// All of them.
-    pub(super) fn mounts(&self) -> impl Iterator<Item = &Reached> {
+    fn mounts(&self) -> impl Iterator<Item = &Reached> {
         self.mounts.values()
+    }
+
+    /// The watched files that no handle opens.
+    pub(super) fn watched(&self, fds: &[Observed]) -> Watched {
+        let mut points: HashMap<(u32, u32), Vec<OwnedFd>> = HashMap::new();
+        let mut opens = |watch: &&Watch| {
+            // Opening one asks its server, as CRIU will.
+            if self.is_remote(watch.device) {
+                return true;
+            }
+            let points = points.entry(watch.device).or_insert_with(|| self.points_on(watch.device));
+            let open =
+                |point: &OwnedFd| open_handle(point.as_fd(), watch.handle_type, &watch.handle);
+            points.iter().any(|point| open(point).is_ok())
+        };
+        let watches = fds.iter().flat_map(|fd| &fd.info.watches);
+        let lost: HashSet<FileNumber> =
+            watches.filter(|watch| !opens(watch)).map(inode_of_watch).collect();
+        let devices: HashSet<_> = lost.iter().map(|(device, _)| *device).collect();
+        let on = self.mounts.values().filter(|reached| devices.contains(&reached.mount.device));
+        let asks = |reached: &Reached| self.asks_somebody(reached.mount.point.as_bytes());
+        let tops = on.filter(|reached| !reached.covered && !asks(reached));
+        let tops = tops.map(|reached| reached.mount.point.as_path().to_owned()).collect();
+        Watched { inodes: lost, tops }
+    }
+
+    fn is_remote(&self, device: (u32, u32)) -> bool {
+        let mut on = self.mounts.values().filter(|reached| reached.mount.device == device);
+        on.any(|reached| reached.mount.is_remote())
+    }
+
+    /// The directories where a file system is mounted.
+    fn points_on(&self, device: (u32, u32)) -> Vec<OwnedFd> {
+        let on = self.mounts.values().filter(|reached| reached.mount.device == device);
+        on.filter_map(|reached| directory_of(reached).ok()).collect()
     }
 
     /// What has a path in a process's root.
@@ -234,6 +345,12 @@ impl Reach {
 
 fn is_device(fd: &Observed) -> bool {
     fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+}
+
+fn directory_of(reached: &Reached) -> rustix::io::Result<OwnedFd> {
+    let below = reached.mount.point.as_path().strip_prefix("/").unwrap_or(Path::new(""));
+    let path = Proc::of(reached.host).root().join(below);
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn is_saved_by_path(fd: &Observed) -> bool {

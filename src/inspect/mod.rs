@@ -148,6 +148,8 @@ fn report(gathered: &Gathered, form: ArchiveForm, origin: Provenance) -> Result<
     let table = table_in(gathered, &images);
     warn_of_files(&images, &table, &mut warnings);
     warn_of_sizes(gathered, manifest.as_ref(), &mut warnings);
+    let lost = manifest.iter().flat_map(|manifest| &manifest.lost_events);
+    warnings.extend(lost.map(ToString::to_string));
     Ok(InspectReport {
         schema: SCHEMA,
         form,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
@@ -12,8 +12,8 @@ use crate::bytes::ByteString;
 use crate::criu::images::DumpStats;
 use crate::digest::{FileRecord, digest, ensure_plain};
 use crate::fault::{self, Point};
-use crate::files::OpenFile;
 use crate::files::verify::HeldFile;
+use crate::files::{FileKind, OpenFile};
 use crate::freezer::{CgroupVersion, FrozenBy};
 use crate::hint::{DAMAGED, WithHint};
 use crate::limits::{self, Limit};
@@ -92,6 +92,9 @@ pub struct Manifest {
     /// may make them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owners: Vec<Owner>,
+    /// Events that waited to be read, and that no restore has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_events: Vec<LostEvents>,
     /// Open files that a restore must replace: the external and the unsupported ones.
     #[serde(default)]
     pub must_substitute: Vec<MustSubstitute>,
@@ -106,6 +109,24 @@ pub struct Owner {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+}
+
+/// Events of an inotify instance or fanotify group that are not in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostEvents {
+    /// Which of the two it is.
+    pub kind: FileKind,
+    /// A process and its file descriptor, `pid:fd`.
+    pub holder: String,
+    /// How many bytes waited to be read.
+    pub bytes: u64,
+}
+
+impl fmt::Display for LostEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, holder, bytes } = self;
+        write!(f, "{holder} ({kind}): a restore loses {bytes} bytes of events that wait there")
+    }
 }
 
 /// What a reader has to know to use a manifest.

@@ -159,7 +159,7 @@ on_each_runtime!(what_is_said_of_other_kinds_of_files, |machine| {
     assert_all_true(
         machine,
         &[
-            ("inotify-overlay", Some("watches"), None),
+            ("inotify-overlay", None, None),
             ("inotify-etc", None, None),
             ("inotify-tmpfs", None, None),
             ("packet-pipe", Some("pipe of packets"), None),

@@ -55,6 +55,8 @@ pub enum ImageKind {
     Cgroups,
     /// `stats-dump` and `stats-restore`: how long it took.
     Stats,
+    /// `irmap-cache`: where watched files are.
+    WatchedPaths,
 }
 
 impl ImageKind {
@@ -79,6 +81,7 @@ impl ImageKind {
             Self::Mounts => 0x5556_3928,
             Self::Cgroups => 0x5938_3330,
             Self::Stats => 0x5709_3306,
+            Self::WatchedPaths => 0x5700_4059,
         }
     }
 
@@ -92,7 +95,7 @@ impl ImageKind {
     fn head(self) -> Vec<u32> {
         match self {
             Self::Inventory => vec![self.magic()],
-            Self::Stats => vec![SERVICE_MAGIC, self.magic()],
+            Self::Stats | Self::WatchedPaths => vec![SERVICE_MAGIC, self.magic()],
             _ => vec![COMMON_MAGIC, self.magic()],
         }
     }

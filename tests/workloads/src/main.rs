@@ -15,6 +15,7 @@ mod journal;
 mod kinds;
 mod lend;
 mod memory;
+mod named;
 mod odd;
 mod probe;
 mod scribble;
@@ -68,6 +69,8 @@ enum Workload {
     Lend { file: PathBuf },
     /// Serves a FUSE file system in DIR, and has a file of it open.
     Fuse { dir: PathBuf, way: fuse::Way },
+    /// Holds KIND, which CRIU has to find by another name, in PLACE, and answers on DIR/control.
+    Named { kind: String, dir: PathBuf, place: PathBuf },
     /// Gets into one trouble that a checkpoint may have, and waits.
     Trouble { kind: String, dir: PathBuf },
     /// Sleeps for so many seconds in each call that sleeps, and writes what became of it to DIR.
@@ -98,6 +101,7 @@ fn main() -> anyhow::Result<()> {
         Workload::Scribble { dir, way } => recorded(&dir, scribble::run(&dir, &way)),
         Workload::Lend { file } => lend::run(&file),
         Workload::Fuse { dir, way } => recorded(&dir, fuse::run(&dir, way)),
+        Workload::Named { kind, dir, place } => recorded(&dir, named::run(&kind, &dir, &place)),
         Workload::Trouble { kind, dir } => recorded(&dir, trouble::run(&kind, &dir)),
         Workload::Sleepers { dir, seconds } => recorded(&dir, sleepers::run(&dir, seconds)),
         Workload::Timers { dir } => recorded(&dir, timers::run(&dir)),

@@ -1,0 +1,105 @@
+//! Where watched files are: what CRIU reads when it starts, `irmap-cache`.
+//!
+//! CRIU dumps a watch by the path of the watched file. Where no handle opens the file, as on overlay,
+//! it reads whole directories for that, some that it knows and those of `irmap-scan-path`, and that
+//! while the container stands still. A file in its working directory saves it the search: each entry
+//! leads to one file, and CRIU makes sure that it is there (`irmap_load_cache` and `irmap_lookup` in
+//! criu/irmap.c). It is read after the pre-dump script (`cr_dump_tasks` in criu/cr-dump.c), so that
+//! script's answer is the time to write it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::images::image::{Image, ImageKind};
+use super::images::wire::Message;
+use crate::proc::Proc;
+use crate::sys::directory::Directory;
+
+/// The name of the file.
+const NAME: &str = "irmap-cache";
+
+/// The file, until CRIU has read it.
+#[derive(Debug)]
+pub struct WatchedPaths {
+    directory: Directory,
+}
+
+impl WatchedPaths {
+    /// Where it will be for a CRIU that waits in its pre-dump script.
+    pub fn path(criu: i32) -> Result<PathBuf> {
+        let directory = Proc::of(criu).at("cwd");
+        let reading = || format!("reading {}", directory.display());
+        let directory = std::fs::read_link(&directory).with_context(reading)?;
+        Ok(directory.join(NAME))
+    }
+
+    /// Writes it for a CRIU that waits in its pre-dump script: devices, inodes and paths.
+    pub fn write<'a>(
+        criu: i32,
+        files: impl Iterator<Item = ((u32, u32), u64, &'a Path)>,
+    ) -> Result<Self> {
+        let work = Proc::of(criu).at("cwd");
+        let opening = || format!("opening {}", work.display());
+        let directory = Directory::open(&work).with_context(opening)?;
+        let entries = files.map(|(device, inode, path)| entry(device, inode, path));
+        let image = Image::empty(ImageKind::WatchedPaths).with(entries);
+        // Nothing of it has to outlive a crash.
+        let (mut file, new) = directory.begin(NAME).with_context(|| format!("writing {NAME}"))?;
+        std::io::Write::write_all(&mut file, &image)
+            .and_then(|()| new.finish())
+            .with_context(|| format!("writing {NAME}"))?;
+        Ok(Self { directory })
+    }
+}
+
+impl Drop for WatchedPaths {
+    fn drop(&mut self) {
+        if let Err(error) = self.directory.remove(NAME) {
+            tracing::warn!("removing {NAME}: {error}");
+        }
+    }
+}
+
+/// `irmap_cache_entry` of images/fh.proto; the device as the kernel numbers it within.
+fn entry((major, minor): (u32, u32), inode: u64, path: &Path) -> Vec<u8> {
+    const MINOR_BITS: u32 = 20;
+    // CRIU looks below the root directory for what follows the first byte, and for nothing if there
+    // is nothing.
+    let path = if path == Path::new("/") { Path::new("/.") } else { path };
+    let mut message = Message::default();
+    message.push_number(1, u64::from(major << MINOR_BITS | minor));
+    message.push_number(2, inode);
+    message.push_bytes(3, path.as_os_str().as_bytes());
+    message.encode()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_criu_reads_and_nothing_after_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut cat = std::process::Command::new("cat");
+        let cat = cat.current_dir(scratch.path()).stdin(std::process::Stdio::piped());
+        let mut cat = cat.spawn().unwrap();
+        let criu = cat.id().cast_signed();
+        let files = [((0, 0x2a), 7, Path::new("/data/x")), ((8, 1), 2, Path::new("/"))];
+        let watched = WatchedPaths::write(criu, files.into_iter()).unwrap();
+        let path = WatchedPaths::path(criu).unwrap();
+        assert_eq!(path, scratch.path().canonicalize().unwrap().join(NAME));
+        let image = Image::parse(ImageKind::WatchedPaths, std::fs::read(&path).unwrap()).unwrap();
+        let read = |message: &Message<'_>| {
+            let path = message.need_bytes(3, "path")?.to_vec();
+            Ok((message.need_u32(1, "dev")?, message.need_u64(2, "inode")?, path))
+        };
+        let expected = vec![(0x2a, 7, b"/data/x".to_vec()), (8 << 20 | 1, 2, b"/.".to_vec())];
+        assert_eq!(image.read(read).unwrap(), expected);
+        drop(watched);
+        assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
+        drop(cat.stdin.take());
+        cat.wait().unwrap();
+    }
+}

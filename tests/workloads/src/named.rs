@@ -1,0 +1,89 @@
+//! Watches files, which CRIU has to find by their names, and shows that it works.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::fanotify::{EventFFlags, Fanotify, MarkFlags, MaskFlags};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+/// Makes KIND in PLACE, creates DIR/ready and answers on DIR/control: `touch PATH` writes to a file, and
+/// `look` tells what is to be seen.
+pub fn run(kind: &str, dir: &Path, place: &Path) -> Result<()> {
+    let control = UnixListener::bind(dir.join("control")).context("binding the control socket")?;
+    let held = Held::make(kind, place).with_context(|| format!("making {kind}"))?;
+    File::create(dir.join("ready"))?;
+    for stream in control.incoming() {
+        // A caller who went away is no reason to end.
+        let _ = serve(&stream?, &held);
+    }
+    Ok(())
+}
+
+fn serve(stream: &UnixStream, held: &Held) -> Result<()> {
+    let mut request = String::new();
+    BufReader::new(stream).read_line(&mut request)?;
+    let answer = match request.trim_end().split_once(' ') {
+        Some(("touch", path)) => fs::write(path, "touched").map(|()| "done".to_owned())?,
+        _ => held.look(),
+    };
+    writeln!(&*stream, "{answer}")?;
+    Ok(())
+}
+
+enum Held {
+    Inotify(Inotify),
+    Fanotify(Fanotify),
+}
+
+impl Held {
+    fn make(kind: &str, place: &Path) -> Result<Self> {
+        match kind {
+            "inotify" => inotify(place),
+            "fanotify" => fanotify(place),
+            _ => bail!("no such kind"),
+        }
+    }
+
+    fn look(&self) -> String {
+        match self {
+            Self::Inotify(inotify) => {
+                let events = inotify.read_events().unwrap_or_default();
+                let name = |event: &nix::sys::inotify::InotifyEvent| {
+                    event.name.clone().unwrap_or_default().to_string_lossy().into_owned()
+                };
+                let names: Vec<_> = events.iter().map(name).collect();
+                format!("{names:?}")
+            }
+            Self::Fanotify(group) => {
+                format!("{} events", group.read_events().map_or(0, |events| events.len()))
+            }
+        }
+    }
+}
+
+/// Watches directories and a file: some of the image's, some new, and the root.
+fn inotify(place: &Path) -> Result<Held> {
+    let deep = place.join("watched/deep");
+    fs::create_dir_all(&deep)?;
+    fs::write(deep.join("file"), "")?;
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK)?;
+    let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY;
+    for path in [Path::new("/"), Path::new("/bin"), &place.join("watched"), &deep.join("file")] {
+        inotify.add_watch(path, flags).with_context(|| path.display().to_string())?;
+    }
+    Ok(Held::Inotify(inotify))
+}
+
+fn fanotify(place: &Path) -> Result<Held> {
+    use nix::sys::fanotify::InitFlags;
+    let path = place.join("file");
+    fs::write(&path, "")?;
+    let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_NONBLOCK;
+    let group = Fanotify::init(flags, EventFFlags::O_RDONLY)?;
+    let at = nix::fcntl::AT_FDCWD;
+    group.mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_MODIFY, at, Some(&path))?;
+    Ok(Held::Fanotify(group))
+}
