@@ -1,11 +1,12 @@
 //! The image directory while a checkpoint is made in it.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::container::Bundle;
 use crate::guardian::Guardian;
 use crate::hint::{FULL, WithHint};
 use crate::snapshot::PackedPart;
@@ -55,6 +56,17 @@ impl ImageDirectory {
             make(&new)?;
         }
         Ok(directory)
+    }
+
+    /// Lets the root of a container's user namespace into a version of the store: CRIU reads some images
+    /// as that user, through the opened directory. By a path nobody else comes here, as those above it
+    /// are root's alone.
+    pub(super) fn let_in(&self, bundle: &Bundle) -> Result<()> {
+        if !self.disposable || bundle.users_at(Path::new("/"))?.is_none() {
+            return Ok(());
+        }
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o711))
+            .with_context(|| format!("letting the container's root into {}", self.path.display()))
     }
 
     /// The proof that nobody else is at it.

@@ -157,6 +157,7 @@ pub fn checkpoint(
 
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
+    directory.let_in(&container.bundle)?;
     let staged = timeline.time("pre-copy", || {
         copy_first(container, root, request, filesystem, &directory, &guardian)
     })?;

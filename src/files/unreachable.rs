@@ -18,7 +18,7 @@ use crate::bytes::ByteString;
 use crate::container::Process;
 use crate::proc::fdinfo::{HeldLock, LockKind, Watch};
 use crate::proc::mountinfo::{self, Mount};
-use crate::proc::{Proc, is_zombie};
+use crate::proc::{Proc, is_ending, is_zombie};
 use crate::sys::at_once::{self, Stat};
 use crate::sys::handle::open_handle;
 use crate::sys::kcmp;
@@ -200,6 +200,10 @@ impl Reach {
         let mut seen = HashSet::new();
         for process in processes.iter().filter(|process| !is_zombie(process.host)) {
             let read = reach.add(process.host, &mut seen);
+            // Of one that is ending the kernel hides its mounts before it is a zombie: EACCES, EINVAL.
+            if read.is_err() && is_ending(process.host) {
+                continue;
+            }
             descriptors::tolerate(read, frozen)
                 .with_context(|| format!("reading the mounts of pid {}", process.inner))?;
         }

@@ -187,6 +187,11 @@ pub fn is_zombie(pid: i32) -> bool {
     Proc::of(pid).stat().is_ok_and(|stat| stat.has_ended())
 }
 
+/// Whether a process is gone or about to be.
+pub fn is_ending(pid: i32) -> bool {
+    Proc::of(pid).stat().map_or(true, |stat| stat.has_ended() || stat.is_ending)
+}
+
 /// Whether a process is another, or descends from it.
 pub fn descends_from(process: i32, ancestor: i32) -> bool {
     let mut at = process;

@@ -19,6 +19,9 @@ pub struct ProcessStat {
     pub worked: u64,
     /// When it was started, in ticks since the machine was.
     pub started: Option<u64>,
+    /// Whether it is on its way to its end (`PF_EXITING` in the kernel's include/linux/sched.h): what
+    /// it held goes away, and the kernel says of it less and less.
+    pub is_ending: bool,
 }
 
 impl ProcessStat {
@@ -27,6 +30,8 @@ impl ProcessStat {
         matches!(self.state, 'Z' | 'X')
     }
 }
+
+const EXITING: u64 = 4;
 
 /// Parses the whole file. The name is between the first and the last parenthesis: it may hold any
 /// byte itself.
@@ -47,6 +52,7 @@ pub fn parse_stat(text: &[u8]) -> Result<ProcessStat> {
         terminal: needed(7)?.parse()?,
         worked: [14, 15].into_iter().filter_map(ticks).sum(),
         started: ticks(22),
+        is_ending: ticks(9).is_some_and(|flags| flags & EXITING != 0),
     })
 }
 
@@ -71,5 +77,10 @@ mod tests {
         let stat = parse_stat(format!("7 (a) b) S {rest}").as_bytes()).unwrap();
         assert_eq!((stat.worked, stat.started, stat.has_ended()), (42, Some(4711), false));
         assert!(parse_stat(format!("7 (a) Z {rest}").as_bytes()).unwrap().has_ended());
+        let ends = |flags: u32| {
+            let text = format!("7 (a) S 3 7 7 0 -1 {flags} 0");
+            parse_stat(text.as_bytes()).unwrap().is_ending
+        };
+        assert!(ends(0x40_0004) && !ends(0x40_0040));
     }
 }

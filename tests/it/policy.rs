@@ -137,6 +137,18 @@ on_each_runtime!(a_volume_is_put_back_only_where_this_restore_says_so, |machine|
     is_back("the annotation");
 });
 
+/// Copies the files of a part to other names, and names those.
+fn give_files_of_its_own(version: &Path, files: &mut serde_json::Value) {
+    let copy = |record: &mut serde_json::Value| {
+        let name = record["name"].as_str().unwrap().to_owned();
+        let new = name.replace("rootfs", "volume-1");
+        fs::copy(version.join(&name), version.join(&new)).unwrap();
+        record["name"] = json!(new);
+    };
+    copy(&mut files["index"]);
+    files["layers"].as_array_mut().unwrap().iter_mut().for_each(copy);
+}
+
 on_each_runtime!(a_manifest_adds_no_volume, |machine| {
     let volume = Volume::checkpointed(machine, &["--volumes", "none"], |directory| {
         fs::write(directory.join("precious"), "of the host").unwrap();
@@ -146,6 +158,7 @@ on_each_runtime!(a_manifest_adds_no_volume, |machine| {
         let mut part = manifest["parts"][0].clone();
         part["name"] = json!("volume-1");
         part["destination"] = json!("/volume");
+        give_files_of_its_own(&version, &mut part["files"]);
         manifest["parts"].as_array_mut().unwrap().push(part);
     });
     let mut told = Told::new(machine);
@@ -312,6 +325,23 @@ fn users_of_the_namespace_come_back() {
         assert_eq!((found.uid(), found.gid()), (100_007, 100_008));
         assert_eq!(fs::metadata(bundle.path("/data/tool")).unwrap().mode() & 0o7777, 0o4755);
         assert_eq!(fs::read_to_string(bundle.path("/etc/motd")).unwrap(), "the image's own text\n");
+    });
+}
+
+// CRIU reads some images as the namespace's own root, who is nobody on the host.
+#[test]
+fn a_container_with_users_comes_back_from_the_store() {
+    support::on_machine(support::Variant::RuncV2, |machine| {
+        let bundle = machine.bundle("users").args(["tail", "-f", "/dev/null"]).make();
+        bundle.reconfigure(with_users);
+        let container = bundle.run();
+        run(&mut ocicle(machine, "checkpoint", &bundle, &[]));
+        drop(container);
+        let version = machine.store().join(bundle.id()).join("v1");
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!((mode(version.parent().unwrap()), mode(&version)), (0o700, 0o711));
+        run(&mut ocicle(machine, "restore", &bundle, &[]));
+        assert_eq!(bundle.adopt().status(), "running");
     });
 }
 

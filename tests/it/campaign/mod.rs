@@ -206,7 +206,11 @@ fn assert_told(run: &Run, fault: Fault, what: &str) {
     let may_be_silent = matches!(fault, Fault::Kill | Fault::Fail(Errno::ENOMEM));
     if run.status != 0 && !may_be_silent {
         let said = said();
-        let cause = said.lines().find(|line| line.starts_with("error: "));
+        // Before ocicle's first instruction the dynamic loader speaks for it.
+        let is_cause = |line: &&str| {
+            line.starts_with("error: ") || line.contains("error while loading shared libraries")
+        };
+        let cause = said.lines().find(is_cause);
         assert!(cause.is_some(), "{what}: status {}, and no cause: {said}", run.status);
     }
 }
