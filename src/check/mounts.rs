@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Finding;
-use crate::container::{Container, Process};
+use crate::container::{Bundle, Container, Process};
 use crate::proc::Proc;
 use crate::proc::mountinfo::Mount;
 
@@ -63,7 +63,7 @@ fn of_each_namespace(dumped: &[Process]) -> Vec<Process> {
 }
 
 /// Whether the runtime names the mount to CRIU as coming from outside: the root file system, what
-/// `config.json` binds, and what it hides or makes read-only.
+/// `config.json` binds, its control groups, and what it hides or makes read-only.
 fn is_given(mount: &Mount, container: &Container) -> bool {
     let bundle = &container.bundle;
     let point = mount.point.as_path();
@@ -71,8 +71,24 @@ fn is_given(mount: &Mount, container: &Container) -> bool {
     let hidden = linux.and_then(|linux| linux.masked_paths().clone()).unwrap_or_default();
     let fixed = linux.and_then(|linux| linux.readonly_paths().clone()).unwrap_or_default();
     point == Path::new("/")
+        || is_control_group(mount, bundle)
         || bundle.binds().iter().any(|bind| bind.destination == point)
         || hidden.iter().chain(&fixed).any(|path| Path::new(path) == point)
+}
+
+/// Whether it shows control groups because `config.json` says so: those of version 1 runc names to CRIU
+/// (`Checkpoint` in libcontainer/criu_linux.go), and what a namespace of control groups shows CRIU takes
+/// for whole (`cgroup_parse` in criu/filesystems.c).
+fn is_control_group(mount: &Mount, bundle: &Bundle) -> bool {
+    const KINDS: [&str; 2] = ["cgroup", "cgroup2"];
+    let asked = bundle
+        .spec
+        .mounts()
+        .iter()
+        .flatten()
+        .filter(|asked| asked.typ().as_deref().is_some_and(|kind| KINDS.contains(&kind)));
+    KINDS.contains(&mount.kind.as_str())
+        && asked.into_iter().any(|asked| mount.point.as_path().starts_with(asked.destination()))
 }
 
 fn problem(mount: &Mount, mounts: &[Mount], container: &Container) -> Option<Finding> {

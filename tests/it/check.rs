@@ -195,6 +195,29 @@ on_each_runtime!(files_that_are_left_out, |machine| {
     remove_configuration(machine);
 });
 
+// As `runc spec`, `crun spec` and podman write it, without a namespace of control groups and with one.
+on_each_runtime!(control_groups_that_the_bundle_mounts, |machine| {
+    for namespaced in [false, true] {
+        let name = if namespaced { "namespaced" } else { "plain" };
+        let bundle = machine.bundle(name).args(["tail", "-f", "/dev/null"]).configure(|config| {
+            let options = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+            config["mounts"].as_array_mut().unwrap().push(json!({
+                "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                "options": options,
+            }));
+            if namespaced {
+                let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+                namespaces.push(json!({ "type": "cgroup" }));
+            }
+        });
+        let bundle = bundle.make();
+        let container = bundle.run();
+        let report = assert_true(&container, machine, name, &[]);
+        assert_eq!(problems(&report), [""; 0], "{name}");
+    }
+    remove_configuration(machine);
+});
+
 on_each_runtime!(processes_and_mounts, |machine| {
     assert_all_true(
         machine,

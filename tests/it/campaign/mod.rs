@@ -23,7 +23,7 @@ use crate::support::{Bundle, Control, DEADLINE, Dice, Machine, Shim, try_run, wa
 use tracer::{Fault, Run, errors_of};
 
 /// How many faults of each command the suite tries; the campaign goes on until its time is over.
-const FEW: usize = 7;
+const FEW: usize = 4;
 
 const FAULTS: [Fault; 8] = [
     Fault::Kill,
