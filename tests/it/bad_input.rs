@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{
-    self, Bundle, Container, Machine, Shim, SmallStore, Told, Tree, outcome, poll_for, run,
-    status_of, tree_of, wait_for_exit, wait_for_guardians,
+    self, Bundle, Container, Machine, Shim, SmallStore, Told, Tree, outcome, poll_for,
+    rewrite_manifest, run, status_of, tree_of, wait_for_exit, wait_for_guardians,
 };
 use nix::mount::{MntFlags, umount2};
 use ocicle::criu::images::Images;
@@ -126,17 +126,6 @@ on_each_runtime!(a_checkpoint_that_was_damaged, |machine| {
     assert_restores(machine, &bundle);
     told.compare("damaged");
 });
-
-/// Changes a manifest, and its digest with it.
-fn rewrite_manifest(version: &Path, change: impl FnOnce(&mut Value)) {
-    let path = version.join("ocicle-manifest.json");
-    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut manifest);
-    let text = serde_json::to_vec_pretty(&manifest).unwrap();
-    let sum = format!("{}  ocicle-manifest.json\n", blake3::hash(&text).to_hex());
-    fs::write(&path, text).unwrap();
-    fs::write(version.join("ocicle-manifest.b3sum"), sum).unwrap();
-}
 
 on_each_runtime!(a_checkpoint_of_a_newer_ocicle, |machine| {
     let bundle = hold(machine, "hold", Shim::Bare);

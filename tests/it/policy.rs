@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{self, Bundle, Machine, Shim, Told, outcome, run, tree_of};
+use crate::support::{self, Bundle, Machine, Shim, Told, outcome, rewrite_manifest, run, tree_of};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
 
@@ -97,17 +97,6 @@ fn with<'c>(
     command.env("OCICLE_CONFIG", path)
 }
 
-/// Changes a manifest, and its digest with it.
-fn forge(version: &Path, change: impl FnOnce(&mut Value)) {
-    let path = version.join("ocicle-manifest.json");
-    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut manifest);
-    let text = serde_json::to_vec_pretty(&manifest).unwrap();
-    let sum = format!("{}  ocicle-manifest.json\n", blake3::hash(&text).to_hex());
-    fs::write(&path, text).unwrap();
-    fs::write(version.join("ocicle-manifest.b3sum"), sum).unwrap();
-}
-
 on_each_runtime!(a_volume_is_put_back_only_where_this_restore_says_so, |machine| {
     let volume = Volume::checkpointed(machine, &["--volumes", "all"], |directory| {
         fs::write(directory.join("kept"), "kept").unwrap();
@@ -154,7 +143,7 @@ on_each_runtime!(a_manifest_adds_no_volume, |machine| {
         fs::write(directory.join("precious"), "of the host").unwrap();
     });
     let version = volume.version();
-    forge(&version, |manifest| {
+    rewrite_manifest(&version, |manifest| {
         let mut part = manifest["parts"][0].clone();
         part["name"] = json!("volume-1");
         part["destination"] = json!("/volume");
@@ -168,7 +157,7 @@ on_each_runtime!(a_manifest_adds_no_volume, |machine| {
         ("the root, written otherwise", "//", "volume-1"),
         ("a name twice", "/volume", "rootfs"),
     ] {
-        forge(&version, |manifest| {
+        rewrite_manifest(&version, |manifest| {
             manifest["parts"][1]["destination"] = json!(destination);
             manifest["parts"][1]["name"] = json!(name);
         });
@@ -375,8 +364,9 @@ on_each_runtime!(a_bundle_that_a_checkpoint_names_is_roots_alone, |machine| {
     let version = machine.store().join(bundle.id()).join("v1");
     let link = machine.scratch().join("link");
     symlink(bundle.dir(), &link).unwrap();
-    let named =
-        |path: &Path| forge(&version, |manifest| manifest["container"]["bundle"] = json!(path));
+    let named = |path: &Path| {
+        rewrite_manifest(&version, |manifest| manifest["container"]["bundle"] = json!(path));
+    };
     named(&link);
     refuse("a link");
     named(Path::new("files"));

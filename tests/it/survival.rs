@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::support::{
-    Container, Control, DEADLINE, Machine, outcome, poll_for, run, status_of, try_run,
+    Container, Control, DEADLINE, Machine, doors, outcome, poll_for, run, status_of, try_run,
     wait_for_guardians,
 };
 use ocicle::fault::{POINTS, STOPPING};
@@ -31,12 +31,6 @@ fn wait_for_progress(control: &Control, before: &Value) {
     while control.status()["counter"].as_u64() <= before["counter"].as_u64() {
         assert!(begin.elapsed() < DEADLINE, "it does not go on");
     }
-}
-
-fn doors() -> Vec<String> {
-    let entries = fs::read_dir("/run/ocicle").into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("door-")).collect()
 }
 
 fn checkpoint(machine: &Machine, container: &Container<'_>, flags: &[&str]) -> String {

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use ocicle::store::manifest::{Manifest, Trust};
 
-use crate::support::{Bundle, Control, DEADLINE, Dice, Machine, Shim, try_run, wait_for_guardians};
+use crate::support::{
+    Bundle, Control, DEADLINE, Dice, Machine, Shim, doors, try_run, wait_for_guardians,
+};
 use tracer::{Fault, Run, errors_of};
 
 /// How many faults of each command the suite tries; the campaign goes on until its time is over.
@@ -193,12 +195,6 @@ impl Drop for Subject<'_> {
 
 fn said() -> String {
     fs::read_to_string(errors_of()).unwrap_or_default()
-}
-
-fn doors() -> Vec<String> {
-    let entries = fs::read_dir("/run/ocicle").into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("door-")).collect()
 }
 
 /// Whoever fails says why, unless he was killed or has no memory to say it.

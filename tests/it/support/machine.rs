@@ -328,6 +328,24 @@ fn processes_with(text: &str) -> Vec<String> {
     found
 }
 
+/// The doors that are in this test's `/run/ocicle`.
+pub fn doors() -> Vec<String> {
+    let entries = fs::read_dir(RUN).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("door-")).collect()
+}
+
+/// Changes a manifest, and its digest with it.
+pub fn rewrite_manifest(version: &Path, change: impl FnOnce(&mut Value)) {
+    let path = version.join("ocicle-manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut manifest);
+    let text = serde_json::to_vec_pretty(&manifest).unwrap();
+    let sum = format!("{}  ocicle-manifest.json\n", blake3::hash(&text).to_hex());
+    fs::write(&path, text).unwrap();
+    fs::write(version.join("ocicle-manifest.b3sum"), sum).unwrap();
+}
+
 /// Runs a command to its end and returns what it printed; panics with all it said if it fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {

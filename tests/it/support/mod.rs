@@ -38,8 +38,8 @@ pub use self::{
     daemon::{Containerd, Docker},
     filesystems::{SmallStore, file_system, opened, private, scratch, subvolume},
     machine::{
-        Machine, Shim, Variant, manifest, on_machine, private_criu_settings, private_network, run,
-        try_run,
+        Machine, Shim, Variant, doors, manifest, on_machine, private_criu_settings,
+        private_network, rewrite_manifest, run, try_run,
     },
     picture::{Picture, assert_same, picture},
     podman::{IMAGE, Podman, WRONG_LINE},
