@@ -85,7 +85,7 @@ fn read(kind: ImageKind, image: &Image) -> Result<usize, BadImage> {
         ImageKind::Files => image.read(FileEntry::read)?.len(),
         ImageKind::MemfdInode => image.read(MemfdInode::read)?.len(),
         ImageKind::Mm => image.read(Mm::read)?.len(),
-        ImageKind::Pagemap => Pagemap::read(image)?.stretches.len(),
+        ImageKind::Pagemap => Pagemap::read(image)?.entries.len(),
         ImageKind::Fs => image.read(Fs::read)?.len(),
         ImageKind::RemapPath => image.read(Remap::read)?.len(),
         ImageKind::TtyInfo => image.read(TtyInfo::read)?.len(),

@@ -25,6 +25,7 @@ use crate::substitute::{
     OnUnsupported, Origin, Rule, Substitution, Term, parse_each, standing_rules,
 };
 use crate::sys::at_once;
+use crate::sys::inode::DevIno;
 
 /// What CRIU is kept from looking at.
 #[derive(Debug, Default)]
@@ -150,7 +151,7 @@ impl Cover {
             // What is gone already stops nothing.
             let Ok(aside) = SetAside::of(*host, holder.fd) else { continue };
             let mapped = mapped.get_or_insert_with(|| mapped_files(processes));
-            let is_mapped = mapped.contains(&aside.identity());
+            let is_mapped = mapped.contains(&aside.inode());
             failing.push(Failing { file: known.file, obstacles, aside, is_mapped });
         }
         Ok(failing)
@@ -269,11 +270,11 @@ fn helps(lost: &[&Failing]) -> String {
 /// What helps with a file that cannot be dumped and is mapped too.
 pub const UNMAP: &str = "end the mapping before the checkpoint";
 
-/// The files that processes have mapped, by device and inode.
-fn mapped_files(processes: &[Process]) -> HashSet<(u64, u64)> {
+/// The files that processes have mapped, by their inodes.
+fn mapped_files(processes: &[Process]) -> HashSet<DevIno> {
     let links = processes.iter().flat_map(|process| Proc::of(process.host).mapped());
     let found = links.filter_map(|link| at_once::stat_behind(&link).ok());
-    found.map(|file| file.identity()).collect()
+    found.map(|file| file.inode).collect()
 }
 
 /// The rules that may cover a file: none that names it by its identifier, as CRIU has given none

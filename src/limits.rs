@@ -10,8 +10,8 @@ use crate::hint::WithHint;
 /// More bytes than this no path may have.
 pub const PATH_LIMIT: usize = 32 << 10;
 
-/// Stretches of data that one file may be cut into by its holes.
-pub const STRETCH_LIMIT: usize = 1 << 14;
+/// Extents that one file may be cut into by its holes.
+pub const EXTENT_LIMIT: usize = 1 << 14;
 
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use crate::freezer::CgroupVersion;
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::mountinfo::Mount;
 use crate::proc::{self, Proc};
+use crate::sys::inode::Device;
 
 /// Sessions that came in by `exec`, and who else has files in parts of the container open for
 /// writing.
@@ -86,7 +87,7 @@ fn of_container(pid: i32, version: CgroupVersion) -> String {
 struct Writer {
     pid: i32,
     fd: i32,
-    device: u64,
+    device: Device,
     /// Its path on its file system, whoever mounted that where.
     path: PathBuf,
 }
@@ -120,7 +121,7 @@ fn open_for_writing(pid: i32, mounts: &mut Mounts) -> Result<Vec<Writer>> {
         {
             let below = path.strip_prefix(mount.point.as_path()).unwrap_or(&path);
             let path = mount.root.as_path().join(below);
-            found.push(Writer { pid, fd, device: stat.st_dev, path });
+            found.push(Writer { pid, fd, device: Device::from_stat(stat.st_dev), path });
         }
     }
     Ok(found)
@@ -140,7 +141,6 @@ fn writers(
     version: CgroupVersion,
 ) -> Vec<Finding> {
     let Ok((device, root)) = shared::place_of(source) else { return Vec::new() };
-    let device = rustix::fs::makedev(device.0, device.1);
     let is_below = |writer: &&Writer| writer.device == device && writer.path.starts_with(&root);
     let said = |writer: &Writer| {
         let below = writer.path.strip_prefix(&root).unwrap_or(&writer.path);

@@ -35,7 +35,7 @@ use crate::criu::watched::WatchedPaths;
 use crate::criu::{action, failure, phases};
 use crate::fault::{self, Point};
 use crate::files::verify::{Digests, HeldFile};
-use crate::files::{FileNumber, Owned, Suspects, WaitingEvents};
+use crate::files::{Owned, Suspects, WaitingEvents};
 use crate::freezer::{Frozen, FrozenBy};
 use crate::guardian::Guardian;
 use crate::runtime::arguments::CGROUPS_MODE;
@@ -43,6 +43,7 @@ use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
 use crate::store::manifest::{self, Manifest, Owner};
 use crate::store::{DumpFacts, Timeline};
+use crate::sys::inode::DevIno;
 use crate::sys::process::{pidfd, wait_readable};
 
 /// A dump under way.
@@ -323,13 +324,13 @@ impl<'a> Dump<'a> {
     fn tell_of_watched(
         &self,
         criu: i32,
-        watched: &HashMap<FileNumber, PathBuf>,
+        watched: &HashMap<DevIno, PathBuf>,
     ) -> Result<Option<WatchedPaths>> {
         if watched.is_empty() {
             return Ok(None);
         }
         self.guardian.remove_if_we_die(&WatchedPaths::path(criu)?)?;
-        let files = watched.iter().map(|((device, inode), path)| (*device, *inode, &**path));
+        let files = watched.iter().map(|(inode, path)| (*inode, &**path));
         WatchedPaths::write(criu, files).context("telling CRIU where watched files are").map(Some)
     }
 

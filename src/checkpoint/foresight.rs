@@ -14,7 +14,7 @@ use super::locks::Locks;
 use super::{CheckpointRequest, connections};
 use crate::container::{Container, Identity};
 use crate::cover::{Aside, Cover};
-use crate::files::{FileNumber, Owned, Unreachable, WaitingEvents, by_path};
+use crate::files::{Owned, Unreachable, WaitingEvents, by_path};
 use crate::freezer::Frozen;
 use crate::hint::WithHint;
 use crate::proc::Proc;
@@ -23,6 +23,7 @@ use crate::proc::mountinfo::{Mount, mounts_of};
 use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
+use crate::sys::inode::DevIno;
 
 /// What CRIU is told because the container is so.
 pub(super) struct Foreseen {
@@ -35,7 +36,7 @@ pub(super) struct Foreseen {
     /// The locks that are held.
     pub locks: Locks,
     /// Where the watched files are that CRIU does not find by itself.
-    pub watched: HashMap<FileNumber, PathBuf>,
+    pub watched: HashMap<DevIno, PathBuf>,
     /// What it drops of what waits to be read.
     pub events: Vec<WaitingEvents>,
     /// Whether there are connections that the network lock must keep in order.

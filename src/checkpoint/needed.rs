@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use rustix::fs::{major, minor};
 
 use crate::container::Container;
 use crate::proc::Proc;
 use crate::proc::mountinfo::{Mount, mounts_of};
-use crate::sys::fs::{open_dir, open_host_dir, stat};
+use crate::sys::fs::{open_dir, open_host_dir};
+use crate::sys::inode::DevIno;
 
 /// What a member of an archive takes beside its bytes: headers, with records of its times.
 const MEMBER: u64 = 2048;
@@ -57,9 +57,9 @@ fn on_tmpfs(container: &Container) -> Result<u64> {
         let point = mount.point.as_bytes();
         let dir = open_dir(&root, point.strip_prefix(b"/").unwrap_or(point));
         let Ok(dir) = dir else { continue };
-        let device = stat(&dir)?.st_dev;
+        let device = DevIno::of(&dir)?.device;
         // Another mount may lie over it.
-        if (major(device), minor(device)) == mount.device {
+        if device == mount.device {
             let space = rustix::fs::fstatvfs(&dir)?;
             let blocks = space.f_blocks.saturating_sub(space.f_bfree);
             let inodes = space.f_files.saturating_sub(space.f_ffree);

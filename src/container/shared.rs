@@ -14,6 +14,7 @@ use crate::bytes::ByteString;
 use crate::freezer::Freezer;
 use crate::proc::mountinfo::{Mount, mount_of, mounts_of};
 use crate::proc::{self, Proc};
+use crate::sys::inode::{DevIno, Device};
 
 /// What is done about a volume that another container can write too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -67,11 +68,12 @@ pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<VolumeUser>> {
     Ok(namespaces_but(beside)?.into_iter().find(lives_there).map(VolumeUser::of))
 }
 
-/// The device and the inode of a directory, without asking a server that may not answer.
-fn inode_of(path: &Path) -> rustix::io::Result<(u32, u32, u64)> {
+/// The inode of a directory, without asking a server that may not answer.
+fn inode_of(path: &Path) -> rustix::io::Result<DevIno> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::INO)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+    let device = Device::new(found.stx_dev_major, found.stx_dev_minor);
+    Ok(DevIno { device, ino: found.stx_ino })
 }
 
 /// As [`users_of`], but for those beside `except`; and containers count that have mounted a directory
@@ -100,12 +102,12 @@ fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<Vo
 /// Whether a process has another root directory than we have. A service of the host with a mount
 /// namespace of its own sees every directory as we do; that is no container.
 fn is_elsewhere(pid: i32) -> bool {
-    let root = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let root = |path: &Path| fs::metadata(path).map(|found| DevIno::from(&found)).ok();
     root(&Proc::of(pid).root().join(".")) != root(Path::new("/"))
 }
 
 /// The device of the file system that holds a directory, and the directory's path in it.
-pub(crate) fn place_of(directory: &Path) -> Result<((u32, u32), PathBuf)> {
+pub(crate) fn place_of(directory: &Path) -> Result<(Device, PathBuf)> {
     let mounts = mounts_of("thread-self")?;
     let directory =
         directory.canonicalize().with_context(|| format!("opening {}", directory.display()))?;

@@ -30,6 +30,7 @@ use rustix::fs::MemfdFlags;
 use super::images::entries::FileLock;
 use super::protocol::FIRST_FD;
 use crate::sys::at_once;
+use crate::sys::inode::DevIno;
 
 /// The library, as `build.rs` has made it.
 const LIBRARY: &[u8] = include_bytes!(env!("OCICLE_PLUGIN"));
@@ -85,8 +86,9 @@ impl Told {
         ensure!(locks.len() <= MOST_LOCKS, "{} locks are more than can be taken", locks.len());
         let mut text = if *sleepers { "sleepers\n".to_owned() } else { String::new() };
         // Writing to a string does not fail.
-        for SetAside { process, fd, device, inode } in set_aside {
-            let _ = writeln!(text, "aside {device} {inode} {process} {fd}");
+        for SetAside { process, fd, inode } in set_aside {
+            let (device, ino) = (inode.device.as_stat(), inode.ino);
+            let _ = writeln!(text, "aside {device} {ino} {process} {fd}");
         }
         for FileLock { pid, fd, access, start, length, .. } in locks {
             ensure!(
@@ -130,20 +132,19 @@ fn parse_report(text: &str) -> Option<Failure> {
 pub struct SetAside {
     process: i32,
     fd: i32,
-    device: u64,
-    inode: u64,
+    inode: DevIno,
 }
 
 impl SetAside {
     /// The open file behind a file descriptor of a process, by the number that it has here.
     pub fn of(process: i32, fd: i32) -> io::Result<Self> {
-        let (device, inode) = at_once::stat_behind(&Proc::of(process).descriptor(fd))?.identity();
-        Ok(Self { process, fd, device, inode })
+        let inode = at_once::stat_behind(&Proc::of(process).descriptor(fd))?.inode;
+        Ok(Self { process, fd, inode })
     }
 
-    /// The device and the inode.
-    pub fn identity(&self) -> (u64, u64) {
-        (self.device, self.inode)
+    /// Which inode it is.
+    pub fn inode(&self) -> DevIno {
+        self.inode
     }
 }
 

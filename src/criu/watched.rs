@@ -16,6 +16,7 @@ use super::images::image::{Image, ImageKind};
 use super::images::wire::Message;
 use crate::proc::Proc;
 use crate::sys::directory::Directory;
+use crate::sys::inode::DevIno;
 
 /// The name of the file.
 const NAME: &str = "irmap-cache";
@@ -35,15 +36,12 @@ impl WatchedPaths {
         Ok(directory.join(NAME))
     }
 
-    /// Writes it for a CRIU that waits in its pre-dump script: devices, inodes and paths.
-    pub fn write<'a>(
-        criu: i32,
-        files: impl Iterator<Item = ((u32, u32), u64, &'a Path)>,
-    ) -> Result<Self> {
+    /// Writes it for a CRIU that waits in its pre-dump script: inodes and paths.
+    pub fn write<'a>(criu: i32, files: impl Iterator<Item = (DevIno, &'a Path)>) -> Result<Self> {
         let work = Proc::of(criu).at("cwd");
         let opening = || format!("opening {}", work.display());
         let directory = Directory::open(&work).with_context(opening)?;
-        let entries = files.map(|(device, inode, path)| entry(device, inode, path));
+        let entries = files.map(|(inode, path)| entry(inode, path));
         let image = Image::empty(ImageKind::WatchedPaths).with(entries);
         // Nothing of it has to outlive a crash.
         let (mut file, new) = directory.begin(NAME).with_context(|| format!("writing {NAME}"))?;
@@ -63,14 +61,13 @@ impl Drop for WatchedPaths {
 }
 
 /// `irmap_cache_entry` of images/fh.proto; the device as the kernel numbers it within.
-fn entry((major, minor): (u32, u32), inode: u64, path: &Path) -> Vec<u8> {
-    const MINOR_BITS: u32 = 20;
+fn entry(inode: DevIno, path: &Path) -> Vec<u8> {
     // CRIU looks below the root directory for what follows the first byte, and for nothing if there
     // is nothing.
     let path = if path == Path::new("/") { Path::new("/.") } else { path };
     let mut message = Message::default();
-    message.push_number(1, u64::from(major << MINOR_BITS | minor));
-    message.push_number(2, inode);
+    message.push_number(1, inode.device.as_kernel().into());
+    message.push_number(2, inode.ino);
     message.push_bytes(3, path.as_os_str().as_bytes());
     message.encode()
 }
@@ -78,6 +75,7 @@ fn entry((major, minor): (u32, u32), inode: u64, path: &Path) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::inode::Device;
 
     #[test]
     fn what_criu_reads_and_nothing_after_it() {
@@ -86,7 +84,8 @@ mod tests {
         let cat = cat.current_dir(scratch.path()).stdin(std::process::Stdio::piped());
         let mut cat = cat.spawn().unwrap();
         let criu = cat.id().cast_signed();
-        let files = [((0, 0x2a), 7, Path::new("/data/x")), ((8, 1), 2, Path::new("/"))];
+        let inode = |major, minor, ino| DevIno { device: Device::new(major, minor), ino };
+        let files = [(inode(0, 0x2a, 7), Path::new("/data/x")), (inode(8, 1, 2), Path::new("/"))];
         let watched = WatchedPaths::write(criu, files.into_iter()).unwrap();
         let path = WatchedPaths::path(criu).unwrap();
         assert_eq!(path, scratch.path().canonicalize().unwrap().join(NAME));

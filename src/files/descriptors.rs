@@ -12,6 +12,7 @@ use crate::proc::fdinfo::FdInfo;
 use crate::proc::{Proc, is_zombie};
 use crate::sys::at_once::{self, Stat};
 use crate::sys::fs::proc_path;
+use crate::sys::inode::{DevIno, Device};
 use crate::sys::kcmp;
 
 /// A file descriptor, as `/proc` shows it.
@@ -91,9 +92,9 @@ impl Observed {
 
     /// Files that differ in this cannot be the same open file. All anonymous inodes may share one
     /// number; of those the link says the type.
-    pub(super) fn key(&self) -> (u64, u64, &[u8]) {
+    pub(super) fn key(&self) -> (DevIno, &[u8]) {
         let link = if self.link.starts_with(b"/") { &[][..] } else { &self.link };
-        (self.stat.st_dev, self.stat.st_ino, link)
+        (self.stat.inode, link)
     }
 
     pub(super) fn kind(&self) -> FileKind {
@@ -132,8 +133,8 @@ fn kind_of_link(link: &[u8]) -> Option<FileKind> {
 }
 
 /// Character devices by Documentation/admin-guide/devices.txt of the kernel.
-fn kind_of_device(device: u64) -> FileKind {
-    match (rustix::fs::major(device), rustix::fs::minor(device)) {
+fn kind_of_device(device: Device) -> FileKind {
+    match (device.major, device.minor) {
         (4 | 136..=143 | 204, _) | (5, 0..=2) => FileKind::Tty,
         (10, 200) => FileKind::Tun,
         _ => FileKind::Device,

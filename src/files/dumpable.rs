@@ -9,6 +9,7 @@ use std::fmt;
 use super::settings::DumpSettings;
 use super::table::{ExternalFile, FileKind};
 use crate::bytes::ByteString;
+use crate::sys::inode::Device;
 
 /// Where a file is that CRIU saves by its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,10 +40,8 @@ pub enum Detail {
     Device {
         /// Whether it is a character device.
         character: bool,
-        /// Its major number.
-        major: u32,
-        /// Its minor number.
-        minor: u32,
+        /// Its number.
+        device: Device,
     },
     /// A tun device: whether its network is the host's.
     Tun {
@@ -52,9 +51,7 @@ pub enum Detail {
     /// A terminal.
     Terminal {
         /// Its number.
-        major: u32,
-        /// Its number.
-        minor: u32,
+        device: Device,
         /// Whether the session that it controls is led from outside the container.
         session_outside: bool,
     },
@@ -250,8 +247,10 @@ fn is_left_out(file: &Described) -> bool {
 fn device_is_saved_by_path(detail: &Detail) -> bool {
     matches!(
         detail,
-        Detail::Device { character: true, major: 1, .. }
-            | Detail::Device { character: true, major: 10, minor: 235 }
+        Detail::Device {
+            character: true,
+            device: Device { major: 1, .. } | Device { major: 10, minor: 235 },
+        }
     )
 }
 
@@ -263,17 +262,17 @@ fn type_obstacle(file: &Described, settings: &DumpSettings) -> Option<Obstacle> 
             packets.then_some(Obstacle::PacketPipe)
         }
         Detail::Plain => None,
-        Detail::Device { character, major, minor } => {
+        Detail::Device { character, device } => {
             let kind = if *character { "character" } else { "block" };
             (!device_is_saved_by_path(&file.detail))
-                .then(|| Obstacle::Type(format!("the {kind} device {major}:{minor}")))
+                .then(|| Obstacle::Type(format!("the {kind} device {device}")))
         }
         // "Net namespace is required to dump tun link" of `dump_tunfile` in criu/tun.c.
         Detail::Tun { of_host } => {
             of_host.then(|| Obstacle::Type("tun devices in the network of the host".to_owned()))
         }
-        Detail::Terminal { major, minor, session_outside } => {
-            if !has_driver(*major, *minor) {
+        Detail::Terminal { device, session_outside } => {
+            if !has_driver(*device) {
                 return Some(Obstacle::TerminalDriver);
             }
             let outside = matches!(file.place, Place::Foreign(_));
@@ -300,10 +299,10 @@ fn type_obstacle(file: &Described, settings: &DumpSettings) -> Option<Obstacle> 
 
 /// Terminals that `get_tty_driver` of criu/tty.c knows: pseudoterminals, the controlling one, the
 /// console, virtual consoles, and serial lines on USB or with dense numbers.
-fn has_driver(major: u32, minor: u32) -> bool {
-    match major {
-        4 => (1..=63).contains(&minor),
-        5 => minor <= 2,
+fn has_driver(device: Device) -> bool {
+    match device.major {
+        4 => (1..=63).contains(&device.minor),
+        5 => device.minor <= 2,
         128..=135 | 136..=143 | 188 | 204 => true,
         _ => false,
     }
@@ -577,11 +576,11 @@ pub(crate) mod tests {
     }
 
     fn device(character: bool, major: u32, minor: u32) -> Described {
-        file(FileKind::Device, Detail::Device { character, major, minor })
+        file(FileKind::Device, Detail::Device { character, device: Device { major, minor } })
     }
 
     fn terminal(major: u32, minor: u32, session_outside: bool) -> Described {
-        file(FileKind::Tty, Detail::Terminal { major, minor, session_outside })
+        file(FileKind::Tty, Detail::Terminal { device: Device { major, minor }, session_outside })
     }
 
     fn anonymous(kind: FileKind, link: &str) -> Described {

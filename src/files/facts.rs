@@ -9,17 +9,18 @@ use rustix::fs::{Mode, OFlags};
 
 use super::descriptors::Observed;
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
-use super::finder::{FileNumber, Finder};
+use super::finder::Finder;
 use super::live::{Survey, survey};
 use super::settings::DumpSettings;
 use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
-use super::unreachable::{Reach, inode_of_watch};
+use super::unreachable::Reach;
 use crate::container::Process;
 use crate::criu::door::real_criu;
 use crate::proc::Proc;
 use crate::proc::mountinfo::Mount;
 use crate::sys::at_once::{self, Stat};
 use crate::sys::diag::{UnixSocket, unix_sockets};
+use crate::sys::inode::{DevIno, Device};
 use crate::sys::mqueue;
 use crate::sys::process::descriptor_of;
 use crate::sys::sockopt;
@@ -85,7 +86,7 @@ struct Observer<'a> {
     fds: HashMap<Holder, &'a Observed>,
     reach: &'a Reach,
     /// Watched files that CRIU cannot be led to.
-    lost: HashSet<FileNumber>,
+    lost: HashSet<DevIno>,
     /// The processes that are dumped, by their numbers here.
     dumped: HashSet<i32>,
     /// Every namespace that one of them is in, as its link says it.
@@ -94,7 +95,7 @@ struct Observer<'a> {
     held: HashSet<u64>,
     unix: UnixSockets,
     /// The leaders of the sessions that have a terminal, by its number.
-    sessions: HashMap<u64, i32>,
+    sessions: HashMap<Device, i32>,
 }
 
 impl<'a> Observer<'a> {
@@ -102,7 +103,7 @@ impl<'a> Observer<'a> {
         processes: &[Process],
         fds: &'a [Observed],
         reach: &'a Reach,
-        lost: HashSet<FileNumber>,
+        lost: HashSet<DevIno>,
     ) -> Self {
         let is_socket = |fd: &&Observed| fd.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
         let statuses = processes.iter().filter_map(|process| Proc::of(process.host).stat().ok());
@@ -112,9 +113,11 @@ impl<'a> Observer<'a> {
             lost,
             dumped: processes.iter().map(|process| process.host).collect(),
             namespaces: processes.iter().flat_map(|process| namespaces(process.host)).collect(),
-            held: fds.iter().filter(is_socket).map(|fd| fd.stat.st_ino).collect(),
+            held: fds.iter().filter(is_socket).map(|fd| fd.stat.inode.ino).collect(),
             unix: UnixSockets::default(),
-            sessions: statuses.map(|status| (status.terminal, status.session)).collect(),
+            sessions: statuses
+                .filter_map(|status| Some((status.terminal?, status.session)))
+                .collect(),
         }
     }
 
@@ -155,25 +158,24 @@ impl<'a> Observer<'a> {
             return self.socket(fd).map_or(Detail::Plain, Detail::Socket);
         }
         let device = fd.stat.st_rdev;
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         match file.kind {
             FileKind::Tty => {
                 let leader = self.sessions.get(&device);
                 let session_outside = leader.is_some_and(|leader| !self.dumped.contains(leader));
-                Detail::Terminal { major, minor, session_outside }
+                Detail::Terminal { device, session_outside }
             }
             FileKind::Reg if self.is_message_queue(fd) => Detail::MessageQueue,
             FileKind::Tun => Detail::Tun { of_host: is_in_network_of_host(fd.process.host) },
             FileKind::Device => {
                 let character = fd.stat.st_mode & libc::S_IFMT == libc::S_IFCHR;
-                Detail::Device { character, major, minor }
+                Detail::Device { character, device }
             }
             FileKind::Pidfd => Detail::Pidfd {
                 outside: fd.info.target.is_some_and(|target| !self.dumped.contains(&target)),
                 thread: fd.info.flags & libc::PIDFD_THREAD != 0,
             },
             FileKind::Inotify | FileKind::Fanotify => {
-                let watched = fd.info.watches.iter().map(inode_of_watch);
+                let watched = fd.info.watches.iter().map(|watch| watch.inode);
                 Detail::Watches { lost: watched.filter(|inode| self.lost.contains(inode)).count() }
             }
             FileKind::Bpfmap => Detail::BpfMap(fd.info.map_type.unwrap_or_default()),
@@ -212,7 +214,7 @@ impl<'a> Observer<'a> {
             socket.backlog = connection.backlog;
         }
         if socket.family == libc::AF_UNIX {
-            let inode = fd.stat.st_ino;
+            let inode = fd.stat.inode.ino;
             self.unix.read(fd.process.host);
             socket.peer = self.unix.peer(inode, &self.held);
             socket.backlog = self.unix.find(inode).map_or(0, UnixSocket::lost_connections);
@@ -277,7 +279,7 @@ impl UnixSockets {
 /// criu/files-reg.c.
 fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32) -> Place {
     let Some(reached) = reach.find(mount) else {
-        return Place::Foreign(ExternalFile { mount, inode: stat.st_ino });
+        return Place::Foreign(ExternalFile { mount, inode: stat.inode.ino });
     };
     if reached.covered {
         return Place::Overmounted;
@@ -291,7 +293,7 @@ fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32) -> Place {
         return Place::Deleted { stored: stat.st_blocks * 512 };
     }
     match reach.stat_at(reached.host, link) {
-        Ok(found) if found.identity() == stat.identity() => Place::There,
+        Ok(found) if found.inode == stat.inode => Place::There,
         Ok(_) => Place::Taken,
         Err(rustix::io::Errno::NOENT) => Place::Unlinked,
         Err(_) => Place::There,

@@ -17,19 +17,12 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use crate::criu::configuration::standing_values;
 use crate::proc::Proc;
 use crate::runtime::Runtime;
+use crate::sys::inode::DevIno;
 
 /// How many names are read for all that is looked for.
 const MOST: usize = 4 << 20;
 /// The same while the container stands still: some ten milliseconds.
 const MOST_FROZEN: usize = 20_000;
-
-/// A file: the major and minor number of its device, and its inode number.
-pub type FileNumber = ((u32, u32), u64);
-
-/// What stat(2) says of that.
-pub(super) fn inode_of(stat: &Stat) -> FileNumber {
-    ((rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)), stat.st_ino)
-}
 
 /// Finds files of one container, and remembers where they were.
 #[derive(Debug)]
@@ -44,8 +37,8 @@ pub struct Finder {
 /// What it has found, and how much it may still read.
 #[derive(Debug)]
 struct Memory {
-    known: HashMap<FileNumber, PathBuf>,
-    missed: HashSet<FileNumber>,
+    known: HashMap<DevIno, PathBuf>,
+    missed: HashSet<DevIno>,
     left: usize,
 }
 
@@ -80,18 +73,13 @@ impl Finder {
 
     /// Where files are now, as the container's root directory has it; those that are not found are
     /// left out. It looks below the mount points `tops`, and on no other mount.
-    pub fn find(
-        &self,
-        wanted: &HashSet<FileNumber>,
-        tops: &[PathBuf],
-    ) -> HashMap<FileNumber, PathBuf> {
+    pub fn find(&self, wanted: &HashSet<DevIno>, tops: &[PathBuf]) -> HashMap<DevIno, PathBuf> {
         let Ok(root) = open_root(self.init) else { return HashMap::new() };
         let mut memory = self.memory.borrow_mut();
         memory.known.retain(|inode, path| !wanted.contains(inode) || is_at(&root, path, *inode));
-        let unknown = |inode: &&FileNumber| {
-            !memory.known.contains_key(*inode) && !memory.missed.contains(*inode)
-        };
-        let unknown: HashSet<FileNumber> = wanted.iter().filter(unknown).copied().collect();
+        let unknown =
+            |inode: &&DevIno| !memory.known.contains_key(*inode) && !memory.missed.contains(*inode);
+        let unknown: HashSet<DevIno> = wanted.iter().filter(unknown).copied().collect();
         if !unknown.is_empty() {
             let mut walk = Walk::new(&root, unknown, memory.left);
             // What else is mounted there may be somebody's who does not answer.
@@ -122,21 +110,21 @@ fn open_in(
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-fn is_at(root: &OwnedFd, path: &Path, inode: FileNumber) -> bool {
+fn is_at(root: &OwnedFd, path: &Path, inode: DevIno) -> bool {
     let found = open_in(root, path, OFlags::PATH | OFlags::NOFOLLOW, ResolveFlags::empty());
-    found.and_then(rustix::fs::fstat).is_ok_and(|stat| inode_of(&stat) == inode)
+    found.and_then(rustix::fs::fstat).is_ok_and(|stat| DevIno::from(&stat) == inode)
 }
 
 /// Reads directories until everything is found, the nearer ones first.
 struct Walk<'a> {
     root: &'a OwnedFd,
-    wanted: HashSet<FileNumber>,
-    found: HashMap<FileNumber, PathBuf>,
+    wanted: HashSet<DevIno>,
+    found: HashMap<DevIno, PathBuf>,
     left: usize,
 }
 
 impl<'a> Walk<'a> {
-    fn new(root: &'a OwnedFd, wanted: HashSet<FileNumber>, left: usize) -> Self {
+    fn new(root: &'a OwnedFd, wanted: HashSet<DevIno>, left: usize) -> Self {
         Self { root, wanted, found: HashMap::new(), left }
     }
 
@@ -188,11 +176,11 @@ impl<'a> Walk<'a> {
     }
 
     fn has_number(&self, number: u64) -> bool {
-        self.wanted.iter().any(|(_, wanted)| *wanted == number)
+        self.wanted.iter().any(|wanted| wanted.ino == number)
     }
 
     fn note(&mut self, stat: rustix::io::Result<Stat>, path: &Path) {
-        if let Ok(inode) = stat.as_ref().map(inode_of)
+        if let Ok(inode) = stat.as_ref().map(DevIno::from)
             && self.wanted.remove(&inode)
         {
             self.found.insert(inode, path.to_owned());
@@ -213,8 +201,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn inode(path: &Path) -> FileNumber {
-        inode_of(&rustix::fs::lstat(path).unwrap())
+    fn inode(path: &Path) -> DevIno {
+        DevIno::from(&rustix::fs::lstat(path).unwrap())
     }
 
     fn own() -> Finder {
@@ -228,7 +216,7 @@ mod tests {
         fs::create_dir_all(top.join("a/b")).unwrap();
         fs::write(top.join("a/b/file"), "").unwrap();
         let wanted = [top.clone(), top.join("a/b"), top.join("a/b/file")];
-        let inodes: HashSet<FileNumber> = wanted.iter().map(|path| inode(path)).collect();
+        let inodes: HashSet<DevIno> = wanted.iter().map(|path| inode(path)).collect();
         let finder = own();
         let found = finder.find(&inodes, std::slice::from_ref(&top));
         assert!(wanted.iter().all(|path| found[&inode(path)] == *path), "{found:?}");

@@ -178,7 +178,7 @@ fn strip_deleted(fd: &Observed, name: ByteString, reach: &Reach) -> (ByteString,
 /// Whether a file in the container really ends in ` (deleted)`.
 fn is_named_so(fd: &Observed, name: &ByteString, reach: &Reach) -> bool {
     let found = reach.stat_at(fd.process.host, name.as_bytes());
-    found.is_ok_and(|stat| stat.identity() == fd.stat.identity())
+    found.is_ok_and(|stat| stat.inode == fd.stat.inode)
 }
 
 /// Marks the files that epoll instances watch, by the numbers that each holder has for them.

@@ -20,7 +20,7 @@ mod user_info;
 pub mod verify;
 
 pub use crate::proc::fdinfo::LockKind;
-pub use finder::{FileNumber, Finder};
+pub use finder::Finder;
 pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};

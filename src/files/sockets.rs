@@ -26,7 +26,7 @@ impl Sockets {
         let host = fd.process.host;
         let namespace = Proc::of(host).namespace("net").unwrap_or_default();
         let known = self.namespaces.entry(namespace).or_insert_with(|| read(host));
-        known.get(&fd.stat.st_ino).cloned().unwrap_or_else(|| by_protocol(fd))
+        known.get(&fd.stat.inode.ino).cloned().unwrap_or_else(|| by_protocol(fd))
     }
 }
 
@@ -44,7 +44,7 @@ fn by_protocol(fd: &Observed) -> (FileKind, ByteString) {
         _ => FileKind::Unknown,
     };
     let protocol = if protocol.is_empty() { "socket" } else { &protocol };
-    (kind, format!("{protocol} [{}]", fd.stat.st_ino).into())
+    (kind, format!("{protocol} [{}]", fd.stat.inode.ino).into())
 }
 
 fn read(host: i32) -> Known {

@@ -15,21 +15,21 @@ use std::path::{Path, PathBuf};
 use super::unreachable::Reach;
 use crate::container::Process;
 use crate::sys::at_once;
+use crate::sys::inode::{DevIno, Device};
+use crate::sys::time::Time;
 
 /// Files that may change without a trace, and when that was found out.
 #[derive(Clone, Debug)]
 pub struct Suspects {
-    files: HashSet<(u64, u64)>,
+    files: HashSet<DevIno>,
     asynchronous: bool,
-    begun: (i64, u32),
+    begun: Time,
 }
 
 impl Default for Suspects {
     /// Nobody is suspected, from now on.
     fn default() -> Self {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-        let begun = (now.tv_sec, now.tv_nsec as u32);
-        Self { files: HashSet::new(), asynchronous: false, begun }
+        Self { files: HashSet::new(), asynchronous: false, begun: Time::coarse_now() }
     }
 }
 
@@ -46,14 +46,14 @@ impl Suspects {
         suspects
     }
 
-    /// Whether the file with that device and inode number is one.
-    pub fn contains(&self, inode: (u64, u64)) -> bool {
+    /// Whether the file of that inode is one.
+    pub fn contains(&self, inode: DevIno) -> bool {
         self.files.contains(&inode)
     }
 
     /// The inode numbers of those on a device.
-    pub fn on(&self, device: u64) -> impl Iterator<Item = u64> + '_ {
-        self.files.iter().filter(move |file| file.0 == device).map(|file| file.1)
+    pub fn on(&self, device: Device) -> impl Iterator<Item = u64> + '_ {
+        self.files.iter().filter(move |file| file.device == device).map(|file| file.ino)
     }
 
     /// Whether somebody can have writes in flight on files that are closed already.
@@ -61,8 +61,8 @@ impl Suspects {
         self.asynchronous
     }
 
-    /// When looking began, by the clock that file systems stamp with: seconds and nanoseconds.
-    pub fn begun(&self) -> (i64, u32) {
+    /// When looking began, by the clock that file systems stamp with.
+    pub fn begun(&self) -> Time {
         self.begun
     }
 
@@ -97,7 +97,7 @@ impl Suspects {
         if let Ok(found) = at_once::stat_behind(link)
             && found.is_file()
         {
-            self.files.insert(found.identity());
+            self.files.insert(found.inode);
         }
     }
 
@@ -110,7 +110,7 @@ impl Suspects {
         for path in paths {
             // A file that has no name any more is in no snapshot.
             if let Ok(found) = reach.stat_at(process.host, path.as_bytes()) {
-                self.files.insert(found.identity());
+                self.files.insert(found.inode);
             }
         }
     }

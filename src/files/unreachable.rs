@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::descriptors::{self, Observed};
-use super::finder::{FileNumber, Finder};
+use super::finder::Finder;
 use super::table::{ExternalFile, FileKind, Holder, Lock};
 use crate::bytes::ByteString;
 use crate::container::Process;
@@ -21,6 +21,7 @@ use crate::proc::mountinfo::{self, Mount};
 use crate::proc::{Proc, is_ending, is_zombie};
 use crate::sys::at_once::{self, Stat};
 use crate::sys::handle::open_handle;
+use crate::sys::inode::{DevIno, Device};
 use crate::sys::kcmp;
 use crate::sys::process::descriptor_of;
 
@@ -84,14 +85,14 @@ pub struct SeenByPath {
 /// criu/fsnotify.c).
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
-    inodes: HashSet<FileNumber>,
+    inodes: HashSet<DevIno>,
     /// Where the file systems are mounted that they are on.
     tops: Vec<PathBuf>,
 }
 
 impl Watched {
     /// Where they are, as far as they are found.
-    pub fn found(&self, finder: &Finder) -> HashMap<FileNumber, PathBuf> {
+    pub fn found(&self, finder: &Finder) -> HashMap<DevIno, PathBuf> {
         match self.inodes.is_empty() {
             true => HashMap::new(),
             false => finder.find(&self.inodes, &self.tops),
@@ -99,7 +100,7 @@ impl Watched {
     }
 
     /// Those that are not found.
-    pub(super) fn not_found(self, finder: &Finder) -> HashSet<FileNumber> {
+    pub(super) fn not_found(self, finder: &Finder) -> HashSet<DevIno> {
         let found = self.found(finder);
         self.inodes.into_iter().filter(|inode| !found.contains_key(inode)).collect()
     }
@@ -161,11 +162,6 @@ fn lost_events(fds: &[Observed]) -> Vec<WaitingEvents> {
 
 fn is_queue(fd: &Observed) -> bool {
     matches!(fd.kind(), FileKind::Inotify | FileKind::Fanotify)
-}
-
-/// The file of a watch.
-pub(super) fn inode_of_watch(watch: &Watch) -> FileNumber {
-    (watch.device, watch.inode)
 }
 
 fn locks(fd: &Observed) -> impl Iterator<Item = (Holder, Lock)> + '_ {
@@ -237,21 +233,22 @@ impl Reach {
 
     /// The watched files that no handle opens.
     pub(super) fn watched(&self, fds: &[Observed]) -> Watched {
-        let mut points: HashMap<(u32, u32), Vec<OwnedFd>> = HashMap::new();
+        let mut points: HashMap<Device, Vec<OwnedFd>> = HashMap::new();
         let mut opens = |watch: &&Watch| {
+            let device = watch.inode.device;
             // Opening one asks its server, as CRIU will.
-            if self.is_remote(watch.device) {
+            if self.is_remote(device) {
                 return true;
             }
-            let points = points.entry(watch.device).or_insert_with(|| self.points_on(watch.device));
+            let points = points.entry(device).or_insert_with(|| self.points_on(device));
             let open =
                 |point: &OwnedFd| open_handle(point.as_fd(), watch.handle_type, &watch.handle);
             points.iter().any(|point| open(point).is_ok())
         };
         let watches = fds.iter().flat_map(|fd| &fd.info.watches);
-        let lost: HashSet<FileNumber> =
-            watches.filter(|watch| !opens(watch)).map(inode_of_watch).collect();
-        let devices: HashSet<_> = lost.iter().map(|(device, _)| *device).collect();
+        let lost: HashSet<DevIno> =
+            watches.filter(|watch| !opens(watch)).map(|watch| watch.inode).collect();
+        let devices: HashSet<_> = lost.iter().map(|inode| inode.device).collect();
         let on = self.mounts.values().filter(|reached| devices.contains(&reached.mount.device));
         let asks = |reached: &Reached| self.asks_somebody(reached.mount.point.as_bytes());
         let tops = on.filter(|reached| !reached.covered && !asks(reached));
@@ -259,13 +256,13 @@ impl Reach {
         Watched { inodes: lost, tops }
     }
 
-    fn is_remote(&self, device: (u32, u32)) -> bool {
+    fn is_remote(&self, device: Device) -> bool {
         let mut on = self.mounts.values().filter(|reached| reached.mount.device == device);
         on.any(|reached| reached.mount.is_remote())
     }
 
     /// The directories where a file system is mounted.
-    fn points_on(&self, device: (u32, u32)) -> Vec<OwnedFd> {
+    fn points_on(&self, device: Device) -> Vec<OwnedFd> {
         let on = self.mounts.values().filter(|reached| reached.mount.device == device);
         on.filter_map(|reached| directory_of(reached).ok()).collect()
     }
@@ -307,12 +304,11 @@ impl Reach {
     /// device is that of its connection. Older kernels do not tell that; there, who has `/dev/fuse`
     /// open counts as the server of all.
     fn served(&self, fds: &[Observed]) -> Option<ByteString> {
-        const FUSE: (u32, u32) = (10, 229);
-        let number = |device: u64| (rustix::fs::major(device), rustix::fs::minor(device));
+        const FUSE: Device = Device::new(10, 229);
         let servers: Vec<_> =
-            fds.iter().filter(|fd| is_device(fd) && number(fd.stat.st_rdev) == FUSE).collect();
-        let is_served = |(major, minor): (u32, u32)| {
-            major == 0 && servers.iter().any(|fd| fd.info.serves == Some(minor))
+            fds.iter().filter(|fd| is_device(fd) && fd.stat.st_rdev == FUSE).collect();
+        let is_served = |device: Device| {
+            device.major == 0 && servers.iter().any(|fd| fd.info.serves == Some(device.minor))
         };
         let tells = servers.iter().any(|fd| fd.info.serves.is_some());
         let guess = !servers.is_empty() && !tells;
@@ -320,7 +316,7 @@ impl Reach {
             .mounts()
             .map(|reached| &reached.mount)
             .find(|mount| mount.is_fuse() && (guess || is_served(mount.device)));
-        let open = || fds.iter().find(|fd| is_served(number(fd.stat.st_dev)));
+        let open = || fds.iter().find(|fd| is_served(fd.stat.inode.device));
         mount
             .map(|mount| mount.point.clone())
             .or_else(|| open().map(|fd| fd.link.as_slice().into()))
@@ -343,7 +339,7 @@ impl Reach {
         if !is_saved_by_path(fd) || self.mounts.contains_key(&fd.info.mount) {
             return None;
         }
-        Some(ExternalFile { mount: fd.info.mount, inode: fd.stat.st_ino })
+        Some(ExternalFile { mount: fd.info.mount, inode: fd.stat.inode.ino })
     }
 }
 
@@ -359,12 +355,12 @@ fn directory_of(reached: &Reached) -> rustix::io::Result<OwnedFd> {
 
 fn is_saved_by_path(fd: &Observed) -> bool {
     /// Memory devices (`/dev/null` and its like), and of the miscellaneous ones autofs.
-    const BY_PATH: fn(u32, u32) -> bool = |major, minor| major == 1 || (major, minor) == (10, 235);
+    const AUTOFS: Device = Device::new(10, 235);
     match fd.kind() {
         FileKind::Reg | FileKind::Dir | FileKind::Symlink | FileKind::Fifo => true,
         FileKind::Device => {
             let device = fd.stat.st_rdev;
-            is_device(fd) && BY_PATH(rustix::fs::major(device), rustix::fs::minor(device))
+            is_device(fd) && (device.major == 1 || device == AUTOFS)
         }
         _ => false,
     }
@@ -394,7 +390,7 @@ mod tests {
         let fds = descriptors::observe(&[own], false).unwrap();
         let fd = fds.iter().find(|fd| fd.fd == file.as_raw_fd()).unwrap();
         let external = Reach::default().unreachable(fd).unwrap();
-        assert_eq!(external.inode, fd.stat.st_ino);
+        assert_eq!(external.inode, fd.stat.inode.ino);
         assert_eq!(external.mount, fd.info.mount);
         let (pipe, _writer) = std::io::pipe().unwrap();
         let fds = descriptors::observe(&[own], false).unwrap();

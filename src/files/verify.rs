@@ -20,6 +20,9 @@ use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::proc::{Proc, is_zombie};
 use crate::sys;
+use crate::sys::extent::next_data;
+use crate::sys::inode::DevIno;
+use crate::sys::time::Time;
 
 /// A file as it was at a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +33,8 @@ pub struct HeldFile {
     pub size: u64,
     /// Its type and permissions, as stat(2) has them.
     pub mode: u32,
-    /// Its time of modification, seconds and nanoseconds.
-    pub mtime: (i64, i64),
+    /// Its time of modification.
+    pub mtime: Time,
     /// BLAKE3 of all of it, in hexadecimal digits.
     pub blake3: String,
     /// Whether that passes over what is zeros: of each piece of 64 KiB that is not, it has the offset
@@ -42,7 +45,7 @@ pub struct HeldFile {
 
 /// How much of a file is compared with one that was held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum HowMuch {
     /// All of it, and its size.
     All,
     /// As many bytes as there were: it may have grown.
@@ -54,23 +57,23 @@ pub enum Extent {
 impl HeldFile {
     /// In what another file differs; nothing if it can take this one's place. A time alone is no
     /// difference: what copies a file to another host need not keep it.
-    pub fn differences(&self, file: &File, extent: Extent) -> Result<Vec<String>> {
+    pub fn differences(&self, file: &File, much: HowMuch) -> Result<Vec<String>> {
         let found = file.metadata()?;
         let mut differences = Vec::new();
         if found.mode() != self.mode {
             differences.push(format!("its mode is {:o}, not {:o}", found.mode(), self.mode));
         }
-        let content = match extent {
-            Extent::All if found.len() != self.size => {
+        let content = match much {
+            HowMuch::All if found.len() != self.size => {
                 Some(format!("it has {} bytes, not {}", found.len(), self.size))
             }
-            Extent::Beginning if found.len() < self.size => {
+            HowMuch::Beginning if found.len() < self.size => {
                 Some(format!("it has {} bytes, and had {}", found.len(), self.size))
             }
-            Extent::Nothing => None,
+            HowMuch::Nothing => None,
             _ if !found.is_file() || self.is_digest_of(file)? => None,
-            Extent::All => Some("its content is another".to_owned()),
-            Extent::Beginning => Some(format!("its first {} bytes are others", self.size)),
+            HowMuch::All => Some("its content is another".to_owned()),
+            HowMuch::Beginning => Some(format!("its first {} bytes are others", self.size)),
         };
         differences.extend(content);
         Ok(differences)
@@ -86,9 +89,9 @@ impl HeldFile {
     }
 }
 
-/// What was read while the container ran, by device and inode number.
+/// What was read while the container ran, by its inode.
 #[derive(Debug, Default)]
-pub struct Digests(HashMap<(u64, u64), (Stamp, Digest)>);
+pub struct Digests(HashMap<DevIno, (Stamp, Digest)>);
 
 /// A digest, and whether it passes over what is zeros.
 type Digest = (String, bool);
@@ -97,12 +100,12 @@ type Digest = (String, bool);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
     size: u64,
-    changed: (i64, i64),
+    changed: Time,
 }
 
 impl Stamp {
     fn of(found: &Metadata) -> Self {
-        Self { size: found.len(), changed: (found.ctime(), found.ctime_nsec()) }
+        Self { size: found.len(), changed: Time::from_kernel(found.ctime(), found.ctime_nsec()) }
     }
 }
 
@@ -119,7 +122,7 @@ impl Digests {
             let settled = SystemTime::now() - SETTLED > changed(&before);
             // One that cannot be read now is read again under the freeze.
             if let (true, Ok(digest)) = (settled, digest(&file)) {
-                digests.0.insert((before.dev(), before.ino()), (Stamp::of(&before), digest));
+                digests.0.insert(DevIno::from(&before), (Stamp::of(&before), digest));
             }
         }
         Ok(digests)
@@ -136,7 +139,7 @@ impl Digests {
         let held = held_by(processes, bundle)?.into_iter();
         held.map(|(path, file)| {
             let found = file.metadata()?;
-            let inode = (found.dev(), found.ino());
+            let inode = DevIno::from(&found);
             let known = self.0.get(&inode).filter(|(stamp, _)| *stamp == Stamp::of(&found));
             let (blake3, sparse) = match known {
                 Some((_, digest)) if !suspects.contains(inode) => digest.clone(),
@@ -146,7 +149,7 @@ impl Digests {
                 path: path.as_path().into(),
                 size: found.len(),
                 mode: found.mode(),
-                mtime: (found.mtime(), found.mtime_nsec()),
+                mtime: Time::from_kernel(found.mtime(), found.mtime_nsec()),
                 blake3,
                 sparse,
             })
@@ -176,9 +179,9 @@ fn sparse_digest(file: &File, bytes: u64) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; PIECE as usize];
     let mut at = 0;
-    while let Some((start, end)) = sys::fs::next_data(file, at, bytes)? {
-        at = at.max(start - start % PIECE);
-        while at < end {
+    while let Some(data) = next_data(file, at, bytes)? {
+        at = at.max(data.offset - data.offset % PIECE);
+        while at < data.end() {
             let piece = &mut buffer[..PIECE.min(bytes - at) as usize];
             file.read_exact_at(piece, at)?;
             if piece.iter().any(|byte| *byte != 0) {
@@ -227,7 +230,7 @@ fn behind(link: &Path, bundle: &Bundle) -> Option<(PathBuf, File)> {
     let (directory, below) = on_host(bundle, &path)?;
     let file = open_below(&directory, &below)?;
     let found = file.metadata().ok()?;
-    ((held.dev(), held.ino()) == (found.dev(), found.ino())).then_some((path, file))
+    (DevIno::from(&held) == DevIno::from(&found)).then_some((path, file))
 }
 
 /// The directory of the host in which a path of the container is, and the rest of the path; `None`
@@ -269,7 +272,7 @@ mod tests {
             path: "/x".into(),
             size: found.len(),
             mode: found.mode(),
-            mtime: (0, 0),
+            mtime: Time::default(),
             blake3: digest(file).unwrap().0,
             sparse: digest(file).unwrap().1,
         }
@@ -282,17 +285,17 @@ mod tests {
         fs::write(&path, "content").unwrap();
         let file = File::open(&path).unwrap();
         let was = held(&file);
-        let differences = |extent| was.differences(&file, extent).unwrap();
-        assert_eq!(differences(Extent::All), Vec::<String>::new());
+        let differences = |much| was.differences(&file, much).unwrap();
+        assert_eq!(differences(HowMuch::All), Vec::<String>::new());
         fs::write(&path, "CONTENT").unwrap();
-        assert_eq!(differences(Extent::All), ["its content is another"]);
+        assert_eq!(differences(HowMuch::All), ["its content is another"]);
         fs::write(&path, "content, and more").unwrap();
-        assert_eq!(differences(Extent::Beginning), Vec::<String>::new());
+        assert_eq!(differences(HowMuch::Beginning), Vec::<String>::new());
         fs::write(&path, "longer content").unwrap();
-        assert_eq!(differences(Extent::Beginning), ["its first 7 bytes are others"]);
-        assert_eq!(differences(Extent::Nothing), Vec::<String>::new());
+        assert_eq!(differences(HowMuch::Beginning), ["its first 7 bytes are others"]);
+        assert_eq!(differences(HowMuch::Nothing), Vec::<String>::new());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let said = differences(Extent::All).join("; ");
+        let said = differences(HowMuch::All).join("; ");
         assert!(said.contains("its mode is 100600") && said.contains("14 bytes, not 7"), "{said}");
     }
 
@@ -313,11 +316,11 @@ mod tests {
         assert!(was.sparse);
         // Zeros that are stored are zeros.
         other.write_all_at(&[0; 100], 1 << 40).unwrap();
-        assert_eq!(was.differences(&other, Extent::All).unwrap(), Vec::<String>::new());
+        assert_eq!(was.differences(&other, HowMuch::All).unwrap(), Vec::<String>::new());
         other.write_all_at(b"x", (1 << 40) + 7).unwrap();
-        assert_eq!(was.differences(&other, Extent::All).unwrap(), ["its content is another"]);
+        assert_eq!(was.differences(&other, HowMuch::All).unwrap(), ["its content is another"]);
         one.write_all_at(b"more", 4 << 40).unwrap();
-        assert_eq!(was.differences(&one, Extent::Beginning).unwrap(), Vec::<String>::new());
+        assert_eq!(was.differences(&one, HowMuch::Beginning).unwrap(), Vec::<String>::new());
     }
 
     #[test]

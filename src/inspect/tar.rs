@@ -32,8 +32,8 @@ pub(super) fn walk(
         Limits { max_metadata_size: METADATA, max_path_len: Some(PATH), ..Limits::default() };
     let mut headers = Headers::new(limits);
     for _ in 0..MEMBERS {
-        let member = headers.next(archive, |entry, stretches| {
-            let sparse = stretches.is_some();
+        let member = headers.next(archive, |entry, stored| {
+            let sparse = stored.is_some();
             let member = TarMember { path: entry.path.to_vec(), size: entry.size, sparse };
             (member, entry.is_file() || sparse)
         })?;

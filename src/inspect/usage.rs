@@ -1,9 +1,10 @@
 //! The command lines of processes that are not running: their arguments lie in their memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::bytes::ByteString;
-use crate::criu::images::entries::{Mm, Pagemap, Stretch};
+use crate::criu::images::entries::{Mm, Pagemap, PagemapEntry};
 use crate::criu::images::image::{Image, ImageKind};
 
 /// The size of a page, of CRIU's images and of this architecture's memory.
@@ -13,7 +14,7 @@ const LENGTH: u64 = 32 << 10;
 /// Of all command lines together.
 const TOTAL: u64 = 16 << 20;
 
-/// A stretch of a process' arguments in a file of pages.
+/// A piece of a process' arguments in a file of pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Want {
     pid: i32,
@@ -28,14 +29,14 @@ pub(super) struct Want {
 #[derive(Debug, Default)]
 pub(super) struct MemoryUse {
     /// Where the arguments of each process are, by pid.
-    ranges: BTreeMap<i32, (u64, u64)>,
+    ranges: BTreeMap<i32, Range<u64>>,
     /// The map of each process, by pid.
     maps: BTreeMap<i32, Pagemap>,
     /// Whose memory a file of pages has, by the file's number.
     owners: BTreeMap<u32, i32>,
     /// Files of pages that came before their owners were known.
     passed: BTreeSet<u32>,
-    /// The arguments of each process: stretches, by where they begin.
+    /// The arguments of each process: pieces, by where they begin.
     found: BTreeMap<i32, BTreeMap<u64, Vec<u8>>>,
     bytes: u64,
 }
@@ -69,7 +70,7 @@ impl MemoryUse {
         self.passed.remove(&pages);
         match (self.ranges.get(pid), self.maps.get(pid)) {
             (Some(range), Some(map)) if !self.found.contains_key(pid) => {
-                wants(*pid, *range, &map.stretches)
+                wants(*pid, range, &map.entries)
             }
             _ => Vec::new(),
         }
@@ -89,9 +90,9 @@ impl MemoryUse {
 
     /// The command line of a process, if its memory has it.
     pub(super) fn command_of(&self, pid: i32) -> Option<Vec<ByteString>> {
-        let stretches = self.found.get(&pid)?;
+        let pieces = self.found.get(&pid)?;
         let mut text = Vec::new();
-        for (at, bytes) in stretches {
+        for (at, bytes) in pieces {
             // What is missing in between would make other words of it.
             if *at != text.len() as u64 {
                 break;
@@ -104,8 +105,8 @@ impl MemoryUse {
 
     /// The bytes of memory that the checkpoint has of a process.
     pub(super) fn size_of(&self, pid: i32) -> Option<u64> {
-        let present = self.maps.get(&pid)?.stretches.iter().filter(|stretch| stretch.present);
-        let pages = present.map(|stretch| stretch.pages).fold(0u64, u64::saturating_add);
+        let present = self.maps.get(&pid)?.entries.iter().filter(|entry| entry.present);
+        let pages = present.map(|entry| entry.pages).fold(0u64, u64::saturating_add);
         Some(pages.saturating_mul(PAGE))
     }
 }
@@ -120,18 +121,19 @@ pub(super) fn pages_in(name: &str) -> Option<u32> {
     number_in("pages-", name)?.try_into().ok()
 }
 
-fn wants(pid: i32, (begin, end): (u64, u64), stretches: &[Stretch]) -> Vec<Want> {
+fn wants(pid: i32, arguments: &Range<u64>, entries: &[PagemapEntry]) -> Vec<Want> {
+    let Range { start: begin, end } = *arguments;
     let end = end.min(begin.saturating_add(LENGTH));
     let mut offset = 0u64;
     let mut wants = Vec::new();
-    for stretch in stretches.iter().filter(|stretch| stretch.present) {
-        let length = stretch.pages.saturating_mul(PAGE);
-        let first = begin.max(stretch.address);
-        let last = end.min(stretch.address.saturating_add(length));
+    for entry in entries.iter().filter(|entry| entry.present) {
+        let length = entry.pages.saturating_mul(PAGE);
+        let first = begin.max(entry.address);
+        let last = end.min(entry.address.saturating_add(length));
         if first < last {
             wants.push(Want {
                 pid,
-                offset: offset.saturating_add(first - stretch.address),
+                offset: offset.saturating_add(first - entry.address),
                 length: last - first,
                 at: first - begin,
             });
@@ -145,29 +147,29 @@ fn wants(pid: i32, (begin, end): (u64, u64), stretches: &[Stretch]) -> Vec<Want>
 mod tests {
     use super::*;
 
-    fn stretch(address: u64, pages: u64, present: bool) -> Stretch {
-        Stretch { address, pages, present }
+    fn entry(address: u64, pages: u64, present: bool) -> PagemapEntry {
+        PagemapEntry { address, pages, present }
     }
 
     #[test]
-    fn arguments_over_two_stretches_are_found_behind_the_pages_before() {
-        let stretches = [
-            stretch(0x1000, 2, true),
-            stretch(0x5000, 1, false),
-            stretch(0x8000, 1, true),
-            stretch(0x9000, 1, true),
+    fn arguments_over_two_entries_are_found_behind_the_pages_before() {
+        let entries = [
+            entry(0x1000, 2, true),
+            entry(0x5000, 1, false),
+            entry(0x8000, 1, true),
+            entry(0x9000, 1, true),
         ];
-        let found = wants(1, (0x8ff0, 0x9010), &stretches);
+        let found = wants(1, &(0x8ff0..0x9010), &entries);
         let places: Vec<_> = found.iter().map(|want| (want.offset, want.length, want.at)).collect();
         assert_eq!(places, [(2 * 4096 + 0xff0, 16, 0), (3 * 4096, 16, 16)]);
-        assert_eq!(wants(1, (0x5000, 0x5010), &stretches), [], "they are elsewhere");
+        assert_eq!(wants(1, &(0x5000..0x5010), &entries), [], "they are elsewhere");
     }
 
     #[test]
     fn numbers_out_of_range_are_no_panic() {
-        let stretches = [stretch(u64::MAX - 10, u64::MAX, true), stretch(0, u64::MAX, true)];
-        let _ = wants(1, (0, u64::MAX), &stretches);
-        assert_eq!(wants(1, (10, 5), &stretches), []);
+        let entries = [entry(u64::MAX - 10, u64::MAX, true), entry(0, u64::MAX, true)];
+        let _ = wants(1, &(0..u64::MAX), &entries);
+        assert_eq!(wants(1, &Range { start: 10, end: 5 }, &entries), []);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::inode::{DevIno, Device};
+
 /// The kinds of locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,12 +63,10 @@ pub struct HeldLock {
 }
 
 /// A file that an inotify instance or fanotify group watches.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watch {
-    /// The major and minor number of its file system's device.
-    pub device: (u32, u32),
-    /// Its inode number.
-    pub inode: u64,
+    /// Its inode.
+    pub inode: DevIno,
     /// The type of its handle (name_to_handle_at(2)).
     pub handle_type: i32,
     /// Its handle.
@@ -136,15 +136,16 @@ fn parse_lock(value: &str) -> Option<HeldLock> {
 /// f_handle:0011`, cut at its first colon: numbers in hexadecimal, the device as the kernel has it
 /// (fs/notify/fdinfo.c). What has no handle, such as a mount, is no watch of a file.
 fn parse_watch(before: &str, after: &str) -> Option<Watch> {
-    const MINOR_BITS: u32 = 20;
     let line = format!("{before}:{after}");
     let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
     let device = u32::from_str_radix(field("sdev:")?, 16).ok()?;
     let digits = field("f_handle:")?;
     let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
     Some(Watch {
-        device: (device >> MINOR_BITS, device & ((1 << MINOR_BITS) - 1)),
-        inode: u64::from_str_radix(field("ino:")?, 16).ok()?,
+        inode: DevIno {
+            device: Device::from_kernel(device),
+            ino: u64::from_str_radix(field("ino:")?, 16).ok()?,
+        },
         handle_type: u32::from_str_radix(field("fhandle-type:")?, 16).ok()?.cast_signed(),
         handle: (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?,
     })
@@ -185,8 +186,7 @@ mod tests {
         let line = "inotify wd:1 ino:2a sdev:fe00001 mask:100 ignored_mask:0 fhandle-bytes:4 \
                     fhandle-type:81 f_handle:00ff10ab \n";
         let expected = Watch {
-            device: (254, 1),
-            inode: 42,
+            inode: DevIno { device: Device::new(254, 1), ino: 42 },
             handle_type: 129,
             handle: vec![0, 0xff, 0x10, 0xab],
         };

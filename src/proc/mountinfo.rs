@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::cgroup::Membership;
 use crate::bytes::ByteString;
+use crate::sys::inode::Device;
 
 /// One mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +16,8 @@ pub struct Mount {
     pub id: u32,
     /// The number of the mount that this one is mounted on.
     pub parent: u32,
-    /// Major and minor number of the file system's device, `st_dev` of its files.
-    pub device: (u32, u32),
+    /// The file system's device, that of its files.
+    pub device: Device,
     /// The directory of the file system that is mounted here.
     pub root: ByteString,
     /// Where it is mounted, seen from the reading process's root.
@@ -95,7 +96,7 @@ fn parse_line(line: &[u8]) -> Result<Mount> {
     let parent = number(next("parent")?)?;
     let device = std::str::from_utf8(next("device")?)?;
     let (major, minor) = device.split_once(':').context("its device has no colon")?;
-    let device = (major.parse()?, minor.parse()?);
+    let device = Device::new(major.parse()?, minor.parse()?);
     let root = unescape(next("root")?);
     let point = unescape(next("mount point")?);
     let options = unescape(next("options")?);
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn fields_and_escapes() {
         let mounts = parse_mountinfo(SAMPLE).unwrap();
-        assert_eq!(mounts[0].device, (254, 0));
+        assert_eq!(mounts[0].device, Device::new(254, 0));
         assert!(!mounts[0].shared && !mounts[0].is_read_only());
         assert_eq!(mounts[1].point.as_bytes(), b"/a b");
         assert_eq!(mounts[1].super_options.as_bytes(), b"ro,lowerdir=/l,x:/m,upperdir=/u");

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result};
 
+use crate::sys::inode::Device;
+
 /// What it says of a process or thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessStat {
@@ -13,8 +15,8 @@ pub struct ProcessStat {
     pub parent: i32,
     /// The leader of its session.
     pub session: i32,
-    /// The number of its controlling terminal's device; 0 if it has none.
-    pub terminal: u64,
+    /// Its controlling terminal; none if it has none.
+    pub terminal: Option<Device>,
     /// The processor time that it has had, in ticks.
     pub worked: u64,
     /// When it was started, in ticks since the machine was.
@@ -49,7 +51,7 @@ pub fn parse_stat(text: &[u8]) -> Result<ProcessStat> {
         state: needed(3)?.chars().next().context("it has no state")?,
         parent: needed(4)?.parse()?,
         session: needed(6)?.parse()?,
-        terminal: needed(7)?.parse()?,
+        terminal: Some(needed(7)?.parse()?).filter(|number| *number != 0).map(Device::from_stat),
         worked: [14, 15].into_iter().filter_map(ticks).sum(),
         started: ticks(22),
         is_ending: ticks(9).is_some_and(|flags| flags & EXITING != 0),
@@ -64,7 +66,7 @@ mod tests {
     fn a_name_may_hold_parentheses_and_spaces() {
         let stat = parse_stat(b"7 (a) b (c) S 3 7 6 34817").unwrap();
         assert_eq!((stat.parent, stat.name.as_str()), (3, "a) b (c"));
-        assert_eq!((stat.state, stat.session, stat.terminal), ('S', 6, 34817));
+        assert_eq!((stat.state, stat.session, stat.terminal), ('S', 6, Some(Device::new(136, 1))));
         assert_eq!((stat.worked, stat.started), (0, None));
         for cut in [&b"7 (a S 3"[..], b"7 )(", b"7 (a) S 3 7 6", b""] {
             assert!(parse_stat(cut).is_err(), "{cut:?}");

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, anyhow};
 
 use crate::container::Bundle;
-use crate::files::verify::{Extent, HeldFile, on_host, open_below};
+use crate::files::verify::{HeldFile, HowMuch, on_host, open_below};
 use crate::hint::WithHint;
 use crate::store::manifest::Manifest;
 use crate::substitute::Resolved;
@@ -24,8 +24,8 @@ pub(super) fn ensure_same(
     let mut text = String::new();
     for held in manifest.held.iter().filter(|held| !is_replaced(held)) {
         let remedy = remedies.iter().find(|remedy| remedy.path == held.path);
-        let Some(extent) = extent(held, remedy) else { continue };
-        let differences = differences(held, bundle, extent)?;
+        let Some(much) = how_much(held, remedy) else { continue };
+        let differences = differences(held, bundle, much)?;
         if !differences.is_empty() {
             let _ = write!(text, "\n  {}: {}", held.path, differences.join("; "));
         }
@@ -39,19 +39,19 @@ pub(super) fn ensure_same(
 
 /// How much of a file is compared, after what a policy does about it: nothing of one that is made
 /// again. To grow is not to change what was there.
-fn extent(held: &HeldFile, remedy: Option<&Remedy>) -> Option<Extent> {
+fn how_much(held: &HeldFile, remedy: Option<&Remedy>) -> Option<HowMuch> {
     Some(match remedy.map(|remedy| remedy.what) {
-        None => Extent::All,
+        None => HowMuch::All,
         Some(What::Recreate { .. }) => return None,
-        Some(What::Accept { size }) if size < held.size => Extent::Nothing,
-        Some(What::Accept { .. } | What::Truncate { .. }) => Extent::Beginning,
+        Some(What::Accept { size }) if size < held.size => HowMuch::Nothing,
+        Some(What::Accept { .. } | What::Truncate { .. }) => HowMuch::Beginning,
     })
 }
 
-fn differences(held: &HeldFile, bundle: &Bundle, extent: Extent) -> Result<Vec<String>> {
+fn differences(held: &HeldFile, bundle: &Bundle, much: HowMuch) -> Result<Vec<String>> {
     let found = on_host(bundle, held.path.as_path());
     match found.and_then(|(directory, below)| open_below(&directory, &below)) {
-        Some(file) => held.differences(&file, extent),
+        Some(file) => held.differences(&file, much),
         None => Ok(vec!["it is missing".to_owned()]),
     }
 }

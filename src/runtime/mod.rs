@@ -8,7 +8,6 @@ pub mod log;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -18,6 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::bytes::ByteString;
 use crate::hint::WithHint;
 use crate::proc::OWN_PROGRAM;
+use crate::sys::inode::DevIno;
 use crate::sys::process::{find_program, is_program};
 
 /// The program that does the work, and the global flags that it is called with.
@@ -254,7 +254,7 @@ fn is_same(ours: &Path, program: &Path) -> bool {
     let same = || -> std::io::Result<bool> {
         let (mut ours, mut theirs) = (File::open(ours)?, File::open(program)?);
         let (our, their) = (ours.metadata()?, theirs.metadata()?);
-        if (our.dev(), our.ino()) == (their.dev(), their.ino()) {
+        if DevIno::from(&our) == DevIno::from(&their) {
             return Ok(true);
         }
         Ok(our.len() == their.len() && same_bytes(&mut ours, &mut theirs)?)

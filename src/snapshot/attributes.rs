@@ -7,12 +7,13 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 
-use super::index::{Fingerprint, Meta, Time, is_overlay_xattr};
+use super::index::{Fingerprint, Meta, is_overlay_xattr};
 use crate::bytes::ByteString;
 use crate::limits::{self, Limit};
 use crate::sys::fs;
+use crate::sys::inode::{DevIno, Device};
+use crate::sys::time::Time;
 
 /// What an inode is, as far as stat(2) and readlink(2) tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(super) enum Shape {
     Dir,
     File,
     Symlink(Vec<u8>),
-    Char(u32, u32),
-    Block(u32, u32),
+    Char(Device),
+    Block(Device),
     Fifo,
     Socket,
 }
@@ -32,7 +33,7 @@ pub(super) struct Found {
     pub shape: Shape,
     pub meta: Meta,
     pub identity: Fingerprint,
-    pub device: u64,
+    pub device: Device,
     pub names: u64,
 }
 
@@ -43,12 +44,8 @@ impl Found {
         let shape = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Shape::Dir,
             FileType::Symlink => Shape::Symlink(fs::link_target(&entry)?),
-            FileType::CharacterDevice => {
-                Shape::Char(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-            }
-            FileType::BlockDevice => {
-                Shape::Block(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-            }
+            FileType::CharacterDevice => Shape::Char(Device::from_stat(stat.st_rdev)),
+            FileType::BlockDevice => Shape::Block(Device::from_stat(stat.st_rdev)),
             FileType::Fifo => Shape::Fifo,
             FileType::Socket => Shape::Socket,
             _ => Shape::File,
@@ -63,12 +60,18 @@ impl Found {
             mtime: identity.mtime,
             xattrs,
         };
-        Ok(Self { shape, meta, identity, device: stat.st_dev, names: stat.st_nlink })
+        Ok(Self {
+            shape,
+            meta,
+            identity,
+            device: Device::from_stat(stat.st_dev),
+            names: stat.st_nlink,
+        })
     }
 
-    /// Device and inode number.
-    pub(super) fn inode(&self) -> (u64, u64) {
-        (self.device, self.identity.ino)
+    /// Which inode it is.
+    pub(super) fn inode(&self) -> DevIno {
+        DevIno { device: self.device, ino: self.identity.ino }
     }
 }
 
@@ -90,8 +93,8 @@ pub(super) fn identity(stat: &Stat) -> Fingerprint {
     Fingerprint {
         ino: stat.st_ino,
         size: stat.st_size as u64,
-        mtime: Time(stat.st_mtime, stat.st_mtime_nsec as u32),
-        ctime: Time(stat.st_ctime, stat.st_ctime_nsec as u32),
+        mtime: Time::from_kernel(stat.st_mtime, stat.st_mtime_nsec as i64),
+        ctime: Time::from_kernel(stat.st_ctime, stat.st_ctime_nsec as i64),
     }
 }
 
@@ -132,7 +135,7 @@ pub(super) fn apply(entry: impl AsFd, meta: &Meta) -> Result<()> {
                 .with_context(|| format!("setting its attribute {xattr}"))?;
         }
     }
-    fs::set_mtime(&entry, meta.mtime.0, meta.mtime.1).context("setting its time")
+    fs::set_mtime(&entry, meta.mtime).context("setting its time")
 }
 
 fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
@@ -143,15 +146,10 @@ fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
 pub(super) fn is_racy(ctime: Time, started: Time) -> bool {
     // The kernel stamps with the clock of its last tick, at least every 10 ms. A file system that
     // keeps only seconds (ext4 with small inodes) shows no nanoseconds.
-    let grain: i128 = if ctime.1 == 0 { 2_000_000_000 } else { 20_000_000 };
-    let nanoseconds = |time: Time| i128::from(time.0) * 1_000_000_000 + i128::from(time.1);
+    let grain: i128 = if ctime.nanoseconds == 0 { 2_000_000_000 } else { 20_000_000 };
+    let nanoseconds =
+        |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
     nanoseconds(ctime) + grain >= nanoseconds(started)
-}
-
-/// The clock that file systems stamp with.
-pub(super) fn coarse_now() -> Time {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
-    Time(now.tv_sec, now.tv_nsec as u32)
 }
 
 #[cfg(test)]
@@ -160,10 +158,10 @@ mod tests {
 
     #[test]
     fn a_stamp_of_the_same_tick_proves_nothing() {
-        assert!(is_racy(Time(100, 5), Time(100, 5)));
-        assert!(is_racy(Time(100, 5), Time(100, 20_000_000)));
-        assert!(!is_racy(Time(100, 5), Time(100, 30_000_000)));
-        assert!(is_racy(Time(100, 0), Time(101, 900_000_000)));
-        assert!(is_racy(Time(200, 1), Time(100, 0)), "a clock that went back");
+        assert!(is_racy(Time::new(100, 5), Time::new(100, 5)));
+        assert!(is_racy(Time::new(100, 5), Time::new(100, 20_000_000)));
+        assert!(!is_racy(Time::new(100, 5), Time::new(100, 30_000_000)));
+        assert!(is_racy(Time::new(100, 0), Time::new(101, 900_000_000)));
+        assert!(is_racy(Time::new(200, 1), Time::new(100, 0)), "a clock that went back");
     }
 }

@@ -8,8 +8,9 @@ use std::os::unix::fs::FileExt;
 use rustix::io::Errno;
 
 use super::BUFFER;
-use crate::limits::STRETCH_LIMIT;
+use crate::limits::EXTENT_LIMIT;
 use crate::sys::direct::{Buffer, Direct};
+use crate::sys::extent::{Extent, next_data};
 use crate::sys::fs;
 
 /// Which way bytes take to the disk.
@@ -55,68 +56,57 @@ pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd, way: Way) -> io::Res
     rustix::fs::ftruncate(target, size)?;
     let mut moved = 0;
     let mut at = 0;
-    while let Some((start, end)) = fs::next_data(source, at, size)? {
+    while let Some(data) = next_data(source, at, size)? {
         moved += match way {
-            Way::Cache => copy_range(source.as_fd(), target.as_fd(), start, end)?,
-            Way::Direct => copy_past_cache(source.as_fd(), target.as_fd(), start, end)?,
+            Way::Cache => copy_range(source.as_fd(), target.as_fd(), data)?,
+            Way::Direct => copy_past_cache(source.as_fd(), target.as_fd(), data)?,
         };
-        at = end;
+        at = data.end();
     }
     Ok(HowCopied::Moved(moved))
 }
 
-fn copy_range(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-) -> io::Result<u64> {
-    let (mut from, mut to) = (start, start);
-    while from < end {
-        let length = (end - from).min(1 << 30) as usize;
+fn copy_range(source: BorrowedFd<'_>, target: BorrowedFd<'_>, data: Extent) -> io::Result<u64> {
+    let (mut from, mut to) = (data.offset, data.offset);
+    while from < data.end() {
+        let length = (data.end() - from).min(1 << 30) as usize;
         match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
             Ok(0) => break,
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
             // Between kinds of file systems, and on old ones, the kernel does not copy.
             Err(_) => {
-                from += copy_by_hand(source, target, from, end)?;
+                from += copy_by_hand(source, target, Extent::between(from, data.end()))?;
                 break;
             }
         }
     }
     // Less than asked for: the file was cut short meanwhile, which its ctime will tell.
-    Ok(from - start)
+    Ok(from - data.offset)
 }
 
 fn copy_past_cache(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
+    data: Extent,
 ) -> io::Result<u64> {
     let (source, mut target) = (as_file(source)?, Direct::new(as_file(target)?));
     let mut buffer = Buffer::new(BUFFER);
-    let mut at = start;
-    while at < end && buffer.fill(end - at, |bytes| source.read_at(bytes, at))? > 0 {
+    let mut at = data.offset;
+    while at < data.end() && buffer.fill(data.end() - at, |bytes| source.read_at(bytes, at))? > 0 {
         target.write_all_at(buffer.filled(), at)?;
         at += buffer.filled().len() as u64;
     }
     target.into_file()?;
-    Ok(at - start)
+    Ok(at - data.offset)
 }
 
-fn copy_by_hand(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-) -> io::Result<u64> {
+fn copy_by_hand(source: BorrowedFd<'_>, target: BorrowedFd<'_>, data: Extent) -> io::Result<u64> {
     let (source, target) = (as_file(source)?, as_file(target)?);
-    let mut buffer = vec![0; BUFFER.min((end - start) as usize)];
-    let mut at = start;
-    while at < end {
-        let length = buffer.len().min((end - at) as usize);
+    let mut buffer = vec![0; BUFFER.min(data.length as usize)];
+    let mut at = data.offset;
+    while at < data.end() {
+        let length = buffer.len().min((data.end() - at) as usize);
         match source.read_at(&mut buffer[..length], at)? {
             0 => break,
             read => {
@@ -125,37 +115,40 @@ fn copy_by_hand(
             }
         }
     }
-    Ok(at - start)
+    Ok(at - data.offset)
 }
 
 fn as_file(fd: BorrowedFd<'_>) -> io::Result<File> {
     Ok(File::from(fd.try_clone_to_owned()?))
 }
 
-/// The stretches of data of a file, to 512 bytes (tar's block, so that every reader of sparse
-/// members agrees where a stretch begins), small holes closed until there are few enough.
-pub(super) fn stretches(file: impl AsFd, size: u64) -> io::Result<Vec<(u64, u64)>> {
-    let mut list: Vec<(u64, u64)> = Vec::new();
+/// The extents of a file, to 512 bytes (tar's block, so that every reader of sparse
+/// members agrees where an extent begins), small holes closed until there are few enough.
+pub(super) fn extents(file: impl AsFd, size: u64) -> io::Result<Vec<Extent>> {
+    let mut list: Vec<Extent> = Vec::new();
     let mut least_hole = 4096;
     let mut at = 0;
-    while let Some((start, end)) = fs::next_data(&file, at, size)? {
-        at = end;
-        add_stretch(&mut list, start & !511, end.next_multiple_of(512).min(size), least_hole);
-        if list.len() > STRETCH_LIMIT {
+    while let Some(data) = next_data(&file, at, size)? {
+        at = data.end();
+        let end = at.next_multiple_of(512).min(size);
+        add_extent(&mut list, Extent::between(data.offset & !511, end), least_hole);
+        if list.len() > EXTENT_LIMIT {
             least_hole *= 4;
             let old = std::mem::take(&mut list);
-            for (start, length) in old {
-                add_stretch(&mut list, start, start + length, least_hole);
+            for extent in old {
+                add_extent(&mut list, extent, least_hole);
             }
         }
     }
     Ok(list)
 }
 
-fn add_stretch(list: &mut Vec<(u64, u64)>, start: u64, end: u64, least_hole: u64) {
+fn add_extent(list: &mut Vec<Extent>, next: Extent, least_hole: u64) {
     match list.last_mut() {
-        Some((first, length)) if start < *first + *length + least_hole => *length = end - *first,
-        _ => list.push((start, end - start)),
+        Some(last) if next.offset < last.end() + least_hole => {
+            *last = Extent::between(last.offset, next.end());
+        }
+        _ => list.push(next),
     }
 }
 
@@ -166,14 +159,14 @@ mod tests {
     #[test]
     fn many_holes_are_closed_until_few_are_left() {
         let file = tempfile::tempfile_in("/dev/shm").unwrap();
-        let count = 3 * STRETCH_LIMIT as u64;
+        let count = 3 * EXTENT_LIMIT as u64;
         file.set_len(count * 8192).unwrap();
         for n in 0..count {
             file.write_all_at(b"x", n * 8192).unwrap();
         }
-        let found = stretches(&file, count * 8192).unwrap();
-        assert!(found.len() <= STRETCH_LIMIT, "{}", found.len());
-        assert!(found.windows(2).all(|pair| pair[0].0 + pair[0].1 < pair[1].0));
+        let found = extents(&file, count * 8192).unwrap();
+        assert!(found.len() <= EXTENT_LIMIT, "{}", found.len());
+        assert!(found.windows(2).all(|pair| pair[0].end() < pair[1].offset));
     }
 
     #[test]
@@ -188,7 +181,7 @@ mod tests {
             let stat = fs::stat(&target).unwrap();
             assert_eq!(stat.st_size, 20 << 20);
             assert!(stat.st_blocks * 512 < 1 << 20);
-            assert_eq!(stretches(&target, 20 << 20).unwrap(), [(10 << 20, 4096)]);
+            assert_eq!(extents(&target, 20 << 20).unwrap(), [Extent::new(10 << 20, 4096)]);
             let mut tail = [0; 5];
             File::from(target).read_exact_at(&mut tail, 10 << 20).unwrap();
             assert_eq!(tail, *b"tail\0");

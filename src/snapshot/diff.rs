@@ -22,6 +22,7 @@ use super::{join, shown, split};
 use crate::bytes::ByteString;
 use crate::limits::PATH_LIMIT;
 use crate::sys::fs;
+use crate::sys::inode::Device;
 
 /// What became of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -372,8 +373,8 @@ enum Form<'a> {
     Dir,
     File(u64),
     Symlink(&'a [u8]),
-    Char(u32, u32),
-    Block(u32, u32),
+    Char(Device),
+    Block(Device),
     Fifo,
     Socket,
     Nothing,
@@ -386,8 +387,8 @@ impl<'a> Form<'a> {
                 Kind::Dir { .. } => Self::Dir,
                 Kind::File { size, .. } => Self::File(*size),
                 Kind::Symlink { target } => Self::Symlink(target.as_bytes()),
-                Kind::Char { major, minor } => Self::Char(*major, *minor),
-                Kind::Block { major, minor } => Self::Block(*major, *minor),
+                Kind::Char(device) => Self::Char(*device),
+                Kind::Block(device) => Self::Block(*device),
                 Kind::Fifo => Self::Fifo,
                 Kind::Socket => Self::Socket,
                 Kind::Link { .. } | Kind::Whiteout => Self::Nothing,
@@ -396,8 +397,8 @@ impl<'a> Form<'a> {
                 Shape::Dir => Self::Dir,
                 Shape::File => Self::File(found.identity.size),
                 Shape::Symlink(target) => Self::Symlink(target),
-                Shape::Char(major, minor) => Self::Char(*major, *minor),
-                Shape::Block(major, minor) => Self::Block(*major, *minor),
+                Shape::Char(device) => Self::Char(*device),
+                Shape::Block(device) => Self::Block(*device),
                 Shape::Fifo => Self::Fifo,
                 Shape::Socket => Self::Socket,
             },
@@ -419,7 +420,7 @@ fn is_same_content(was: &State<'_>, is: &State<'_>) -> Result<bool> {
             let (Some((was, size)), Some((is, _))) = (content(was), content(is)) else {
                 return Ok(false);
             };
-            if was.stretches() == is.stretches() {
+            if was.extents() == is.extents() {
                 return Ok(was.digest == is.digest);
             }
             Ok(before.digest_with_holes(&was, size)? == after.digest_with_holes(&is, size)?)

@@ -20,9 +20,10 @@ use super::index::{Content, Entry, Kind, Meta};
 use super::node::make_node;
 use super::opened::Opened;
 use super::paths::Id;
-use super::plan::{Inode, Plan, PlanStep, Verb, look_lower};
+use super::plan::{Plan, PlanStep, Verb, look_lower};
 use super::{Progress, remove, shown};
 use crate::sys::fs;
+use crate::sys::inode::DevIno;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -128,7 +129,7 @@ struct Work<'a> {
     workshop: Option<Workshop>,
     progress: &'a dyn Progress,
     /// The directories that were made, to know them again.
-    made: Mutex<HashMap<Id, Inode>>,
+    made: Mutex<HashMap<Id, DevIno>>,
     /// The root, the layers below it, and what content can be cloned from.
     top: Opened<'a>,
     lower: Option<Opened<'a>>,
@@ -213,10 +214,10 @@ impl Work<'_> {
     }
 
     /// Opens what has a path, if it is still the inode that was seen or made.
-    fn open_seen(&self, id: Id, seen: Option<Inode>) -> Result<OwnedFd> {
+    fn open_seen(&self, id: Id, seen: Option<DevIno>) -> Result<OwnedFd> {
         let (parent, name) = self.split(id)?;
         let entry = fs::open_entry(self.open(&self.top, parent)?, name)?.context("it is gone")?;
-        ensure!(Some(Inode::of(&entry)?) == seen, "another was put in its place meanwhile");
+        ensure!(Some(DevIno::of(&entry)?) == seen, "another was put in its place meanwhile");
         Ok(entry)
     }
 
@@ -346,7 +347,7 @@ impl Work<'_> {
         let inode = was_made.or(step.seen);
         let above = match (last, inode) {
             (Some((below, last)), Some(inode)) if self.plan.steps.parent(below) == id => {
-                fs::open_parent(&last, inode.into())?
+                fs::open_parent(&last, inode)?
             }
             _ => None,
         };
@@ -355,9 +356,9 @@ impl Work<'_> {
             None => self.open(&self.top, id)?,
         };
         match inode {
-            None => fs::set_mtime(&dir, made.meta().mtime.0, made.meta().mtime.1)?,
+            None => fs::set_mtime(&dir, made.meta().mtime)?,
             Some(inode) => {
-                ensure!(Inode::of(&dir)? == inode, "another was put in its place meanwhile");
+                ensure!(DevIno::of(&dir)? == inode, "another was put in its place meanwhile");
                 apply(&dir, made.meta())?;
             }
         }
@@ -369,8 +370,8 @@ impl Work<'_> {
 fn shape(kind: &Kind) -> Result<Shape> {
     Ok(match kind {
         Kind::Symlink { target } => Shape::Symlink(target.as_bytes().to_vec()),
-        Kind::Char { major, minor } => Shape::Char(*major, *minor),
-        Kind::Block { major, minor } => Shape::Block(*major, *minor),
+        Kind::Char(device) => Shape::Char(*device),
+        Kind::Block(device) => Shape::Block(*device),
         Kind::Fifo => Shape::Fifo,
         Kind::Socket => Shape::Socket,
         Kind::File { .. } | Kind::Dir { .. } | Kind::Link { .. } | Kind::Whiteout => {
@@ -386,12 +387,12 @@ fn node(desk: &OwnedFd, name: &[u8], shape: &Shape) -> Result<(OwnedFd, u64)> {
 }
 
 /// Makes a directory for root alone; attributes come last, and meanwhile nobody else gets in.
-fn make_dir(dir: &OwnedFd, name: &[u8]) -> Result<Inode> {
+fn make_dir(dir: &OwnedFd, name: &[u8]) -> Result<DevIno> {
     rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
     let made = fs::open_dir(dir, name)?;
     ensure!(is_private(&made)?, "another was put in its place meanwhile");
     ensure!(fs::names(&made)?.is_empty(), "something was put into it meanwhile");
-    Inode::of(made)
+    Ok(DevIno::of(made)?)
 }
 
 /// Whether a directory is the caller's, and nobody else's can enter it.

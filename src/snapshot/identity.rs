@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
+use crate::sys::inode::{DevIno, Device};
 
 /// How a part's root stores what is written to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +49,13 @@ pub struct LayerIdentity {
 }
 
 impl LayerIdentity {
+    fn inode(&self) -> DevIno {
+        DevIno { device: Device::from_stat(self.device), ino: self.ino }
+    }
+
     fn is_same(&self, now: &Self) -> bool {
         self.path == now.path
-            || (self.device, self.ino) == (now.device, now.ino)
+            || self.inode() == now.inode()
             || (self.digest.is_some() && self.digest == now.digest)
     }
 }

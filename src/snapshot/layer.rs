@@ -162,7 +162,7 @@ impl<W: Write> Write for Frames<W> {
     }
 }
 
-/// Reads a layer, any stretch of it. Whoever has made it: what it says of itself is checked.
+/// Reads a layer, any run of its bytes. Whoever has made it: what it says of itself is checked.
 pub struct LayerReader {
     file: File,
     length: u64,
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn any_stretch_can_be_read() {
+    fn any_run_can_be_read() {
         let bytes = numbers((9 * FRAME / 4 + 777) as u32);
         let (file, _) = layer(&bytes);
         let reader = LayerReader::open(file, "ocicle-rootfs.0.tar.zst").unwrap();

@@ -17,6 +17,7 @@ use crate::bytes::ByteString;
 use crate::digest::digest;
 
 use crate::sys::fs;
+use crate::sys::inode::Device;
 
 /// docker's has about 15 entries, all empty. A layer of an image that is as small is read as well.
 const MOST_ENTRIES: usize = 64;
@@ -85,8 +86,8 @@ fn entry(found: &OwnedFd, path: &[u8], prefix: &str, left: &mut u64) -> Result<O
         }
         Shape::Dir => Kind::Dir,
         Shape::Symlink(target) => Kind::Symlink(target.into()),
-        Shape::Char(major, minor) => Kind::Device(false, major, minor),
-        Shape::Block(major, minor) => Kind::Device(true, major, minor),
+        Shape::Char(Device { major, minor }) => Kind::Device(false, major, minor),
+        Shape::Block(Device { major, minor }) => Kind::Device(true, major, minor),
         Shape::Fifo => Kind::Fifo,
         Shape::Socket => Kind::Socket,
     };

@@ -9,7 +9,7 @@
 //!
 //! # What is in a part
 //! `ocicle-NAME.index.json` is the [`Index`]: each path with its kind and attributes, and for each
-//! regular file where its bytes are: layer, offset, digest, and which stretches are no holes.
+//! regular file where its bytes are: layer, offset, digest, and which extents are no holes.
 //! `ocicle-NAME.0.tar.zst`, `.1.tar.zst`, … are OCI layers, to be applied in this order. A later version of
 //! the same part adds one layer with what changed, and its index goes on referring to older layers,
 //! whose files the caller links into the new directory.
@@ -56,7 +56,7 @@ pub use driver::{
 pub use execute::PutBack;
 pub use gain::Gain;
 pub use identity::{Form, LayerIdentity, RootIdentity};
-pub use index::{Content, Digest, Entry, Fingerprint, Index, Kind, Meta, Time};
+pub use index::{Content, Digest, Entry, Fingerprint, Index, Kind, Meta};
 pub use layer::{Compression, LayerReader};
 pub use pack::{Staging, pack};
 pub use packed::PackedFiles;

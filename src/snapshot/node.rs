@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::fs::{FileType, Mode, makedev};
+use rustix::fs::{FileType, Mode};
 
 use super::attributes::Shape;
 
@@ -12,8 +12,8 @@ use super::attributes::Shape;
 pub(super) fn make_node(dir: impl AsFd, name: &[u8], shape: &Shape) -> io::Result<()> {
     let (kind, device) = match shape {
         Shape::Symlink(target) => return Ok(rustix::fs::symlinkat(target, dir, name)?),
-        Shape::Char(major, minor) => (FileType::CharacterDevice, makedev(*major, *minor)),
-        Shape::Block(major, minor) => (FileType::BlockDevice, makedev(*major, *minor)),
+        Shape::Char(device) => (FileType::CharacterDevice, device.as_stat()),
+        Shape::Block(device) => (FileType::BlockDevice, device.as_stat()),
         Shape::Fifo => (FileType::Fifo, 0),
         Shape::Socket => (FileType::Socket, 0),
         Shape::Dir | Shape::File => return Err(io::ErrorKind::InvalidInput.into()),

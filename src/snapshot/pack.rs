@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::BUFFER;
-use super::copy::stretches;
+use super::copy::extents;
 use super::driver::{DriverSnapshot, HeldContent};
 use super::index::{Content, Digest, Entry, Index, Kind, Lines, Meta, check_content};
 use super::layer::{self, Compression, LayerReader};
@@ -22,6 +22,7 @@ use crate::digest::FileRecord;
 use crate::hint::{DAMAGED, WithHint};
 use crate::sys::direct::DirectStream;
 use crate::sys::directory::Directory;
+use crate::sys::extent::Extent;
 use crate::sys::fs;
 
 /// What becomes of staging while it is packed.
@@ -92,9 +93,9 @@ struct Place<'a> {
 struct Source<'a> {
     bytes: Bytes<'a>,
     /// Where its stored bytes are in there.
-    runs: Vec<(u64, u64)>,
+    runs: Vec<Extent>,
     /// Where they belong.
-    stretches: Vec<(u64, u64)>,
+    extents: Vec<Extent>,
     /// Where they are already, and need not be written for this file's sake.
     known: Option<Content>,
 }
@@ -354,8 +355,8 @@ impl<'a> Packer<'a> {
             _ if !is_primary => Member::Link(&primary),
             Kind::Dir { .. } => Member::Dir,
             Kind::Symlink { target } => Member::Symlink(target.as_bytes()),
-            Kind::Char { major, minor } => Member::Char(*major, *minor),
-            Kind::Block { major, minor } => Member::Block(*major, *minor),
+            Kind::Char(device) => Member::Char(*device),
+            Kind::Block(device) => Member::Block(*device),
             Kind::Fifo => Member::Fifo,
             Kind::File { .. } | Kind::Link { .. } => return Ok(()),
         };
@@ -404,7 +405,7 @@ impl<'a> Packer<'a> {
                     Kind::File { size: 0, content } => Some(content.clone()),
                     _ => None,
                 });
-                Ok(Source { bytes: Bytes::Nowhere, runs: Vec::new(), stretches: Vec::new(), known })
+                Ok(Source { bytes: Bytes::Nowhere, runs: Vec::new(), extents: Vec::new(), known })
             }
             StagedContent::Base(content) => {
                 let lengths: Vec<u64> = self.base_layers.iter().map(LayerReader::length).collect();
@@ -413,17 +414,17 @@ impl<'a> Packer<'a> {
                 let layer = layer.context("finding a layer of the base")?;
                 Ok(Source {
                     bytes: Bytes::Base(layer),
-                    runs: vec![(content.offset, content.length)],
-                    stretches: content.stretches(),
+                    runs: vec![Extent::new(content.offset, content.length)],
+                    extents: content.extents(),
                     known: Some((**content).clone()),
                 })
             }
             StagedContent::Blob(_) | StagedContent::Held => {
                 let file = self.staged_file(place.path, content)?;
                 ensure!(file.metadata()?.len() == size, "what is staged has another length");
-                let stretches = stretches(&file, size)?;
-                let runs = stretches.clone();
-                let mut source = Source { bytes: Bytes::Blob(file), runs, stretches, known: None };
+                let extents = extents(&file, size)?;
+                let runs = extents.clone();
+                let mut source = Source { bytes: Bytes::Blob(file), runs, extents, known: None };
                 source.known = self.same_in_base(place.twin, size, &source)?;
                 Ok(source)
             }
@@ -468,7 +469,7 @@ impl<'a> Packer<'a> {
             return Ok(None);
         };
         let Kind::File { size: was_size, content } = &was.kind else { return Ok(None) };
-        if *was_size != size || content.stretches() != source.stretches {
+        if *was_size != size || content.extents() != source.extents {
             return Ok(None);
         }
         let mut hash = blake3::Hasher::new();
@@ -488,7 +489,7 @@ impl<'a> Packer<'a> {
         meta: &Meta,
         source: Source<'_>,
     ) -> Result<Content> {
-        layer.header(name, meta, &Member::File(size, &source.stretches))?;
+        layer.header(name, meta, &Member::File(size, &source.extents))?;
         let offset = layer.position();
         let mut hash = blake3::Hasher::new();
         source.read(|bytes| {
@@ -497,7 +498,7 @@ impl<'a> Packer<'a> {
         })?;
         let length = layer.position() - offset;
         layer.pad()?;
-        let map = if is_sparse(size, &source.stretches) { source.stretches } else { Vec::new() };
+        let map = if is_sparse(size, &source.extents) { source.extents } else { Vec::new() };
         Ok(Content {
             layer: if length == 0 { 0 } else { number },
             offset: if length == 0 { 0 } else { offset },
@@ -518,12 +519,12 @@ impl Source<'_> {
     }
 
     fn read(&self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
-        let stored = self.runs.iter().map(|(_, length)| *length).max().unwrap_or(0);
+        let stored = self.runs.iter().map(|run| run.length).max().unwrap_or(0);
         let mut buffer = vec![0; BUFFER.min(stored as usize)];
-        for (start, length) in &self.runs {
-            let (mut at, end) = (*start, start + length);
-            while at < end {
-                let want = buffer.len().min((end - at) as usize);
+        for run in &self.runs {
+            let mut at = run.offset;
+            while at < run.end() {
+                let want = buffer.len().min((run.end() - at) as usize);
                 self.read_at(&mut buffer[..want], at).context("reading staged content")?;
                 take(&buffer[..want])?;
                 at += want as u64;
@@ -585,8 +586,8 @@ fn without_content(kind: &Kind<StagedContent>) -> Kind {
         Kind::Dir { opaque } => Kind::Dir { opaque: *opaque },
         Kind::Symlink { target } => Kind::Symlink { target: target.clone() },
         Kind::Link { to } => Kind::Link { to: *to },
-        Kind::Char { major, minor } => Kind::Char { major: *major, minor: *minor },
-        Kind::Block { major, minor } => Kind::Block { major: *major, minor: *minor },
+        Kind::Char(device) => Kind::Char(*device),
+        Kind::Block(device) => Kind::Block(*device),
         Kind::Fifo => Kind::Fifo,
         Kind::Socket => Kind::Socket,
         Kind::File { .. } | Kind::Whiteout => Kind::Whiteout,

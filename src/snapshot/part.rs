@@ -159,12 +159,12 @@ impl PackedPart {
     ) -> Result<()> {
         let mut hash = blake3::Hasher::new();
         let mut from = content.offset;
-        for (start, length) in content.stretches() {
-            let mut at = start;
-            while at < start + length {
+        for extent in content.extents() {
+            let mut at = extent.offset;
+            while at < extent.end() {
                 let piece = self
                     .layer(content)?
-                    .piece(from, start + length - at)
+                    .piece(from, extent.end() - at)
                     .with_context(|| format!("reading {}", self.layer_name(content)))?;
                 hash.update(&piece);
                 take(at, &piece)?;

@@ -25,7 +25,9 @@ use super::walk::upper_state;
 use super::{join, shown};
 use crate::bytes::ByteString;
 use crate::limits::PATH_LIMIT;
+use crate::sys::extent::next_data;
 use crate::sys::fs;
+use crate::sys::inode::{DevIno, Device};
 
 /// What is to be done with a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,24 +51,6 @@ pub struct Action {
     pub verb: Verb,
     /// With which path, relative to the root; the root itself is empty.
     pub path: ByteString,
-}
-
-/// Device and inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Inode(u64, u64);
-
-impl Inode {
-    /// Of what a descriptor refers to.
-    pub(super) fn of(entry: impl AsFd) -> Result<Self> {
-        let stat = fs::stat(entry)?;
-        Ok(Self(stat.st_dev, stat.st_ino))
-    }
-}
-
-impl From<Inode> for (u64, u64) {
-    fn from(Inode(device, inode): Inode) -> Self {
-        (device, inode)
-    }
 }
 
 impl fmt::Display for Action {
@@ -104,9 +88,9 @@ pub(super) struct PlanStep {
     pub entry: Option<Id>,
     pub first: Option<Id>,
     /// The inode whose attributes are to be set.
-    pub seen: Option<Inode>,
+    pub seen: Option<DevIno>,
     /// The inode that stays, for what can have several names.
-    kept: Option<(u64, u64)>,
+    kept: Option<DevIno>,
 }
 
 impl Weigh for PlanStep {}
@@ -286,7 +270,7 @@ impl<'a> Comparison<'a> {
             verb: differs.then_some(Verb::Attributes),
             entry: Some(Id::ROOT),
             first: Some(Id::ROOT),
-            seen: Some(Inode(found.device, found.identity.ino)),
+            seen: Some(found.inode()),
             ..PlanStep::default()
         });
         let covered =
@@ -360,7 +344,7 @@ impl<'a> Comparison<'a> {
         if entry.identity.as_ref() != Some(&identity(&now)) {
             return None;
         }
-        let kept = Some((now.st_dev, now.st_ino));
+        let kept = Some(DevIno::from(&now));
         let step = PlanStep { entry: Some(path), first: Some(first), kept, ..PlanStep::default() };
         Some(Some(step).filter(|step| self.has_others(step, now.st_nlink)))
     }
@@ -389,7 +373,7 @@ impl<'a> Comparison<'a> {
             Wanted::Entry(first, _) => Some(*first),
             _ => entry,
         };
-        let seen = present.map(|(found, _)| Inode(found.device, found.identity.ino));
+        let seen = present.map(|(found, _)| found.inode());
         let mut step = PlanStep { entry, first, seen, ..PlanStep::default() };
         let is_dir = match wanted {
             Wanted::Absent => {
@@ -440,8 +424,7 @@ impl<'a> Comparison<'a> {
             | (Kind::Fifo, Shape::Fifo)
             | (Kind::Socket, Shape::Socket) => true,
             (Kind::Symlink { target }, Shape::Symlink(is)) => target.as_bytes() == is,
-            (Kind::Char { major, minor }, Shape::Char(a, b))
-            | (Kind::Block { major, minor }, Shape::Block(a, b)) => (major, minor) == (a, b),
+            (Kind::Char(was), Shape::Char(is)) | (Kind::Block(was), Shape::Block(is)) => was == is,
             (Kind::File { size, content }, Shape::File) => {
                 *size == found.identity.size
                     && is_stored(self.part, content, *size, &fs::open_for_reading(entry)?.into())?
@@ -569,12 +552,15 @@ fn gains_rights(shape: &Shape, is: &Meta, was: &Meta) -> bool {
     *shape == Shape::File && has_rights && (is.uid, is.gid) != (was.uid, was.gid)
 }
 
+/// The number of the character device that hides a name of the layers below (overlayfs).
+const WHITEOUT: Device = Device::new(0, 0);
+
 /// What the lower layers show under a name. A single layer is looked at as it lies there, so that a
 /// whiteout in it, which hides nothing, must be passed over here.
 pub(super) fn look_lower(dir: impl AsFd, name: &[u8]) -> Result<Option<(Found, OwnedFd)>> {
     let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
     let found = Found::look(&entry)?;
-    Ok((found.shape != Shape::Char(0, 0)).then_some((found, entry)))
+    Ok((found.shape != Shape::Char(WHITEOUT)).then_some((found, entry)))
 }
 
 fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) -> Result<bool> {
@@ -606,13 +592,13 @@ pub(super) fn is_stored(
     let mut hash = blake3::Hasher::new();
     let mut buffer = vec![0; BUFFER.min(content.length as usize)];
     let mut at = 0;
-    for (start, length) in content.stretches() {
-        if !is_zero(file, at, start)? {
+    for extent in content.extents() {
+        if !is_zero(file, at, extent.offset)? {
             return Ok(false);
         }
-        at = start;
-        while at < start + length {
-            let piece = BUFFER.min((start + length - at) as usize);
+        at = extent.offset;
+        while at < extent.end() {
+            let piece = BUFFER.min((extent.end() - at) as usize);
             let piece = &mut buffer[..piece];
             if !read_full(file, piece, at)? {
                 return Ok(false);
@@ -626,11 +612,11 @@ pub(super) fn is_stored(
 
 /// Compares the first bytes of a large file, of which there would be more to read than a frame.
 fn begins_as_stored(part: &PackedPart, content: &Content, file: &File) -> Result<bool> {
-    let Some((start, length)) = content.stretches().first().copied() else { return Ok(true) };
+    let Some(first) = content.extents().first().copied() else { return Ok(true) };
     let (mut is, mut was) = ([0; 4096], [0; 4096]);
-    let want = is.len().min(length as usize);
+    let want = is.len().min(first.length as usize);
     part.read_stored(content, content.offset, &mut was[..want])?;
-    Ok(read_full(file, &mut is[..want], start)? && is[..want] == was[..want])
+    Ok(read_full(file, &mut is[..want], first.offset)? && is[..want] == was[..want])
 }
 
 /// Whether a range of a file is a hole or zeros.
@@ -638,10 +624,10 @@ fn is_zero(file: &File, start: u64, end: u64) -> Result<bool> {
     let mut at = start;
     let mut buffer = vec![0; BUFFER.min((end - start) as usize)];
     while at < end {
-        let Some((from, to)) = fs::next_data(file, at, end)? else { return Ok(true) };
-        at = from;
-        while at < to {
-            let want = buffer.len().min((to - at) as usize);
+        let Some(data) = next_data(file, at, end)? else { return Ok(true) };
+        at = data.offset;
+        while at < data.end() {
+            let want = buffer.len().min((data.end() - at) as usize);
             if !read_full(file, &mut buffer[..want], at)? || buffer[..want].iter().any(|b| *b != 0)
             {
                 return Ok(false);
@@ -657,8 +643,8 @@ fn is_same_data(a: &File, b: &File, size: u64) -> Result<bool> {
     let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
     let mut at = 0;
     while at < size {
-        let next = [fs::next_data(a, at, size)?, fs::next_data(b, at, size)?];
-        let Some(start) = next.into_iter().flatten().map(|(start, _)| start).min() else {
+        let next = [next_data(a, at, size)?, next_data(b, at, size)?];
+        let Some(start) = next.into_iter().flatten().map(|data| data.offset).min() else {
             return Ok(true);
         };
         let want = BUFFER.min((size - start) as usize);
@@ -682,8 +668,8 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> Result<bool> {
 /// Decides about names: an inode stays for the names of one group only, and the names of a group are
 /// names of one inode.
 fn settle(steps: &mut Paths<PlanStep>, groups: &HashSet<Id>, is_overlay: bool) {
-    let mut owned: HashSet<(u64, u64)> = HashSet::new();
-    let mut firsts: HashMap<Id, (u64, u64)> = HashMap::new();
+    let mut owned: HashSet<DevIno> = HashSet::new();
+    let mut firsts: HashMap<Id, DevIno> = HashMap::new();
     for step in steps.values_mut().filter(|step| !step.is_other_name()) {
         let Some(inode) = step.kept else { continue };
         let is_grouped = step.entry.is_some_and(|entry| groups.contains(&entry));

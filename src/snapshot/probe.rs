@@ -10,6 +10,7 @@ use super::lower;
 use crate::bytes::ByteString;
 use crate::proc::mountinfo::{Mount, mount_of, mounts_of};
 use crate::sys::fs;
+use crate::sys::inode::{DevIno, Device};
 use crate::sys::mount::{Lowers, clone_of, overlay_of_lowers};
 
 /// A root file system that can be snapshotted or made equal to a snapshot.
@@ -17,7 +18,7 @@ pub struct Root {
     path: PathBuf,
     identity: RootIdentity,
     top: OwnedFd,
-    device: u64,
+    device: Device,
     /// Whether no other file system can be below the top.
     alone: bool,
     overlay: Option<Overlay>,
@@ -41,7 +42,7 @@ impl Root {
 
     /// The root of a snapshot that somebody holds, of a root of that identity.
     pub(super) fn of_snapshot(path: PathBuf, top: OwnedFd, was: RootIdentity) -> Result<Self> {
-        let device = fs::stat(&top)?.st_dev;
+        let device = DevIno::of(&top)?.device;
         let identity = RootIdentity { driver: Form::Directory, ..was };
         Ok(Self { path, identity, top, device, alone: false, overlay: None })
     }
@@ -93,9 +94,9 @@ impl Root {
         self.top
     }
 
-    /// Whether a directory with that `st_dev` belongs to the root. Without the mounts on top of it,
-    /// one with another is a btrfs subvolume inside.
-    pub(super) fn holds(&self, device: u64) -> bool {
+    /// Whether a directory on that device belongs to the root. Without the mounts on top of it,
+    /// one on another is a btrfs subvolume inside.
+    pub(super) fn holds(&self, device: Device) -> bool {
         self.alone || self.device == device
     }
 
@@ -170,7 +171,7 @@ fn open_root(
         lowers,
         options: overlay.as_ref().map(|o| o.options.named()).unwrap_or_default(),
     };
-    let root = Root { path, identity, top, device: stat.st_dev, alone, overlay };
+    let root = Root { path, identity, top, device: Device::from_stat(stat.st_dev), alone, overlay };
     if let Some(overlay) = &root.overlay {
         check_upper(&root, overlay)?;
     }

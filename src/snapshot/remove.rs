@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
 use super::{join, shown, split};
+use crate::sys::inode::DevIno;
 use crate::sys::{btrfs, fs};
 
 /// Names of directories that are remembered at once, those of all levels; of each level one is, at
@@ -23,7 +24,7 @@ const BATCH: usize = 1 << 10;
 pub(super) fn tree(root: impl AsFd, path: &[u8]) -> Result<()> {
     let (parent, name) = split(path).context("the root cannot be removed")?;
     let at = fs::open_dir(&root, parent)?;
-    let level = Level { inode: inode(&at)?, waiting: vec![name.into()] };
+    let level = Level { inode: DevIno::of(&at)?, waiting: vec![name.into()] };
     let root = root.as_fd();
     let mut removal = Removal { root, parent, at, levels: vec![level], waiting: 1 };
     removal.run().with_context(|| format!("removing {}", shown(&removal.path())))
@@ -44,7 +45,7 @@ struct Removal<'a> {
 
 /// A directory in which something is to be removed.
 struct Level {
-    inode: (u64, u64),
+    inode: DevIno,
     /// Names in it; the last is where the next level is.
     waiting: Vec<Box<[u8]>>,
 }
@@ -76,7 +77,7 @@ impl Removal<'_> {
             bail!("it is not empty, and shows nothing that is in it");
         }
         self.waiting += waiting.len();
-        self.levels.push(Level { inode: inode(&below)?, waiting });
+        self.levels.push(Level { inode: DevIno::of(&below)?, waiting });
         self.at = below;
         Ok(())
     }
@@ -102,11 +103,6 @@ impl Removal<'_> {
         let names = self.levels[..depth].iter().filter_map(|level| level.waiting.last());
         names.fold(self.parent.to_vec(), |path, name| join(&path, name))
     }
-}
-
-fn inode(dir: &OwnedFd) -> std::io::Result<(u64, u64)> {
-    let stat = fs::stat(dir)?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Removes one name, and says whether it is gone: a directory that is not empty stays.
@@ -215,7 +211,7 @@ mod tests {
         let top = open_host_dir(made.path()).unwrap();
         std::fs::create_dir_all(made.path().join("here/below")).unwrap();
         std::fs::create_dir_all(made.path().join("elsewhere")).unwrap();
-        let above = inode(&fs::open_dir(&top, b"here").unwrap()).unwrap();
+        let above = DevIno::of(fs::open_dir(&top, b"here").unwrap()).unwrap();
         let below = fs::open_dir(&top, b"here/below").unwrap();
         assert!(fs::open_parent(&below, above).unwrap().is_some());
         std::fs::rename(made.path().join("here/below"), made.path().join("elsewhere/x")).unwrap();

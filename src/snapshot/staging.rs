@@ -20,6 +20,7 @@ use super::walk::{Seen, Tree};
 use crate::digest::FileRecord;
 use crate::limits::{self, Limit};
 use crate::sys::directory::Directory;
+use crate::sys::inode::DevIno;
 
 pub(super) const STAGED_INDEX: &str = "index.json";
 pub(super) const STAGED_BASE: &str = "base.json";
@@ -67,7 +68,7 @@ pub(super) fn entries(
     content: impl Fn(&Found) -> Result<(StagedContent, Option<Fingerprint>)>,
     mut take: impl FnMut(usize, &[u8], Entry<StagedContent>) -> Result<()>,
 ) -> Result<()> {
-    let mut first: HashMap<(u64, u64), Id> = HashMap::new();
+    let mut first: HashMap<DevIno, Id> = HashMap::new();
     let mut walk = tree.walk();
     let mut number = 0;
     while let Some((path, seen)) = walk.next() {
@@ -126,8 +127,8 @@ fn entry(
     let kind = match &found.shape {
         Shape::Dir => Kind::Dir { opaque },
         Shape::Symlink(target) => Kind::Symlink { target: target.clone().into() },
-        Shape::Char(major, minor) => Kind::Char { major: *major, minor: *minor },
-        Shape::Block(major, minor) => Kind::Block { major: *major, minor: *minor },
+        Shape::Char(device) => Kind::Char(*device),
+        Shape::Block(device) => Kind::Block(*device),
         Shape::Fifo => Kind::Fifo,
         Shape::Socket => Kind::Socket,
         Shape::File => {

@@ -1,7 +1,7 @@
 //! A directory tree as one tar below gzip: the form in which CRIU keeps a tmpfs.
 //!
 //! GNU tar can unpack what is packed here. What is too much here is an error, and for GNU tar to do:
-//! files with more holes than [`STRETCH_LIMIT`], or with 8 GiB between their holes; and of its own
+//! files with more holes than [`EXTENT_LIMIT`], or with 8 GiB between their holes; and of its own
 //! archives those that it does not make for CRIU, as with owners by name.
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,16 +18,19 @@ use tar_core::parse::ParsedEntry;
 use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
 use super::attributes::{Found, Shape};
-use super::copy::stretches;
-use super::index::{Meta, Time, is_overlay_xattr};
+use super::copy::extents;
+use super::index::{Meta, is_overlay_xattr};
 use super::node::make_node;
 use super::stored::StoredBlocks;
 use super::tar::{
-    Headers, Limits, Member, Stretches, TarWriter, is_sparse, padding, parse_time, xattr_name,
+    Headers, Limits, Member, SparseFile, TarWriter, is_sparse, padding, parse_time, xattr_name,
 };
 use super::{join, shown, split};
-use crate::limits::{PATH_LIMIT, STRETCH_LIMIT};
+use crate::limits::{EXTENT_LIMIT, PATH_LIMIT};
+use crate::sys::extent::Extent;
 use crate::sys::fs;
+use crate::sys::inode::{DevIno, Device};
+use crate::sys::time::Time;
 
 /// Bytes read or written at once.
 const BUFFER: usize = 256 << 10;
@@ -61,13 +64,13 @@ struct Packer<W: Write> {
     tar: TarWriter<StoredBlocks<BufWriter<W>>>,
     buffer: Vec<u8>,
     /// The first name of each inode that has several.
-    first: HashMap<(u64, u64), Vec<u8>>,
+    first: HashMap<DevIno, Vec<u8>>,
     /// What directories, and those names, take.
     taken: u64,
 }
 
 impl<W: Write> Packer<W> {
-    /// Packs each directory with all that is below it in one stretch: tar sets the attributes of one
+    /// Packs each directory with all that is below it in one go: tar sets the attributes of one
     /// as soon as a member comes that is elsewhere.
     fn pack(&mut self, top: &OwnedFd) -> Result<()> {
         let root = look(top).context("reading the attributes of the root")?;
@@ -126,8 +129,8 @@ impl<W: Write> Packer<W> {
             Shape::File => return self.pack_file(&name, entry, found),
             Shape::Socket | Shape::Dir => return Ok(()),
             Shape::Symlink(target) => Member::Symlink(target),
-            Shape::Char(major, minor) => Member::Char(*major, *minor),
-            Shape::Block(major, minor) => Member::Block(*major, *minor),
+            Shape::Char(device) => Member::Char(*device),
+            Shape::Block(device) => Member::Block(*device),
             Shape::Fifo => Member::Fifo,
         };
         Ok(self.tar.header(&name, &found.meta, &member)?)
@@ -136,14 +139,13 @@ impl<W: Write> Packer<W> {
     fn pack_file(&mut self, name: &[u8], entry: &OwnedFd, found: &Found) -> Result<()> {
         let size = found.identity.size;
         let file = File::from(fs::open_for_reading(entry)?);
-        let stretches = stretches(&file, size)?;
-        ensure_packable(&file, size, &stretches)?;
-        self.tar.header(name, &found.meta, &Member::File(size, &stretches))?;
-        for (start, length) in stretches {
-            let end = start + length;
-            let mut at = start;
-            while at < end {
-                let wanted = self.buffer.len().min((end - at) as usize);
+        let extents = extents(&file, size)?;
+        ensure_packable(&file, size, &extents)?;
+        self.tar.header(name, &found.meta, &Member::File(size, &extents))?;
+        for extent in extents {
+            let mut at = extent.offset;
+            while at < extent.end() {
+                let wanted = self.buffer.len().min((extent.end() - at) as usize);
                 file.read_exact_at(&mut self.buffer[..wanted], at)?;
                 self.tar.data(&self.buffer[..wanted])?;
                 at += wanted as u64;
@@ -155,10 +157,10 @@ impl<W: Write> Packer<W> {
 
 /// Makes sure that no hole has been closed, which could be larger than all data, and that the file can
 /// be read again.
-fn ensure_packable(file: &File, size: u64, stretches: &[(u64, u64)]) -> Result<()> {
-    let stored = stretches.iter().map(|(_, length)| length).sum::<u64>();
+fn ensure_packable(file: &File, size: u64, extents: &[Extent]) -> Result<()> {
+    let stored = extents.iter().map(|extent| extent.length).sum::<u64>();
     ensure!(stored <= file.metadata()?.blocks() * 512, "it has too many holes");
-    ensure!(!is_sparse(size, stretches) || stored < HEADER_LIMIT, "it has holes, and much data");
+    ensure!(!is_sparse(size, extents) || stored < HEADER_LIMIT, "it has holes, and much data");
     Ok(())
 }
 
@@ -191,7 +193,7 @@ pub fn unpack_tree(from: impl Read, top: &OwnedFd) -> Result<Vec<String>> {
     let limits = Limits {
         max_path_len: Some(PATH_LIMIT as u32),
         // And an empty one at the end.
-        max_sparse_entries: STRETCH_LIMIT + 1,
+        max_sparse_entries: EXTENT_LIMIT + 1,
         ..Limits::default()
     };
     let mut headers = Headers::of_any_time(limits);
@@ -225,8 +227,8 @@ struct Packed {
 }
 
 enum What {
-    /// Its length, and the stretches that are stored.
-    File(u64, Vec<(u64, u64)>),
+    /// Its length, and the extents that are stored.
+    File(u64, Vec<Extent>),
     /// Another name of what is at this path.
     Link(Vec<u8>),
     /// Anything without bytes.
@@ -234,27 +236,31 @@ enum What {
 }
 
 impl Packed {
-    fn of(entry: &ParsedEntry<'_>, stretches: Option<Stretches<'_>>) -> Result<Self> {
+    fn of(entry: &ParsedEntry<'_>, sparse: Option<SparseFile<'_>>) -> Result<Self> {
         let path = relative(&entry.path)?;
         let by_name = [&entry.uname, &entry.gname].into_iter().flatten().any(|n| !n.is_empty());
         ensure!(!by_name, "the owner of {} has a name", shown(&path));
         let target = || entry.link_target.as_deref().context("a link has no target");
-        let device = || entry.dev_major.zip(entry.dev_minor).context("a device has no number");
-        let what = match (entry.entry_type, stretches) {
-            (kind, Some((length, stored))) => {
-                // Older headers have each stretch begin in a block of its own.
+        let device = || {
+            let numbers = entry.dev_major.zip(entry.dev_minor).context("a device has no number");
+            numbers.map(|(major, minor)| Device { major, minor })
+        };
+        let what = match (entry.entry_type, sparse) {
+            (kind, Some(SparseFile { length, stored })) => {
+                // Older headers have each extent begin in a block of its own.
                 let fills = |one: &SparseEntry| one.length.is_multiple_of(512);
                 let inner = stored.split_last().map_or(stored, |(_, inner)| inner);
                 ensure!(kind != EntryType::GnuSparse || inner.iter().all(fills), "a gap in data");
-                What::File(length, stored.iter().map(|one| (one.offset, one.length)).collect())
+                let extents = stored.iter().map(|one| Extent::new(one.offset, one.length));
+                What::File(length, extents.collect())
             }
             (EntryType::Regular | EntryType::Continuous, None) => {
-                What::File(entry.size, vec![(0, entry.size)])
+                What::File(entry.size, vec![Extent::new(0, entry.size)])
             }
             (EntryType::Link, None) => What::Link(relative(target()?)?),
             (EntryType::Symlink, None) => What::Node(Shape::Symlink(target()?.to_vec())),
-            (EntryType::Char, None) => device().map(|(a, b)| What::Node(Shape::Char(a, b)))?,
-            (EntryType::Block, None) => device().map(|(a, b)| What::Node(Shape::Block(a, b)))?,
+            (EntryType::Char, None) => device().map(|device| What::Node(Shape::Char(device)))?,
+            (EntryType::Block, None) => device().map(|device| What::Node(Shape::Block(device)))?,
             (EntryType::Directory, None) => What::Node(Shape::Dir),
             (EntryType::Fifo, None) => What::Node(Shape::Fifo),
             (other, None) => bail!("{} is a member of type {other:?}", shown(&path)),
@@ -277,7 +283,7 @@ fn relative(path: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn meta(entry: &ParsedEntry<'_>) -> Result<Meta> {
-    let mut time = Time(entry.mtime.cast_signed(), 0);
+    let mut time = Time::new(entry.mtime.cast_signed(), 0);
     for record in PaxExtensions::new(entry.pax.unwrap_or_default()) {
         let record = record?;
         match record.key_bytes() {
@@ -323,9 +329,9 @@ impl Unpacker<'_> {
             }
             What::Node(shape) => replacing(&dir, name, || make_node(&dir, name, shape))?,
             What::Link(first) => return self.link(first, &dir, name),
-            What::File(length, stretches) => {
+            What::File(length, extents) => {
                 let file = replacing(&dir, name, || fs::create_file(&dir, name))?;
-                self.write(&file.into(), *length, stretches, packed.stored, from)?;
+                self.write(&file.into(), *length, extents, packed.stored, from)?;
             }
         }
         let entry = fs::open_entry(&dir, name)?.context("it is gone")?;
@@ -361,22 +367,22 @@ impl Unpacker<'_> {
         &mut self,
         file: &File,
         length: u64,
-        stretches: &[(u64, u64)],
+        extents: &[Extent],
         stored: u64,
         from: &mut impl Read,
     ) -> Result<()> {
         let mut total = 0u64;
-        let ends = |&(start, count): &(u64, u64)| -> Option<u64> {
-            total = total.checked_add(count)?;
-            start.checked_add(count).filter(|end| *end <= length)
+        let ends = |extent: &Extent| -> Option<u64> {
+            total = total.checked_add(extent.length)?;
+            extent.checked_end().filter(|end| *end <= length)
         };
-        let fits = stretches.iter().map(ends).collect::<Option<Vec<_>>>();
-        ensure!(fits.is_some() && total == stored, "its stretches are not those of its bytes");
+        let fits = extents.iter().map(ends).collect::<Option<Vec<_>>>();
+        ensure!(fits.is_some() && total == stored, "its extents are not those of its bytes");
         file.set_len(length)?;
-        for (start, count) in stretches {
-            let (mut at, end) = (*start, start + count);
-            while at < end {
-                let wanted = self.buffer.len().min((end - at) as usize);
+        for extent in extents {
+            let mut at = extent.offset;
+            while at < extent.end() {
+                let wanted = self.buffer.len().min((extent.end() - at) as usize);
                 from.read_exact(&mut self.buffer[..wanted])?;
                 file.write_all_at(&self.buffer[..wanted], at)?;
                 at += wanted as u64;
@@ -414,7 +420,7 @@ impl Unpacker<'_> {
                 self.left_out.push(format!("{name} of {}: {error}", shown(path)));
             }
         }
-        fs::set_mtime(entry, meta.mtime.0, meta.mtime.1).context("setting its time")
+        fs::set_mtime(entry, meta.mtime).context("setting its time")
     }
 }
 
@@ -639,7 +645,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_of_stretches_without_an_end_is_an_error() {
+    fn a_map_of_extents_without_an_end_is_an_error() {
         let tree = tempfile::tempdir().unwrap();
         let file = File::create(tree.path().join("sparse")).unwrap();
         file.set_len(1 << 20).unwrap();
@@ -658,7 +664,7 @@ mod tests {
     fn no_hole_is_filled() {
         let tree = tempfile::tempdir().unwrap();
         let file = File::create(tree.path().join("many holes")).unwrap();
-        for n in 0..STRETCH_LIMIT as u64 + 1 {
+        for n in 0..EXTENT_LIMIT as u64 + 1 {
             file.write_all_at(b"x", n * 8192).unwrap();
         }
         let error = pack_tree(&top(&tree), io::sink()).unwrap_err();

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, Stat};
 
 use super::attributes::{Found, Shape, identity, is_racy};
-use super::index::{Fingerprint, Time};
+use super::index::Fingerprint;
 use super::opened::{Opened, as_fd, is_absent};
 use super::paths::{Id, Paths, Weigh};
 use super::probe::{Overlay, Root};
@@ -18,6 +18,8 @@ use super::{join, shown};
 use crate::files::Suspects;
 use crate::limits::Limit;
 use crate::sys::fs;
+use crate::sys::inode::{DevIno, Device};
+use crate::sys::time::Time;
 
 /// What a walk found at a path.
 pub(super) enum Seen {
@@ -63,14 +65,18 @@ pub(super) struct Walked {
 /// What stat(2) says of an inode as long as nothing changes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
-    device: u64,
+    device: Device,
     names: u64,
     identity: Fingerprint,
 }
 
 impl Stamp {
     fn new(stat: &Stat) -> Self {
-        Self { device: stat.st_dev, names: stat.st_nlink, identity: identity(stat) }
+        Self {
+            device: Device::from_stat(stat.st_dev),
+            names: stat.st_nlink,
+            identity: identity(stat),
+        }
     }
 
     fn of(found: &Found) -> Self {
@@ -87,9 +93,9 @@ impl Stamp {
         proves.then_some(stamp)
     }
 
-    /// Device and inode number.
-    pub(super) fn inode(&self) -> (u64, u64) {
-        (self.device, self.identity.ino)
+    /// Which inode it is.
+    pub(super) fn inode(&self) -> DevIno {
+        DevIno { device: self.device, ino: self.identity.ino }
     }
 }
 
@@ -111,7 +117,7 @@ struct Known {
     /// look at.
     in_upper: bool,
     /// The inode that is seen.
-    inode: (u64, u64),
+    inode: DevIno,
     /// Of a regular file, whether its content was copied.
     copied: Option<bool>,
 }
@@ -517,7 +523,7 @@ mod tests {
     use crate::snapshot::probe;
 
     /// Later than every ctime: then stat(2) alone decides.
-    const LATER: Time = Time(i64::MAX / 2, 1);
+    const LATER: Time = Time::new(i64::MAX / 2, 1);
 
     fn found<'a>(tree: &'a Tree, path: &str) -> Option<&'a Found> {
         match tree.get(path.as_bytes()) {

@@ -21,6 +21,7 @@ use crate::snapshot::{Compression, DriverReport, PackedFiles, RootIdentity};
 use crate::store::STAGING;
 use crate::store::choices::Filesystem;
 use crate::sys::directory::Directory;
+use crate::sys::time::Time;
 
 /// The manifest's name in an image directory.
 pub const NAME: &str = "ocicle-manifest.json";
@@ -282,15 +283,15 @@ pub struct FileStamp {
     pub device: u64,
     /// Its inode.
     pub inode: u64,
-    /// Its time of change, seconds and nanoseconds.
-    pub changed: (i64, i64),
+    /// Its time of change.
+    pub changed: Time,
 }
 
 impl FileStamp {
     fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let found = fs::symlink_metadata(path).ok()?;
-        let changed = (found.ctime(), found.ctime_nsec());
+        let changed = Time::from_kernel(found.ctime(), found.ctime_nsec());
         Some(Self { device: found.dev(), inode: found.ino(), changed })
     }
 }

@@ -9,16 +9,16 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Result;
+
+use super::inode::{DevIno, Device};
 
 /// What is known of a file, by the names of stat(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// The device of its file system.
-    pub st_dev: u64,
-    /// Its inode number.
-    pub st_ino: u64,
+    /// Which inode it is.
+    pub inode: DevIno,
     /// Type and permissions.
     pub st_mode: u32,
     /// How many names it has.
@@ -28,7 +28,7 @@ pub struct Stat {
     /// Its group.
     pub st_gid: u32,
     /// Of a device, its number.
-    pub st_rdev: u64,
+    pub st_rdev: Device,
     /// Its length.
     pub st_size: u64,
     /// What it occupies, in units of 512 bytes.
@@ -39,11 +39,6 @@ impl Stat {
     /// Whether it is a regular file.
     pub fn is_file(&self) -> bool {
         self.st_mode & libc::S_IFMT == libc::S_IFREG
-    }
-
-    /// The device and the inode.
-    pub fn identity(&self) -> (u64, u64) {
-        (self.st_dev, self.st_ino)
     }
 }
 
@@ -70,13 +65,15 @@ fn flags() -> AtFlags {
 
 fn read(found: rustix::fs::Statx) -> Result<Stat> {
     Ok(Stat {
-        st_dev: makedev(found.stx_dev_major, found.stx_dev_minor),
-        st_ino: found.stx_ino,
+        inode: DevIno {
+            device: Device::new(found.stx_dev_major, found.stx_dev_minor),
+            ino: found.stx_ino,
+        },
         st_mode: found.stx_mode.into(),
         st_nlink: found.stx_nlink,
         st_uid: found.stx_uid,
         st_gid: found.stx_gid,
-        st_rdev: makedev(found.stx_rdev_major, found.stx_rdev_minor),
+        st_rdev: Device::new(found.stx_rdev_major, found.stx_rdev_minor),
         st_size: found.stx_size,
         st_blocks: found.stx_blocks,
     })
@@ -94,8 +91,8 @@ mod tests {
         for path in [&path, Path::new("/dev/null"), directory.path()] {
             let file = std::fs::File::open(path).unwrap();
             let (known, told) = (stat(&file).unwrap(), rustix::fs::fstat(&file).unwrap());
-            assert_eq!(known.identity(), (told.st_dev, told.st_ino));
-            assert_eq!((known.st_mode, known.st_rdev), (told.st_mode, told.st_rdev));
+            assert_eq!(known.inode, DevIno::from(&told));
+            assert_eq!((known.st_mode, known.st_rdev.as_stat()), (told.st_mode, told.st_rdev));
             assert_eq!(known.st_size, told.st_size.unsigned_abs());
             assert_eq!(known.st_blocks, told.st_blocks.unsigned_abs());
             assert_eq!((known.st_uid, known.st_gid), (told.st_uid, told.st_gid));

@@ -11,6 +11,9 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::inode::DevIno;
+use super::time::Time;
+
 /// Paths are resolved in pieces of at most this many bytes, since a tree may be deeper than
 /// `PATH_MAX`.
 const PIECE: usize = 3500;
@@ -84,13 +87,11 @@ pub fn open_dir(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     open_beneath(from, if rest.is_empty() { b"." } else { rest }, flags)
 }
 
-/// Opens the directory that `dir` is in, if it is the one with this device and inode number: `..`
-/// leads wherever somebody has moved a directory to.
-pub fn open_parent(dir: impl AsFd, inode: (u64, u64)) -> io::Result<Option<OwnedFd>> {
+/// Opens the directory that `dir` is in, if it is that inode: `..` leads wherever somebody has moved a directory to.
+pub fn open_parent(dir: impl AsFd, inode: DevIno) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC;
     let parent = rustix::fs::openat(dir, "..", flags, Mode::empty())?;
-    let found = stat(&parent)?;
-    Ok(((found.st_dev, found.st_ino) == inode).then_some(parent))
+    Ok((DevIno::of(&parent)? == inode).then_some(parent))
 }
 
 /// Opens what `name` in `dir` is, itself, without reading it (`O_PATH`): a link stays a link, a
@@ -210,29 +211,15 @@ pub fn set_owner(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
 
 /// Sets the time of modification of what a descriptor refers to, of a link itself too (Linux 5.8);
 /// the time of access stays as it is.
-pub fn set_mtime(fd: impl AsFd, seconds: i64, nanoseconds: u32) -> io::Result<()> {
+pub fn set_mtime(fd: impl AsFd, time: Time) -> io::Result<()> {
     let times = rustix::fs::Timestamps {
         last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
         last_modification: rustix::fs::Timespec {
-            tv_sec: seconds,
-            tv_nsec: i64::from(nanoseconds),
+            tv_sec: time.seconds,
+            tv_nsec: i64::from(time.nanoseconds),
         },
     };
     Ok(rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH)?)
-}
-
-/// The next stretch of data at or after `offset`, `None` if only a hole follows. A file system
-/// that knows no holes is all data.
-pub fn next_data(file: impl AsFd, offset: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
-    use rustix::fs::SeekFrom;
-    let start = match rustix::fs::seek(&file, SeekFrom::Data(offset)) {
-        Ok(start) if start < size => start,
-        Ok(_) | Err(Errno::NXIO) => return Ok(None),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((offset, size))),
-        Err(errno) => return Err(errno.into()),
-    };
-    let end = rustix::fs::seek(&file, SeekFrom::Hole(start))?;
-    Ok(Some((start, end.min(size))))
 }
 
 /// How many pages of the file are not on disk yet (cachestat(2), Linux 6.5); `None` where the

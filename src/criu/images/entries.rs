@@ -3,6 +3,8 @@
 //! Field numbers are those of CRIU's `images/*.proto` (4.2); texts are bytes, since paths need
 //! not be UTF-8.
 
+use std::ops::Range;
+
 use super::image::{BadImage, Image};
 use super::wire::{BadMessage, Message};
 use crate::bytes::ByteString;
@@ -515,8 +517,8 @@ pub struct Mm {
     pub exe: u32,
     /// The entries of mapped files, each once, sorted.
     pub mapped: Vec<u32>,
-    /// Where its arguments begin and end.
-    pub arguments: (u64, u64),
+    /// Where its arguments are.
+    pub arguments: Range<u64>,
 }
 
 impl Mm {
@@ -537,7 +539,7 @@ impl Mm {
         }
         mapped.sort_unstable();
         mapped.dedup();
-        let arguments = (message.need_u64(8, "mm_arg_start")?, message.need_u64(9, "mm_arg_end")?);
+        let arguments = message.need_u64(8, "mm_arg_start")?..message.need_u64(9, "mm_arg_end")?;
         Ok(Self { exe: message.need_u32(12, "exe_file_id")?, mapped, arguments })
     }
 }
@@ -547,13 +549,13 @@ impl Mm {
 pub struct Pagemap {
     /// The number of the `pages-<id>.img` that has the pages.
     pub pages: u32,
-    /// Stretches of memory, in the order of that file.
-    pub stretches: Vec<Stretch>,
+    /// Runs of memory, in the order of that file.
+    pub entries: Vec<PagemapEntry>,
 }
 
-/// A stretch of a process' memory.
+/// A run of a process' memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub struct PagemapEntry {
     /// Its address.
     pub address: u64,
     /// How many pages it has.
@@ -563,22 +565,22 @@ pub struct Stretch {
 }
 
 impl Pagemap {
-    /// Reads the image: a head, and an entry for each stretch.
+    /// Reads the image: a head, and an entry for each run.
     pub fn read(image: &Image) -> std::result::Result<Self, BadImage> {
         let mut head = None;
-        let stretches = image.read(|message| {
+        let entries = image.read(|message| {
             if head.is_none() {
                 head = Some(message.need_u32(1, "pages_id")?);
                 return Ok(None);
             }
-            Stretch::read(message).map(Some)
+            PagemapEntry::read(message).map(Some)
         })?;
         let pages = head.ok_or(BadImage::NotOne(0))?;
-        Ok(Self { pages, stretches: stretches.into_iter().flatten().collect() })
+        Ok(Self { pages, entries: entries.into_iter().flatten().collect() })
     }
 }
 
-impl Stretch {
+impl PagemapEntry {
     /// `PE_PRESENT` of criu/include/pagemap.h. Images of old have a mark on the others instead.
     const PRESENT: u32 = 1 << 2;
 

@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use super::{CopyStats, Driver, DriverName, Lease};
 use crate::files::Suspects;
 use crate::limits::Weight;
-use crate::snapshot::attributes::{Found, Shape, coarse_now, identity, is_racy};
+use crate::snapshot::attributes::{Found, Shape, identity, is_racy};
 use crate::snapshot::cache::Cache;
 use crate::snapshot::copy::{self, copy_file};
 use crate::snapshot::identity::Form;
-use crate::snapshot::index::{Fingerprint, Index, Kind, Lines, Time};
+use crate::snapshot::index::{Fingerprint, Index, Kind, Lines};
 use crate::snapshot::opened::Opened;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::paths::Id;
@@ -31,7 +31,9 @@ use crate::snapshot::staging::{
 };
 use crate::snapshot::walk::{Earlier, Seen, Still, Tree, Walked, walk};
 use crate::sys::fs;
+use crate::sys::inode::DevIno;
 use crate::sys::process::go_first;
+use crate::sys::time::Time;
 
 /// A part on its way into a staging directory.
 pub struct CopyDriver {
@@ -41,7 +43,7 @@ pub struct CopyDriver {
     next_blob: AtomicU64,
     cache: Cache,
     /// What was copied so far, by device and inode number.
-    copies: HashMap<(u64, u64), CopiedFile>,
+    copies: HashMap<DevIno, CopiedFile>,
     /// The base, and its files whose identity counts, by inode number.
     base: Option<(Arc<Index>, HashMap<u64, Id>)>,
     /// What the walk of the running container found.
@@ -177,7 +179,7 @@ impl CopyDriver {
         for _ in 0..4 {
             // Direct I/O may be under way since before we looked who does it: what it writes while
             // the container runs is known by the time of that look only.
-            let started = if still == Still::Running { self.since } else { coarse_now() };
+            let started = if still == Still::Running { self.since } else { Time::coarse_now() };
             let Some(source) = self.open_source(place)? else {
                 if still == Still::Running {
                     return Ok(None);
@@ -271,11 +273,11 @@ impl Driver for CopyDriver {
     }
 
     fn prepare(&mut self, suspects: &Suspects) -> Result<CopyStats> {
-        let (seconds, nanoseconds) = suspects.begun();
+        let begun = suspects.begun();
         // What is written asynchronously may land long after its file was closed.
         let flight = if suspects.asynchronous() { FLIGHT } else { 0 };
-        self.since = Time(seconds - flight, nanoseconds);
-        let begun = coarse_now();
+        self.since = Time { seconds: begun.seconds - flight, ..begun };
+        let begun = Time::coarse_now();
         let (stats, walked) = self.pass(suspects, Still::Running)?;
         let is_copied = |found: &Found| {
             let copied =
@@ -326,8 +328,8 @@ impl Driver for CopyDriver {
     }
 }
 
-/// Files that were copied, by device and inode number, with their lengths.
-type Copies = Vec<((u64, u64), (u64, CopiedFile))>;
+/// Files that were copied, by their inodes, with their lengths.
+type Copies = Vec<(DevIno, (u64, CopiedFile))>;
 
 /// So many files are copied side by side.
 const MANY: usize = 4096;

@@ -12,9 +12,9 @@ use super::{Claim, DriverName, DriverSettings, Program, program};
 use crate::bytes::ByteString;
 use crate::files::Suspects;
 use crate::proc::mountinfo::{Mount, mounts_of};
-use crate::snapshot::attributes::{coarse_now, is_racy};
+use crate::snapshot::attributes::is_racy;
 use crate::snapshot::identity::RootIdentity;
-use crate::snapshot::index::{Index, Time};
+use crate::snapshot::index::Index;
 use crate::snapshot::packed::PackedFiles;
 use crate::snapshot::probe::Root;
 use crate::snapshot::staging::{
@@ -23,6 +23,8 @@ use crate::snapshot::staging::{
 use crate::snapshot::walk::{Earlier, Still, walk};
 use crate::sys::directory::Directory;
 use crate::sys::fs::check_name;
+use crate::sys::inode::Device;
+use crate::sys::time::Time;
 
 const STAGED_HELD: &str = "held.json";
 
@@ -54,8 +56,8 @@ impl DriverSnapshot {
 
     /// Notes that it is taken now.
     pub(super) fn note_taken(&mut self, suspects: &Suspects) {
-        self.taken = coarse_now();
-        self.suspects = suspects.on(self.root.device).collect();
+        self.taken = Time::coarse_now();
+        self.suspects = suspects.on(Device::from_stat(self.root.device)).collect();
     }
 
     pub(super) fn driver(&self) -> DriverName {

@@ -19,6 +19,7 @@ use crate::snapshot::probe::Root;
 use crate::snapshot::{remove, split};
 use crate::sys::btrfs;
 use crate::sys::fs;
+use crate::sys::inode::DevIno;
 
 /// Where snapshots are.
 const DIRECTORY: &str = ".ocicle";
@@ -115,10 +116,7 @@ impl Pool {
         let Some((parent, last)) = split(&path) else { return Ok(false) };
         let parent = fs::open_dir(&self.top, parent)?;
         let there = fs::open_entry(&parent, last)?.context("its name is gone")?;
-        let inode = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        if !btrfs::is_subvolume(root.top())?
-            || inode(fs::stat(&there)?) != inode(fs::stat(root.top())?)
-        {
+        if !btrfs::is_subvolume(root.top())? || DevIno::of(&there)? != DevIno::of(root.top())? {
             return Ok(false);
         }
         let new = new_name();

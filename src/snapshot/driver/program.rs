@@ -205,7 +205,7 @@ fn mount_at(path: &Path) -> Result<Value> {
         "root": mount.root.as_path(),
         "source": mount.source.as_path(),
         "type": mount.kind,
-        "device": format!("{}:{}", mount.device.0, mount.device.1),
+        "device": mount.device.to_string(),
     }))
 }
 

@@ -1,6 +1,5 @@
 //! A btrfs subvolume: a read-only snapshot of it in the freeze.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +17,7 @@ use crate::snapshot::shows::{ShownAt, Shows, shown_below};
 use crate::snapshot::staging::write_base;
 use crate::sys::btrfs;
 use crate::sys::fs;
+use crate::sys::inode::DevIno;
 
 /// A subvolume of which a snapshot is taken.
 pub(super) struct SubvolumeDriver {
@@ -45,9 +45,8 @@ impl SubvolumeDriver {
         ensure!(!btrfs::holds_others(root.top())?, "there are other subvolumes in it");
         let device = device_of(root)?.context("it is on no mounted btrfs")?;
         let pool = Pool::open(&device)?;
-        let inode = |fd: &OwnedFd| fs::stat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         ensure!(
-            inode(&pool.top)? != inode(&root.top().try_clone_to_owned()?)?,
+            DevIno::of(&pool.top)? != DevIno::of(root.top())?,
             "it is the one that holds all others"
         );
         pool.sweep(purpose.is_alive)?;

@@ -19,7 +19,10 @@ use super::identity::{Form, RootIdentity};
 use super::paths::{Id, Paths, Weigh};
 use super::shown;
 use crate::bytes::ByteString;
-use crate::limits::{self, Limit, STRETCH_LIMIT};
+use crate::limits::{self, EXTENT_LIMIT, Limit};
+use crate::sys::extent::Extent;
+use crate::sys::inode::Device;
+use crate::sys::time::Time;
 
 /// The version of the index that this program writes.
 pub(super) const SCHEMA: u32 = 2;
@@ -90,19 +93,9 @@ pub enum Kind<C = Content, L = Id> {
         to: L,
     },
     /// A character device.
-    Char {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
+    Char(Device),
     /// A block device.
-    Block {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
+    Block(Device),
     /// A named pipe.
     Fifo,
     /// The name of a socket.
@@ -120,10 +113,10 @@ pub struct Content {
     pub offset: u64,
     /// How many bytes.
     pub length: u64,
-    /// Offset and length in the file of each stretch, one after the other in the layer; the rest is
-    /// zeros. Empty: one stretch, the whole file.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "old::stretches")]
-    pub map: Vec<(u64, u64)>,
+    /// Offset and length in the file of each extent, one after the other in the layer; the rest is
+    /// zeros. Empty: one extent, the whole file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "old::extents")]
+    pub map: Vec<Extent>,
     /// BLAKE3 of the stored bytes.
     pub digest: Digest,
 }
@@ -154,11 +147,11 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 impl Content {
-    /// The stretches, spelt out.
-    pub fn stretches(&self) -> Vec<(u64, u64)> {
+    /// The extents, spelt out.
+    pub fn extents(&self) -> Vec<Extent> {
         match (self.map.is_empty(), self.length) {
             (true, 0) => Vec::new(),
-            (true, length) => vec![(0, length)],
+            (true, length) => vec![Extent::new(0, length)],
             _ => self.map.clone(),
         }
     }
@@ -199,10 +192,6 @@ impl Meta {
         MAP + self.xattrs.iter().map(bytes).sum::<u64>()
     }
 }
-
-/// A point in time: seconds since 1970 and nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Time(pub i64, pub u32);
 
 /// What tells that an inode has not been touched: only the kernel sets ctime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -397,8 +386,9 @@ impl<C> Index<C> {
                 ensure!(!target.is_empty() && target.len() < 4096, "its target has a bad length");
                 ensure!(!target.contains(&0), "its target has a NUL byte");
             }
-            Kind::Char { major, minor } | Kind::Block { major, minor } => {
-                ensure!(*major < 1 << 12 && *minor < 1 << 20, "it is no device of Linux");
+            Kind::Char(device) | Kind::Block(device) => {
+                let is_one = device.major < 1 << 12 && device.minor < 1 << 20;
+                ensure!(is_one, "it is no device of Linux");
             }
             Kind::File { size, .. } => ensure!(*size <= i64::MAX as u64, "it is too large"),
             Kind::Dir { .. } | Kind::Fifo | Kind::Socket | Kind::Whiteout => {}
@@ -411,7 +401,10 @@ impl Meta {
     fn check(&self) -> Result<()> {
         ensure!(self.mode & !0o7777 == 0, "its mode has more than permissions");
         ensure!(self.uid != u32::MAX && self.gid != u32::MAX, "its owner is no owner");
-        ensure!(self.mtime.1 < 1_000_000_000, "its time has more than a second of nanoseconds");
+        ensure!(
+            self.mtime.nanoseconds < 1_000_000_000,
+            "its time has more than a second of nanoseconds"
+        );
         let all = self.xattrs.iter().map(|(n, v)| n.as_bytes().len() + v.as_bytes().len());
         limits::ensure(Limit::Attributes, all.sum::<usize>() as u64, "its attributes take")?;
         for (name, value) in &self.xattrs {
@@ -470,13 +463,14 @@ pub(super) fn check_content(size: u64, content: &Content, layers: &[u64]) -> Res
         ensure!(content.length == size, "its bytes are not as many as its length");
         return Ok(());
     }
-    ensure!(content.map.len() <= STRETCH_LIMIT, "it has too many holes");
+    ensure!(content.map.len() <= EXTENT_LIMIT, "it has too many holes");
     let (mut at, mut stored) = (0_u64, 0_u64);
-    for (start, length) in &content.map {
-        let end = start.checked_add(*length).context("a stretch has no end")?;
-        ensure!(*start >= at && *length > 0 && end <= size, "its stretches are out of order");
-        (at, stored) = (end, stored + length);
+    for extent in &content.map {
+        let end = extent.checked_end().context("an extent has no end")?;
+        let is_next = extent.offset >= at && extent.length > 0 && end <= size;
+        ensure!(is_next, "its extents are out of order");
+        (at, stored) = (end, stored + extent.length);
     }
-    ensure!(stored == content.length, "its stretches are not as long as its bytes");
+    ensure!(stored == content.length, "its extents are not as long as its bytes");
     Ok(())
 }

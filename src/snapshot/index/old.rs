@@ -13,10 +13,11 @@ use serde::{Deserialize, Deserializer};
 
 use super::{Entry, Index, Kind};
 use crate::bytes::ByteString;
-use crate::limits::{self, Limit, PATH_LIMIT, STRETCH_LIMIT};
+use crate::limits::{self, EXTENT_LIMIT, Limit, PATH_LIMIT};
 use crate::snapshot::identity::{Form, RootIdentity};
 use crate::snapshot::paths::Paths;
 use crate::snapshot::{shown, split};
+use crate::sys::extent::Extent;
 
 /// The only version.
 const SCHEMA: u32 = 1;
@@ -121,8 +122,8 @@ fn linked<C>(
         Kind::Dir { opaque } => Kind::Dir { opaque },
         Kind::File { size, content } => Kind::File { size, content },
         Kind::Symlink { target } => Kind::Symlink { target },
-        Kind::Char { major, minor } => Kind::Char { major, minor },
-        Kind::Block { major, minor } => Kind::Block { major, minor },
+        Kind::Char(device) => Kind::Char(device),
+        Kind::Block(device) => Kind::Block(device),
         Kind::Fifo => Kind::Fifo,
         Kind::Socket => Kind::Socket,
         Kind::Whiteout => Kind::Whiteout,
@@ -152,9 +153,9 @@ impl<R: Read> Read for Guarded<R> {
     }
 }
 
-/// Reads the stretches of a file, as many as one may have.
-pub(super) fn stretches<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(u64, u64)>, D::Error> {
-    at_most(from, STRETCH_LIMIT)
+/// Reads the extents of a file, as many as one may have.
+pub(super) fn extents<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Extent>, D::Error> {
+    at_most(from, EXTENT_LIMIT)
 }
 
 /// Reads a list of at most so many elements.

@@ -3,6 +3,6 @@
 mod read;
 mod write;
 
-pub use read::{Headers, Limits, Stretches, padding};
+pub use read::{Headers, Limits, SparseFile, padding};
 pub(in crate::snapshot) use read::{parse_time, xattr_name};
 pub(in crate::snapshot) use write::{Member, TarWriter, is_sparse};

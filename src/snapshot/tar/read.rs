@@ -7,7 +7,7 @@ use tar_core::SparseEntry;
 pub use tar_core::parse::Limits;
 use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
 
-use crate::snapshot::index::Time;
+use crate::sys::time::Time;
 
 const BLOCK: usize = 512;
 
@@ -16,8 +16,14 @@ pub fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// The length of a file that is stored without its holes, and the stretches that are stored.
-pub type Stretches<'a> = (u64, &'a [SparseEntry]);
+/// A file that is stored without its holes.
+#[derive(Clone, Copy, Debug)]
+pub struct SparseFile<'a> {
+    /// Its length in bytes.
+    pub length: u64,
+    /// The extents that are stored.
+    pub stored: &'a [SparseEntry],
+}
 
 /// The headers of an archive, one after the other.
 pub struct Headers {
@@ -50,7 +56,7 @@ impl Headers {
     pub fn next<T>(
         &mut self,
         archive: &mut dyn Read,
-        look: impl FnOnce(&ParsedEntry<'_>, Option<Stretches<'_>>) -> T,
+        look: impl FnOnce(&ParsedEntry<'_>, Option<SparseFile<'_>>) -> T,
     ) -> Result<Option<T>> {
         self.buffer.clear();
         loop {
@@ -67,9 +73,10 @@ impl Headers {
                     continue;
                 }
                 ParseEvent::Entry { consumed, entry } => (consumed, look(&entry, None)),
-                ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size } => {
-                    (consumed, look(&entry, Some((real_size, &sparse_map))))
-                }
+                ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size } => (
+                    consumed,
+                    look(&entry, Some(SparseFile { length: real_size, stored: &sparse_map })),
+                ),
             };
             // No more than the parser asked for was read, so that the bytes follow.
             ensure!(consumed == self.buffer.len(), "a header is shorter than it says");
@@ -82,7 +89,7 @@ impl Headers {
         let have = self.buffer.len();
         let wanted = bytes.next_multiple_of(BLOCK);
         ensure!(wanted <= self.most, "a header has more than {} bytes", self.most);
-        // Asked for by a damaged map of stretches.
+        // Asked for by a damaged map of extents.
         ensure!(wanted > have, "a header does not end");
         let missing = (wanted - have) as u64;
         let read = archive.take(missing).read_to_end(&mut self.buffer)?;
@@ -102,8 +109,8 @@ pub(in crate::snapshot) fn parse_time(text: &str) -> Option<Time> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let nanoseconds: u32 = digits.parse().ok()?;
     Some(match (whole.starts_with('-'), nanoseconds) {
-        (false, _) | (true, 0) => Time(seconds, nanoseconds),
-        (true, _) => Time(seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds),
+        (false, _) | (true, 0) => Time::new(seconds, nanoseconds),
+        (true, _) => Time::new(seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds),
     })
 }
 
@@ -129,11 +136,11 @@ mod tests {
 
     #[test]
     fn times() {
-        assert_eq!(parse_time("5"), Some(Time(5, 0)));
-        assert_eq!(parse_time("5.000000001"), Some(Time(5, 1)));
-        assert_eq!(parse_time("5.5"), Some(Time(5, 500_000_000)));
-        assert_eq!(parse_time("-0.25"), Some(Time(-1, 750_000_000)));
-        assert_eq!(parse_time("-2"), Some(Time(-2, 0)));
+        assert_eq!(parse_time("5"), Some(Time::new(5, 0)));
+        assert_eq!(parse_time("5.000000001"), Some(Time::new(5, 1)));
+        assert_eq!(parse_time("5.5"), Some(Time::new(5, 500_000_000)));
+        assert_eq!(parse_time("-0.25"), Some(Time::new(-1, 750_000_000)));
+        assert_eq!(parse_time("-2"), Some(Time::new(-2, 0)));
         assert_eq!(parse_time("soon"), None);
     }
 

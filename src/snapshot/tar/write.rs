@@ -6,19 +6,22 @@
 use std::io::{self, Write};
 
 use crate::snapshot::index::Meta;
+use crate::sys::extent::Extent;
+use crate::sys::inode::Device;
+use crate::sys::time::Time;
 
 const BLOCK: u64 = 512;
 
 /// What a member is.
 pub(in crate::snapshot) enum Member<'a> {
     Dir,
-    /// Length, and the stretches of data if it has holes.
-    File(u64, &'a [(u64, u64)]),
+    /// Length, and the extents if it has holes.
+    File(u64, &'a [Extent]),
     Symlink(&'a [u8]),
     /// A further name of a member before.
     Link(&'a [u8]),
-    Char(u32, u32),
-    Block(u32, u32),
+    Char(Device),
+    Block(Device),
     Fifo,
 }
 
@@ -66,11 +69,12 @@ impl<W: Write> TarWriter<W> {
         let mut size = 0;
         match member {
             Member::Dir => name.push(b'/'),
-            Member::File(length, stretches) => {
+            Member::File(length, extents) => {
                 size = *length;
-                if is_sparse(*length, stretches) {
-                    map = sparse_map(*length, stretches);
-                    size = map.len() as u64 + stretches.iter().map(|s| s.1).sum::<u64>();
+                if is_sparse(*length, extents) {
+                    map = sparse_map(*length, extents);
+                    size =
+                        map.len() as u64 + extents.iter().map(|extent| extent.length).sum::<u64>();
                     record(&mut records, b"GNU.sparse.major", b"1");
                     record(&mut records, b"GNU.sparse.minor", b"0");
                     record(&mut records, b"GNU.sparse.name", &name);
@@ -96,9 +100,9 @@ impl<W: Write> TarWriter<W> {
         if !head.number(124, 12, size) {
             record(&mut records, b"size", size.to_string().as_bytes());
         }
-        if let Member::Char(major, minor) | Member::Block(major, minor) = member {
-            head.number(329, 8, u64::from(*major));
-            head.number(337, 8, u64::from(*minor));
+        if let Member::Char(device) | Member::Block(device) = member {
+            head.number(329, 8, device.major.into());
+            head.number(337, 8, device.minor.into());
         }
         if !records.is_empty() {
             self.records(&records)?;
@@ -137,16 +141,16 @@ impl<W: Write> TarWriter<W> {
 }
 
 /// Whether a file has holes.
-pub(in crate::snapshot) fn is_sparse(length: u64, stretches: &[(u64, u64)]) -> bool {
-    length > 0 && stretches != [(0, length)]
+pub(in crate::snapshot) fn is_sparse(length: u64, extents: &[Extent]) -> bool {
+    length > 0 && extents != [Extent::new(0, length)]
 }
 
 /// The map that goes before the data: decimal numbers on lines, in whole blocks. A hole at the end
-/// needs an empty stretch there, or readers take the file to be shorter.
-fn sparse_map(length: u64, stretches: &[(u64, u64)]) -> Vec<u8> {
-    let ends_in_hole = stretches.last().is_none_or(|(start, n)| start + n < length);
-    let mut lines = vec![stretches.len() as u64 + u64::from(ends_in_hole)];
-    lines.extend(stretches.iter().flat_map(|(start, n)| [*start, *n]));
+/// needs an empty extent there, or readers take the file to be shorter.
+fn sparse_map(length: u64, extents: &[Extent]) -> Vec<u8> {
+    let ends_in_hole = extents.last().is_none_or(|last| last.end() < length);
+    let mut lines = vec![extents.len() as u64 + u64::from(ends_in_hole)];
+    lines.extend(extents.iter().flat_map(|extent| [extent.offset, extent.length]));
     if ends_in_hole {
         lines.extend([length, 0]);
     }
@@ -227,11 +231,11 @@ impl Header {
                 record(records, key, id.to_string().as_bytes());
             }
         }
-        let seconds = u64::try_from(meta.mtime.0);
+        let seconds = u64::try_from(meta.mtime.seconds);
         let fits = seconds.is_ok_and(|seconds| self.number(136, 12, seconds));
-        if !fits || meta.mtime.1 != 0 {
+        if !fits || meta.mtime.nanoseconds != 0 {
             self.number(136, 12, seconds.unwrap_or(0));
-            record(records, b"mtime", decimal(meta.mtime.0, meta.mtime.1).as_bytes());
+            record(records, b"mtime", decimal(meta.mtime).as_bytes());
         }
         for (name, value) in &meta.xattrs {
             record(records, &xattr_key(name.as_bytes()), value.as_bytes());
@@ -260,7 +264,7 @@ fn xattr_key(name: &[u8]) -> Vec<u8> {
 }
 
 /// Seconds with a fraction; before 1970 the fraction counts backwards.
-fn decimal(seconds: i64, nanoseconds: u32) -> String {
+fn decimal(Time { seconds, nanoseconds }: Time) -> String {
     if seconds < 0 && nanoseconds > 0 {
         let whole = -(seconds + 1);
         format!("-{whole}.{:09}", 1_000_000_000 - nanoseconds)
@@ -286,14 +290,14 @@ mod tests {
 
     #[test]
     fn times_before_1970() {
-        assert_eq!(decimal(-1, 750_000_000), "-0.250000000");
-        assert_eq!(decimal(-2, 1), "-1.999999999");
-        assert_eq!(decimal(5, 1), "5.000000001");
+        assert_eq!(decimal(Time::new(-1, 750_000_000)), "-0.250000000");
+        assert_eq!(decimal(Time::new(-2, 1)), "-1.999999999");
+        assert_eq!(decimal(Time::new(5, 1)), "5.000000001");
     }
 
     #[test]
     fn a_hole_at_the_end_is_told() {
-        let map = sparse_map(10_000, &[(0, 512)]);
+        let map = sparse_map(10_000, &[Extent::new(0, 512)]);
         assert_eq!(map.len(), 512);
         assert!(map.starts_with(b"2\n0\n512\n10000\n0\n\0"));
     }

@@ -7,11 +7,11 @@
 
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Around, Prepared, Refusal, Work, file::Pending};
 use crate::files::{FileKind, Lock, LockKind, OpenFile};
+use crate::sys::inode::DevIno;
 use crate::sys::kcmp::compare_files;
 
 /// Refuses rules by which two locks would be on one file that cannot be held at once.
@@ -44,8 +44,8 @@ struct Claim<'a> {
 /// One file of the machine.
 #[derive(PartialEq, Eq)]
 enum Place {
-    /// One that is there, by its device and inode.
-    There(u64, u64),
+    /// One that is there.
+    There(DevIno),
     /// One that will be made, or put back.
     ToBe(PathBuf),
 }
@@ -128,14 +128,13 @@ fn overlap(one: &Lock, other: &Lock) -> bool {
 
 impl Place {
     fn of_opening(fd: BorrowedFd<'_>) -> Option<Self> {
-        let stat = rustix::fs::fstat(fd).ok()?;
-        Some(Self::There(stat.st_dev, stat.st_ino))
+        DevIno::of(fd).ok().map(Self::There)
     }
 
     /// What is at a path, of which no link is a part, or will be.
     fn at(path: &Path) -> Option<Self> {
         if let Ok(metadata) = path.symlink_metadata() {
-            return Some(Self::There(metadata.dev(), metadata.ino()));
+            return Some(Self::There(DevIno::from(&metadata)));
         }
         let directory = path.parent()?.canonicalize().ok();
         Some(Self::ToBe(match directory {
