@@ -14,7 +14,7 @@ doc := $(share)/doc/ocicle
 at_prefix := sed -i 's,"/usr/bin/ocicle-runtime"\, "/usr/local,"/usr,; \
     s,/usr/\(bin/ocicle-runtime\|libexec\),$(PREFIX)/\1,'
 
-.PHONY: build demo examples test check bench testbed install uninstall deb
+.PHONY: build demo examples test check doc bench testbed install uninstall deb
 
 build:
 	cargo build --release --locked
@@ -37,9 +37,14 @@ test: check testbed
 	    cargo test --workspace --features $(test_features) --locked -- --test-threads 2; \
 	fi
 
-check:
+check: doc
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features $(test_features) --locked -- -D warnings
+
+# target/doc/ocicle/index.html, what is private too. A link that leads nowhere is an error.
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items \
+	    --features $(test_features) --locked
 
 # What the package holds too. A configuration that is there stays.
 install:

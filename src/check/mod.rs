@@ -3,7 +3,7 @@
 //! Nothing is frozen and nothing is changed: what is said holds for the moment at which it was
 //! looked at. [`files`](crate::files::dumpable) judges each open file, [`processes`] what the
 //! processes use beside, [`mounts`] what is mounted; [`others`] says who is no part of the
-//! checkpoint and may write what is. All of it is in a [`Report`].
+//! checkpoint and may write what is. All of it is in a [`CheckReport`].
 
 mod kept;
 mod mounts;
@@ -347,7 +347,7 @@ impl CheckReport {
         Some(options)
     }
 
-    /// The headings of [`Report::rows`].
+    /// The headings of [`CheckReport::rows`].
     pub const HEADINGS: [&'static str; 7] =
         ["ID", "TYPE", "HOLDERS", "NAME", "DUMP", "HELD BY", "RULE"];
 

@@ -1,7 +1,7 @@
 //! What is in a checkpoint, wherever it is: a directory, an archive, an image.
 //!
 //! Nothing is unpacked. An archive is read once from front to back ([`tar`], [`content`]); of it
-//! only small files are [kept](gather), and the few pages of [memory] that hold the processes'
+//! only small files are [kept](gather), and the few pages of [memory](usage) that hold the processes'
 //! command lines. All of it is hostile: everything has a limit, and names are escaped.
 
 mod content;

@@ -34,7 +34,7 @@ pub enum Tone {
     Bad,
 }
 
-/// Text in a tone; [`line`] and [`Table`] leave it out where there is no terminal.
+/// Text in a tone; [`line()`] and [`TextTable`] leave it out where there is no terminal.
 pub fn toned(tone: Tone, text: &str) -> String {
     let style = match tone {
         Tone::Heading => HEADING,

@@ -1,10 +1,10 @@
 //! The plan of a restore: all that can refuse it is asked while the plan is made, and nothing is
 //! changed by it.
 //!
-//! [`Examined`] owns what was read and opened, [`Plan`] borrows it and says what is to be done. A
-//! dry run prints the plan ([`Plan::forecast`]), a restore carries it out ([`Plan::carry_out`]), and
+//! [`Examined`] owns what was read and opened, [`RestorePlan`] borrows it and says what is to be done. A
+//! dry run prints the plan ([`RestorePlan::forecast`]), a restore carries it out ([`RestorePlan::carry_out`]), and
 //! so does the action script of a runtime that restores the processes by itself
-//! ([`Plan::put_back_in_place`]).
+//! ([`RestorePlan::put_back_in_place`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};

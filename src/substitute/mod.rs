@@ -1,8 +1,8 @@
 //! Substitution: at restore, something else takes the place of an open file.
 //!
 //! A [`Rule`] names an open file by a [`Selector`] and what takes its place by a [`Source`].
-//! [`resolve`] finds the file for every rule, [`open`] opens the sources and checks that they
-//! fit, [`rewrite`] makes a view of the images in which CRIU takes inherited file descriptors
+//! [`resolve()`] finds the file for every rule, [`open()`] opens the sources and checks that they
+//! fit, [`rewrite()`] makes a view of the images in which CRIU takes inherited file descriptors
 //! for those files. Nothing of a checkpoint is altered: it can be restored again without.
 //!
 //! # What is shared

@@ -2,12 +2,12 @@
 //!
 //! | driver | for | before the freeze | in the freeze | afterwards |
 //! |---|---|---|---|---|
-//! | [`Stage`] | everything | copies or clones each file | those that changed since | - |
+//! | [`CopyDriver`] | everything | copies or clones each file | those that changed since | - |
 //! | [`Subvolume`](subvolume) | a btrfs subvolume | writes dirty pages | a read-only snapshot | read from it; kept for a restore |
 //! | [`Program`](program) | what the administrator says | `prepare` | `take` | `commit`, read, `discard` |
 //!
-//! The last two hold the content outside of the checkpoint's directory: a [`Held`], which the
-//! guardian [discards](Held::discard) if we die, and the next run when the guardian was killed too.
+//! The last two hold the content outside of the checkpoint's directory: a [`DriverSnapshot`], which the
+//! guardian [discards](DriverSnapshot::discard) if we die, and the next run when the guardian was killed too.
 //! Whatever the driver, what is packed is the same: layers and an index.
 
 mod by_program;
@@ -65,7 +65,7 @@ pub trait Driver: Shows + Send {
         Weight::default()
     }
 
-    /// Writes to the staging directory what [`super::pack`] needs, in another process maybe. Without
+    /// Writes to the staging directory what [`super::pack()`] needs, in another process maybe. Without
     /// a manifest beside it, it is the lease that keeps the snapshot from being removed by others.
     fn seal(self: Box<Self>) -> Result<Option<Lease>>;
 }
