@@ -11,8 +11,8 @@ use crate::commands::{self, Machine};
 use crate::config::Config;
 use crate::locations;
 use crate::output;
-use crate::runtime::Runtime;
-use crate::store::versions::Store;
+use crate::runtime::{Runtime, resolved};
+use crate::store::versions::{Store, Whose};
 use crate::sys::process::InheritedFds;
 use arguments::{Arguments, Command};
 
@@ -59,14 +59,16 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
             store: store.clone(),
         })
     };
+    let root = arguments.root.as_deref().map(resolved);
+    let whose = root.as_deref().map_or(Whose::Anyone, Whose::Of);
     match arguments.command {
         Command::Check(options) => return commands::check::run(&machine()?, &options),
         Command::With(options) => return commands::with::run(&options, &inherited),
-        Command::Diff(options) => return commands::diff::run(&store, &options),
+        Command::Diff(options) => return commands::diff::run(&store, whose, &options),
         Command::Checkpoint(options) => commands::checkpoint::run(&machine()?, &options),
         Command::Restore(options) => commands::restore::run(&machine()?, &options, inherited),
-        Command::Files(options) => commands::files::run(&options, &store, machine),
-        Command::Inspect(options) => commands::inspect::run(&store, &options),
+        Command::Files(options) => commands::files::run(&options, &store, whose, machine),
+        Command::Inspect(options) => commands::inspect::run(&store, whose, &options),
         Command::Ps(options) => commands::ps::run(&store, arguments.root.as_deref(), &options),
         Command::List(options) => commands::list::run(&store, &options),
         Command::Thaw(options) => commands::thaw::run(&machine()?, &options),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::Machine;
 use crate::checkpoint::{self, ImagesIn, checkpoint};
 use crate::config::Config;
-use crate::container::{Container, Shared, Volumes, ensure_name};
+use crate::container::{Container, Identity, Shared, Volumes, ensure_name};
 use crate::files::{DumpSettings, bytes_of};
 use crate::machine;
 use crate::output;
@@ -17,7 +17,7 @@ use crate::runtime::arguments::CGROUPS_MODE;
 use crate::snapshot::Compression;
 use crate::store::choices::{self, Filesystem, Keep, Purpose};
 use crate::store::lock::ContainerLock;
-use crate::store::versions::{Reference, StoredVersion};
+use crate::store::shelf::{ContainerKey, Shelf, StoredVersion};
 use crate::substitute::OnUnsupported;
 
 /// What can be asked of a checkpoint.
@@ -186,6 +186,14 @@ fn ensure_stage(options: &CheckpointOptions) -> Result<()> {
     Ok(())
 }
 
+/// Where the versions of a container go.
+fn shelf_of(machine: &Machine, container: &Container, held: &ContainerLock) -> Result<Shelf> {
+    let id = container.id.clone();
+    let names = Identity::of(&id, &container.bundle).names;
+    let key = ContainerKey { id, root: machine.runtime.state_root() };
+    machine.store.shelf_for(&key, &container.bundle.directory, names, held)
+}
+
 /// Makes the next version of a container, and prints its name.
 pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
     let id = &options.id;
@@ -197,11 +205,12 @@ pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
         output::remark(&purpose.explain(options.filesystem, options.keep));
     }
     let held = ContainerLock::take(id).with_context(context)?;
-    let base = machine.store.find(&Reference { id: id.clone(), version: None }).ok();
     // Before a directory is made for it.
     machine::ensure_criu().with_context(context)?;
     let container = Container::discover(&machine.runtime, id).with_context(context)?;
-    let entry = machine.store.claim(id, &held).with_context(context)?;
+    let shelf = shelf_of(machine, &container, &held).with_context(context)?;
+    let base = shelf.newest().with_context(context)?;
+    let entry = shelf.claim(&held).with_context(context)?;
     let request = options.request(machine, &entry, base.map(|base| base.directory))?;
     let in_place = machine.config.in_place(&request.runtime, &container);
     let progress = Bar::new("packing", options.progress);
@@ -211,7 +220,7 @@ pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
     output::line(&format!("{id}@{}", entry.version));
     output::note(&format!("frozen for {:.0} ms", manifest.freeze.milliseconds));
     let kept = options.keep(machine);
-    for removed in machine.store.prune(id, kept, &held).with_context(context)? {
+    for removed in shelf.prune(kept, &held).with_context(context)? {
         output::remark(&format!("removed {id}@{removed}: {kept} versions are kept"));
     }
     Ok(())

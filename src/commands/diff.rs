@@ -14,7 +14,9 @@ use crate::output;
 use crate::restore::compare::{Compared, between, since};
 use crate::snapshot::Change;
 use crate::store::manifest::Manifest;
-use crate::store::versions::{Reference, Store, StoredVersion};
+use crate::store::reference::Reference;
+use crate::store::shelf::StoredVersion;
+use crate::store::versions::{Store, Whose};
 
 /// What can be asked of a diff.
 #[derive(Debug, clap::Args)]
@@ -37,12 +39,13 @@ pub struct DiffOptions {
 }
 
 /// Lists what was added, changed and removed.
-pub fn run(store: &Store, options: &DiffOptions) -> Result<ExitCode> {
+pub fn run(store: &Store, whose: Whose<'_>, options: &DiffOptions) -> Result<ExitCode> {
     let context = || format!("comparing {}", options.before);
-    let (before, manifest) = open(store, &options.before).with_context(context)?;
+    let (before, manifest) = open(store, &options.before, whose).with_context(context)?;
     let (compared, after) = match &options.after {
         Some(after) => {
-            let (entry, other) = open(store, after).with_context(|| format!("reading {after}"))?;
+            let (entry, other) =
+                open(store, after, whose).with_context(|| format!("reading {after}"))?;
             let compared = between((&before.directory, &manifest), (&entry.directory, &other));
             (compared.with_context(context)?, name_of(&entry))
         }
@@ -61,8 +64,12 @@ pub fn run(store: &Store, options: &DiffOptions) -> Result<ExitCode> {
     Ok(if options.exit_code && differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn open(store: &Store, reference: &Reference) -> Result<(StoredVersion, Manifest)> {
-    let entry = store.find(reference)?;
+fn open(
+    store: &Store,
+    reference: &Reference,
+    whose: Whose<'_>,
+) -> Result<(StoredVersion, Manifest)> {
+    let entry = store.find(reference, whose)?;
     let manifest = Manifest::read(&entry.directory)?;
     ensure!(manifest.is_complete(), "it was interrupted before its end");
     let takes = format!("it was made with --filesystem {}", manifest.filesystem);

@@ -9,7 +9,8 @@ use crate::files::{OpenFile, Table, write_user_info};
 use crate::hint::WithHint;
 use crate::output::{self, tree::Node};
 use crate::store::manifest::Manifest;
-use crate::store::versions::{Reference, Store};
+use crate::store::reference::Reference;
+use crate::store::versions::{Store, Whose};
 
 /// What can be asked of the open files.
 #[derive(Debug, clap::Args)]
@@ -40,15 +41,16 @@ enum Format {
 pub fn run(
     options: &FilesOptions,
     store: &Store,
+    whose: Whose<'_>,
     machine: impl FnOnce() -> Result<Machine>,
 ) -> Result<()> {
     let reference = &options.reference;
     if options.tree {
-        return draw(reference, store, machine)
+        return draw(reference, store, whose, machine)
             .with_context(|| format!("drawing the open files of {}", reference.id));
     }
-    let table = if reference.version.is_some() {
-        of_checkpoint(store, reference)
+    let table = if reference.has_version() {
+        of_checkpoint(store, reference, whose)
     } else {
         of_container(&machine()?, &reference.id).hint(naming_a_version(reference))
     };
@@ -57,7 +59,7 @@ pub fn run(
         Format::Json => output::json(&serde_json::to_value(&table)?)?,
         Format::UserInfo => output::text(&write_user_info(&table)),
         Format::Table => {
-            if reference.version.is_none() {
+            if !reference.has_version() {
                 output::note(
                     "the identifiers that `ocicle restore -s` takes are a checkpoint's, not these",
                 );
@@ -73,11 +75,12 @@ pub fn run(
 fn draw(
     reference: &Reference,
     store: &Store,
+    whose: Whose<'_>,
     machine: impl FnOnce() -> Result<Machine>,
 ) -> Result<()> {
-    let (tasks, table) = if reference.version.is_some() {
-        let tasks = by_process::tasks_of_images(&store.find(reference)?.directory)?;
-        (tasks, of_checkpoint(store, reference)?)
+    let (tasks, table) = if reference.has_version() {
+        let tasks = by_process::tasks_of_images(&store.find(reference, whose)?.directory)?;
+        (tasks, of_checkpoint(store, reference, whose)?)
     } else {
         let container = Container::discover(&machine()?.runtime, &reference.id)
             .hint(naming_a_version(reference))?;
@@ -115,8 +118,8 @@ fn of_container(machine: &Machine, id: &str) -> Result<Table> {
     Table::from_processes(&container.dumped_processes()?, false)
 }
 
-fn of_checkpoint(store: &Store, reference: &Reference) -> Result<Table> {
-    let directory = store.find(reference)?.directory;
+fn of_checkpoint(store: &Store, reference: &Reference, whose: Whose<'_>) -> Result<Table> {
+    let directory = store.find(reference, whose)?.directory;
     let manifest = Manifest::read(&directory)?;
     match manifest.files.iter().find(|record| record.name == crate::files::TABLE) {
         Some(record) => {

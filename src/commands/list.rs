@@ -1,12 +1,15 @@
 //! `ocicle list`.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use serde_json::json;
 
 use super::Format;
+use crate::bytes::ByteString;
 use crate::output::{self, TextTable};
 use crate::store::manifest::{Manifest, PartRecord};
-use crate::store::versions::{Store, StoredVersion};
+use crate::store::versions::{Listing, Store};
 
 /// What can be asked of a list.
 #[derive(Debug, clap::Args)]
@@ -25,28 +28,44 @@ pub struct ListOptions {
 /// Prints the checkpoints of the store.
 pub fn run(store: &Store, options: &ListOptions) -> Result<()> {
     let mut found = store.list()?;
-    found.retain(|(entry, _)| options.id.as_ref().is_none_or(|id| entry.id == *id));
+    found.retain(|listed| options.id.as_ref().is_none_or(|id| listed.entry.id == *id));
     if options.quiet {
-        found.iter().for_each(|(entry, _)| output::line(&name_of(entry)));
+        found.iter().for_each(|listed| output::line(&name_of(listed)));
     } else if options.format == Format::Json {
         let all: Vec<_> = found.iter().map(to_json).collect();
         output::json(&json!({ "schema": 1, "checkpoints": all }))?;
     } else {
-        let mut table =
-            TextTable::new(&["CHECKPOINT", "CREATED", "SIZE", "FROZEN", "LEFT", "RUNTIME"]);
-        found.iter().for_each(|listed| table.row(row(listed)));
-        table.print();
+        print(&found);
     }
     Ok(())
 }
 
-fn name_of(entry: &StoredVersion) -> String {
+/// Where their runtimes keep the containers is said as soon as that is more than one place.
+fn print(found: &[Listing]) {
+    let roots: BTreeSet<_> = found.iter().map(|listed| listed.shelf.root()).collect();
+    let mut headings = vec!["CHECKPOINT", "CREATED", "SIZE", "FROZEN", "LEFT", "RUNTIME"];
+    if roots.len() > 1 {
+        headings.insert(1, "ROOT");
+    }
+    let mut table = TextTable::new(&headings);
+    for listed in found {
+        let mut cells = row(listed);
+        if roots.len() > 1 {
+            let root = listed.shelf.root().map(|root| ByteString::from(root).to_string());
+            cells.insert(1, root.unwrap_or_else(|| "-".to_owned()));
+        }
+        table.row(cells);
+    }
+    table.print();
+}
+
+fn name_of(Listing { entry, .. }: &Listing) -> String {
     format!("{}@{}", entry.id, entry.version)
 }
 
-fn row((entry, manifest): &(StoredVersion, Result<Manifest>)) -> Vec<String> {
-    let name = name_of(entry);
-    match manifest {
+fn row(listed: &Listing) -> Vec<String> {
+    let name = name_of(listed);
+    match &listed.manifest {
         Ok(manifest) => vec![
             name,
             output::local_time(manifest.created),
@@ -59,9 +78,11 @@ fn row((entry, manifest): &(StoredVersion, Result<Manifest>)) -> Vec<String> {
     }
 }
 
-fn to_json((entry, manifest): &(StoredVersion, Result<Manifest>)) -> serde_json::Value {
+fn to_json(Listing { shelf, entry, manifest }: &Listing) -> serde_json::Value {
     let mut value = json!({
         "container": entry.id,
+        "root": shelf.root(),
+        "names": shelf.names(),
         "version": entry.version.to_string(),
         "directory": entry.directory,
     });

@@ -14,7 +14,9 @@ use crate::output::progress::{Bar, Shown};
 use crate::restore::{self, Forecast};
 use crate::store::lock::ContainerLock;
 use crate::store::manifest::{Manifest, Trust};
-use crate::store::versions::{Reference, StoredVersion, Version};
+use crate::store::reference::{Reference, Version, Which};
+use crate::store::shelf::StoredVersion;
+use crate::store::versions::Whose;
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
@@ -77,8 +79,7 @@ pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds)
     let context = || format!("restoring {id}");
     machine::ensure_capable().with_context(context)?;
     let held = ContainerLock::take(id).with_context(context)?;
-    let version = options.version.or(options.reference.version);
-    let entry = machine.store.find(&Reference { id: id.clone(), version }).with_context(context)?;
+    let entry = find(machine, options).with_context(context)?;
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
         None => bundle_of(&entry).with_context(context)?,
@@ -111,6 +112,17 @@ pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds)
     }
     output::line(&format!("{id}@{}", entry.version));
     Ok(())
+}
+
+/// The version that is asked for: of this container, or, with a bundle for it, of another one.
+fn find(machine: &Machine, options: &RestoreOptions) -> Result<StoredVersion> {
+    let Reference { id, version } = options.reference.clone();
+    let reference = Reference { id, version: options.version.map_or(version, Which::Numbered) };
+    let own = machine.store.find(&reference, Whose::Of(&machine.runtime.state_root()));
+    match &options.bundle {
+        Some(_) if own.is_err() => machine.store.find(&reference, Whose::Anyone),
+        _ => own,
+    }
 }
 
 /// The bundle that a checkpoint names. It may have been made elsewhere, by anybody, and a bundle has

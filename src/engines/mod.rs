@@ -16,7 +16,8 @@ use serde::Serialize;
 use crate::bytes::ByteString;
 use crate::container::Engine;
 use crate::foreign::{Reader, Unreadable};
-use crate::store::versions::Store;
+use crate::runtime::resolved;
+use crate::store::versions::{Listing, Store};
 
 pub use images::{StoredImage, stored_image};
 pub use states::ContainerStatus;
@@ -99,19 +100,25 @@ pub struct Checkpoint {
 
 /// Lists every container: those of the usual state directories, and of `root` if it is named.
 pub fn list(store: &Store, root: Option<&Path>) -> Result<Vec<Listed>> {
-    let mut all: BTreeMap<(Option<u32>, String), Listed> = BTreeMap::new();
     let states = states::read(root);
+    // `--root` may name one of the usual directories; the containers of two are never the same.
+    let mut all: BTreeMap<(Option<u32>, String, Option<PathBuf>), Listed> = BTreeMap::new();
     for listed in states.found {
-        all.insert((listed.user, listed.id.clone()), listed);
-    }
-    let catalog = catalog::read();
-    for entry in catalog.found {
-        let key = (entry.user, entry.id.clone());
-        let unknown = || Listed::without_state(entry.id.clone(), entry.bundle.clone());
-        let listed = all.entry(key).or_insert_with(unknown);
-        entry.complete(listed);
+        let root = listed.root.as_deref().map(resolved);
+        all.insert((listed.user, listed.id.clone(), root), listed);
     }
     let mut found: Vec<Listed> = all.into_values().collect();
+    let catalog = catalog::read();
+    for entry in catalog.found {
+        let is_it = |listed: &&mut Listed| listed.user == entry.user && listed.id == entry.id;
+        if let Some(listed) = found.iter_mut().find(is_it) {
+            entry.complete(listed);
+            continue;
+        }
+        let mut listed = Listed::without_state(entry.id.clone(), entry.bundle.clone());
+        entry.complete(&mut listed);
+        found.push(listed);
+    }
     add_versions(&mut found, store)?;
     found.extend(states.unreadable.into_iter().chain(catalog.unreadable));
     found.sort_by(|one, other| {
@@ -120,15 +127,18 @@ pub fn list(store: &Store, root: Option<&Path>) -> Result<Vec<Listed>> {
     Ok(found)
 }
 
-/// The versions in ocicle's store are kept by identifier. A container that was checkpointed to its
-/// end is forgotten by its runtime, and can be restored all the same.
+/// A container that was checkpointed to its end is forgotten by its runtime, and can be restored all
+/// the same.
 fn add_versions(found: &mut Vec<Listed>, store: &Store) -> Result<()> {
-    for (entry, manifest) in store.list()? {
-        if !found.iter().any(|listed| listed.id == entry.id) {
+    for Listing { shelf, entry, manifest } in store.list()? {
+        let is_its = |listed: &Listed| listed.id == entry.id && listed.is_kept_in(shelf.root());
+        if !found.iter().any(is_its) {
             let bundle = manifest.ok().map(|manifest| manifest.container.bundle);
-            found.push(Listed::without_state(entry.id.clone(), bundle));
+            let name = shelf.names().first().map(|name| ByteString::from(name.as_str()));
+            let root = shelf.root().map(Path::to_owned);
+            found.push(Listed { name, root, ..Listed::without_state(entry.id.clone(), bundle) });
         }
-        for listed in found.iter_mut().filter(|listed| listed.id == entry.id) {
+        for listed in found.iter_mut().filter(|listed| is_its(listed)) {
             let name = entry.version.to_string();
             listed.checkpoints.push(Checkpoint { name, path: entry.directory.clone() });
         }
@@ -155,6 +165,15 @@ impl Listed {
             pid: None,
             checkpoints: Vec::new(),
             problem: None,
+        }
+    }
+
+    /// Whether its runtime may have that state directory; unless both are known, nothing speaks
+    /// against it.
+    fn is_kept_in(&self, root: Option<&Path>) -> bool {
+        match (&self.root, root) {
+            (Some(own), Some(root)) => resolved(own) == root,
+            _ => true,
         }
     }
 

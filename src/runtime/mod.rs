@@ -93,6 +93,18 @@ impl Runtime {
         arguments::value_of(&self.globals, "--root").map(PathBuf::from)
     }
 
+    /// The directory that it keeps containers in, as they are told apart by: absolute, and without
+    /// links where it is there. runc's default is for root (`main` in its main.go).
+    pub fn state_root(&self) -> PathBuf {
+        let root = match (self.root(), self.family()) {
+            (Some(root), _) => root,
+            (None, Family::Crun) => self.crun_directory(),
+            (None, Family::Runc) => "/run/runc".into(),
+            (None, Family::Other) => Path::new("/run").join(self.name()),
+        };
+        resolved(&root)
+    }
+
     /// Which of the runtimes it is that ocicle knows more of than their command line.
     pub fn family(&self) -> Family {
         Family::of(&self.name())
@@ -175,6 +187,12 @@ impl Runtime {
             .output()
             .with_context(|| format!("running {} {}", self.program.display(), rest.join(" ")))
     }
+}
+
+/// A state directory by the one name that it is compared by.
+pub fn resolved(root: &Path) -> PathBuf {
+    let absolute = || std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    std::fs::canonicalize(root).unwrap_or_else(|_| absolute())
 }
 
 /// The runtimes whose ways beyond the command line ocicle knows: told by the program's name.

@@ -19,9 +19,13 @@
 //!
 //! # The store
 //! keeps the versions of each container, `STORE/ID/vN`, each a checkpoint as above, and CRIU's last
-//! logs in `STORE/ID/work`. A version
-//! without a manifest is none, and is removed by the next command that holds the lock of its
-//! container.
+//! logs in `STORE/ID/work`. A version without a manifest is none, and is removed by the next command
+//! that holds the lock of its container.
+//!
+//! A container is an identifier *and* the state directory of its runtime: `STORE/ID/container.json`
+//! names that, and a second container of the same identifier has `STORE/ID@DIGEST`, with twelve digits
+//! of the digest of its own. A directory without that file is of an ocicle that did not write it, and
+//! belongs to the container whose bundle its newest version names.
 
 use std::io;
 use std::path::Path;
@@ -32,6 +36,8 @@ pub mod choices;
 mod finish;
 pub mod lock;
 pub mod manifest;
+pub mod reference;
+pub mod shelf;
 mod timeline;
 pub mod versions;
 

@@ -46,4 +46,5 @@ mod testbed_smoke;
 mod tmpfs;
 mod trust;
 mod unsupported;
+mod whose;
 mod with;

@@ -13,7 +13,8 @@ use crate::engines::stored_image;
 use crate::files::OpenFile;
 use crate::inspect::{ArchiveForm, InspectReport, PartSummary, inspect, inspect_unpacked};
 use crate::output::{self, TextTable, Tone, toned};
-use crate::store::versions::{Reference, Store};
+use crate::store::reference::Reference;
+use crate::store::versions::{Store, Whose};
 
 /// What can be asked of a look into a checkpoint.
 #[derive(Debug, clap::Args)]
@@ -32,8 +33,8 @@ pub struct InspectOptions {
 }
 
 /// Prints what is in a checkpoint.
-pub fn run(store: &Store, options: &InspectOptions) -> Result<()> {
-    let report = look_into(store, &options.what)
+pub fn run(store: &Store, whose: Whose<'_>, options: &InspectOptions) -> Result<()> {
+    let report = look_into(store, whose, &options.what)
         .with_context(|| format!("inspecting {}", options.what.display()))?;
     if options.format == Format::Json {
         return output::json(&serde_json::to_value(&report)?);
@@ -53,10 +54,10 @@ pub fn run(store: &Store, options: &InspectOptions) -> Result<()> {
 }
 
 /// A path, or a checkpoint of the store, or an image of podman's: what is there is a path.
-fn look_into(store: &Store, what: &Path) -> Result<InspectReport> {
+fn look_into(store: &Store, whose: Whose<'_>, what: &Path) -> Result<InspectReport> {
     let Some(name) = what.to_str().filter(|_| !what.exists()) else { return inspect(what) };
     let reference = name.parse::<Reference>().ok();
-    let stored = reference.map(|reference| store.find(&reference));
+    let stored = reference.map(|reference| store.find(&reference, whose));
     if let Some(Ok(entry)) = stored {
         return inspect(&entry.directory);
     }
