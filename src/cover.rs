@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
+use crate::container::Holder;
 use crate::container::{Container, Identity, Process};
 use crate::criu::plugin::SetAside;
 use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::Facts;
-use crate::files::{DumpSettings, Finder, Holder, OpenFile};
+use crate::files::{DumpSettings, Finder, OpenFile};
 use crate::hint::WithHint;
 use crate::proc::Proc;
 use crate::store::manifest::Unsupported;
@@ -26,6 +27,7 @@ use crate::substitute::{
 };
 use crate::sys::at_once;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::{InnerPid, Pid, ProcessFd};
 
 /// What CRIU is kept from looking at.
 #[derive(Debug, Default)]
@@ -136,7 +138,7 @@ impl Cover {
 
     /// The open files at which CRIU would fail.
     fn failing(&self, processes: &[Process]) -> Result<Vec<Failing>> {
-        let hosts: HashMap<i32, i32> =
+        let hosts: HashMap<InnerPid, Pid> =
             processes.iter().map(|process| (process.inner, process.host)).collect();
         let mut mapped = None;
         let mut failing = Vec::new();
@@ -149,7 +151,7 @@ impl Cover {
             let Some(holder) = known.file.holders.first() else { continue };
             let Some(host) = hosts.get(&holder.pid) else { continue };
             // What is gone already stops nothing.
-            let Ok(aside) = SetAside::of(*host, holder.fd) else { continue };
+            let Ok(aside) = SetAside::of(ProcessFd { pid: *host, fd: holder.fd }) else { continue };
             let mapped = mapped.get_or_insert_with(|| mapped_files(processes));
             let is_mapped = mapped.contains(&aside.inode());
             failing.push(Failing { file: known.file, obstacles, aside, is_mapped });

@@ -8,20 +8,20 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ocicle::container::Holder;
 use ocicle::criu::images::Images;
 use ocicle::criu::images::entries::FileBody;
 use ocicle::criu::images::image::{EntryChange, Image, ImageKind};
-use ocicle::files::{
-    FileId, FoundFile, Holder, Table, parse_user_info, preflight, write_user_info,
-};
+use ocicle::files::{FileId, FoundFile, Table, parse_user_info, preflight, write_user_info};
 use ocicle::substitute::{How, Treatment, rewrite};
+use ocicle::sys::pid::InnerPid;
 
 fn images() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images")
 }
 
 fn id(table: &Table, fd: i32) -> FileId {
-    table.held_by(Holder { pid: 1, fd }).unwrap_or_else(|| panic!("fd {fd}")).id
+    table.held_by(Holder { pid: InnerPid(1), fd }).unwrap_or_else(|| panic!("fd {fd}")).id
 }
 
 fn kind_of(name: &str) -> ImageKind {
@@ -255,7 +255,7 @@ fn what_is_mapped_stays_mapped() {
         assert_eq!(after.file(mapped.0), before.file(mapped.0), "the mapping's entry stays");
         assert!(after.fds().all(|(_, fd)| fd.file != mapped.0), "and no descriptor has it");
         let table = Table::of(&after);
-        match table.held_by(Holder { pid: 1, fd: 17 }) {
+        match table.held_by(Holder { pid: InnerPid(1), fd: 17 }) {
             Some(file) => assert_eq!(file.name.to_string(), format!("/{}", keys[0].key)),
             None => assert!(is_closed),
         }

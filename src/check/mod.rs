@@ -17,12 +17,13 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::choice::Choice;
+use crate::container::Holder;
 use crate::container::{Container, Shared, Volumes};
 use crate::cover::{self, SeenAhead, UNMAP};
 use crate::files::dumpable::{Obstacle, Verdict, verdict};
 use crate::files::facts::{Facts, Known};
 use crate::files::{DumpSettings, Finder};
-use crate::files::{FileId, Holder, OpenFile};
+use crate::files::{FileId, OpenFile};
 use crate::freezer::FreezerState;
 use crate::hint::hint_of;
 use crate::restorable::Restorable;

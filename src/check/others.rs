@@ -15,6 +15,7 @@ use crate::proc::fdinfo::FdInfo;
 use crate::proc::mountinfo::Mount;
 use crate::proc::{self, Proc};
 use crate::sys::inode::Device;
+use crate::sys::pid::Pid;
 
 /// Sessions that came in by `exec`, and who else has files in parts of the container open for
 /// writing.
@@ -23,9 +24,9 @@ pub(super) fn remarks(
     dumped: &[Process],
     parts: &Parts,
 ) -> Result<Vec<Finding>> {
-    let dumped: BTreeSet<i32> = dumped.iter().map(|process| process.host).collect();
+    let dumped: BTreeSet<Pid> = dumped.iter().map(|process| process.host).collect();
     let mut found = Vec::new();
-    let inside: BTreeSet<i32> = container.freezer.processes()?.into_iter().collect();
+    let inside: BTreeSet<Pid> = container.freezer.processes()?.into_iter().collect();
     found.extend(inside.difference(&dumped).filter_map(|host| session(*host)));
     let outside = writers_outside(&inside)?;
     for (point, source, _) in parts.shareable() {
@@ -35,7 +36,7 @@ pub(super) fn remarks(
 }
 
 /// A process that is frozen with the others, and is not dumped.
-fn session(host: i32) -> Option<Finding> {
+fn session(host: Pid) -> Option<Finding> {
     let status = Proc::of(host).stat().ok().filter(|status| status.state != 'Z')?;
     let name = ByteString::from(status.name.as_str());
     Some(Finding::with_help(
@@ -78,14 +79,14 @@ pub(super) fn sharing(
 }
 
 /// ` in NAME`, by its control group, which engines and runtimes name after the container.
-fn of_container(pid: i32, version: CgroupVersion) -> String {
+fn of_container(pid: Pid, version: CgroupVersion) -> String {
     let name = group_name(pid, version);
     name.map_or_else(String::new, |name| format!(" in {}", ByteString::from(name.as_str())))
 }
 
 /// A file that a process outside the container has open for writing.
 struct Writer {
-    pid: i32,
+    pid: Pid,
     fd: i32,
     device: Device,
     /// Its path on its file system, whoever mounted that where.
@@ -93,10 +94,10 @@ struct Writer {
 }
 
 /// Every file that any process outside has open for writing. What goes away meanwhile is left out.
-fn writers_outside(inside: &BTreeSet<i32>) -> Result<Vec<Writer>> {
+fn writers_outside(inside: &BTreeSet<Pid>) -> Result<Vec<Writer>> {
     let mut found = Vec::new();
     let mut mounts = BTreeMap::new();
-    let own = std::process::id().cast_signed();
+    let own = Pid::own();
     for pid in proc::all()?.into_iter().filter(|pid| *pid != own && !inside.contains(pid)) {
         found.extend(open_for_writing(pid, &mut mounts).unwrap_or_default());
     }
@@ -106,7 +107,7 @@ fn writers_outside(inside: &BTreeSet<i32>) -> Result<Vec<Writer>> {
 /// The mounts of each mount namespace, read once.
 type Mounts = BTreeMap<PathBuf, Vec<Mount>>;
 
-fn open_for_writing(pid: i32, mounts: &mut Mounts) -> Result<Vec<Writer>> {
+fn open_for_writing(pid: Pid, mounts: &mut Mounts) -> Result<Vec<Writer>> {
     let process = Proc::of(pid);
     let known = mounts
         .entry(process.namespace("mnt")?)

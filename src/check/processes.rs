@@ -12,8 +12,9 @@ use crate::files::dumpable::{Place, place_obstacle};
 use crate::files::facts::Facts;
 use crate::proc::Proc;
 use crate::proc::maps::Mapping;
-use crate::proc::status::{field, parse_numbers};
+use crate::proc::status::{field, parse_pids};
 use crate::runtime::Family;
+use crate::sys::pid::{InnerPid, Pid};
 
 /// Over what CRIU would fail.
 pub(super) fn problems(
@@ -23,13 +24,13 @@ pub(super) fn problems(
     settings: &DumpSettings,
     runtime: Family,
 ) -> Result<Vec<Finding>> {
-    let level = Proc::of(container.init).namespaced_pids()?.len();
+    let depth = Proc::of(container.init).namespaced_pids()?.depth();
     // Several threads, and several mappings of one file, have the same problem.
     let mut found = BTreeSet::new();
     for process in dumped {
         found.extend(namespaces(container.init, *process, runtime));
         found.extend(tracer(*process));
-        found.extend(session(*process, level, settings));
+        found.extend(session(*process, depth, settings));
         found.extend(dead_leader(*process));
         found.extend(program_and_directories(*process, facts, settings));
         found.extend(mappings(*process, facts, settings));
@@ -58,7 +59,7 @@ fn name(process: Process) -> String {
 /// (`generate_ns_id` in criu/namespaces.c), and below crun of the network: runc has CRIU leave
 /// networks alone (`setEmptyNsMask` in its checkpoint.go), which it can do for one only
 /// (`dump_net_ns` in criu/net.c).
-fn namespaces(init: i32, process: Process, runtime: Family) -> Vec<Finding> {
+fn namespaces(init: Pid, process: Process, runtime: Family) -> Vec<Finding> {
     const SINGLE: [(&str, &str); 7] = [
         ("pid", "process"),
         ("user", "user"),
@@ -88,9 +89,9 @@ fn namespaces(init: i32, process: Process, runtime: Family) -> Vec<Finding> {
 /// A task that is traced already cannot be seized (`compel_interrupt_task` in compel).
 fn tracer(process: Process) -> Option<Finding> {
     let tasks = Proc::of(process.host).tasks().ok()?;
-    let tracer = tasks.iter().find_map(|task| {
-        field(&task.status().ok()?, "TracerPid")?.parse::<i32>().ok().filter(|pid| *pid > 0)
-    })?;
+    let tracer = tasks
+        .iter()
+        .find_map(|task| field(&task.status().ok()?, "TracerPid")?.parse::<Pid>().ok()?.exists())?;
     let who = Proc::of(tracer).name();
     let what = format!("{} is traced, by pid {tracer} of the host ({who})", name(process));
     Some(Finding::with_help(what, "end the tracing, by a debugger say"))
@@ -98,17 +99,19 @@ fn tracer(process: Process) -> Option<Finding> {
 
 /// A session that began outside the process namespace (`dump_one_task` in criu/cr-dump.c), and a
 /// first process that leads none (`dump_pstree` in criu/pstree.c).
-fn session(process: Process, level: usize, settings: &DumpSettings) -> Option<Finding> {
+fn session(process: Process, depth: usize, settings: &DumpSettings) -> Option<Finding> {
     let status = Proc::of(process.host).status().ok()?;
-    let session = *parse_numbers(&status, "NSsid").ok()?.get(level - 1)?;
-    if session == 0 {
+    let session = parse_pids(&status, "NSsid").ok()?.at(depth)?;
+    if session == InnerPid(0) {
         let what = format!("the session of {} began outside the container", name(process));
         return Some(Finding::with_help(what, "start it with setsid"));
     }
-    (process.inner == 1 && session != 1 && !settings.shell_job).then(|| Finding {
-        what: format!("{} leads no session", name(process)),
-        help: Some("--shell-job".to_owned()),
-        option: Some("--shell-job"),
+    (process.inner == InnerPid(1) && session != InnerPid(1) && !settings.shell_job).then(|| {
+        Finding {
+            what: format!("{} leads no session", name(process)),
+            help: Some("--shell-job".to_owned()),
+            option: Some("--shell-job"),
+        }
     })
 }
 

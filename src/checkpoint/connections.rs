@@ -13,22 +13,23 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 
 use crate::proc::Proc;
+use crate::sys::pid::Pid;
 
 /// Whoever has larger tables has connections: they are not read to their end in the freeze.
 const TABLE_LIMIT: u64 = 1 << 20;
 
 /// Whether one of these processes is in a network namespace with a TCP connection. What cannot be
 /// read counts as one.
-pub(super) fn need_lock(processes: &[i32]) -> bool {
+pub(super) fn need_lock(processes: &[Pid]) -> bool {
     let mut seen = HashSet::new();
-    processes.iter().any(|pid| match Proc::of(pid).namespace("net") {
+    processes.iter().any(|pid| match Proc::of(*pid).namespace("net") {
         Ok(namespace) => seen.insert(namespace) && has_connections(*pid).unwrap_or(true),
         // One that has ended and waits for its parent has no namespace and no socket.
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     })
 }
 
-fn has_connections(pid: i32) -> io::Result<bool> {
+fn has_connections(pid: Pid) -> io::Result<bool> {
     if !has_sockets(pid) {
         return Ok(false);
     }
@@ -47,7 +48,7 @@ fn has_connections(pid: i32) -> io::Result<bool> {
 
 /// Whether there is a TCP socket that listens or is connected. The kernel counts them, while for the
 /// tables below it walks all connections of the machine, which takes milliseconds of the pause.
-fn has_sockets(pid: i32) -> bool {
+fn has_sockets(pid: Pid) -> bool {
     ["sockstat", "sockstat6"].iter().any(|counts| {
         let text = fs::read_to_string(Proc::of(pid).at("net").join(counts));
         // A kernel without IPv6.
@@ -124,7 +125,7 @@ mod tests {
             assert_eq!(sockets_in_use(other), None, "{other}");
         }
         let _listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(has_sockets(std::process::id() as i32));
+        assert!(has_sockets(Pid::own()));
     }
 
     #[test]
@@ -139,6 +140,6 @@ mod tests {
     fn a_connection_of_this_process() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(need_lock(&[std::process::id() as i32]));
+        assert!(need_lock(&[Pid::own()]));
     }
 }

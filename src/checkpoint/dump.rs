@@ -44,6 +44,7 @@ use crate::runtime::log::Diverted;
 use crate::store::manifest::{self, Manifest, Owner};
 use crate::store::{DumpFacts, Timeline};
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 use crate::sys::process::{pidfd, wait_readable};
 
 /// A dump under way.
@@ -323,7 +324,7 @@ impl<'a> Dump<'a> {
     /// Leads a CRIU that waits in its pre-dump script to files that are watched.
     fn tell_of_watched(
         &self,
-        criu: i32,
+        criu: Pid,
         watched: &HashMap<DevIno, PathBuf>,
     ) -> Result<Option<WatchedPaths>> {
         if watched.is_empty() {

@@ -19,11 +19,12 @@ use crate::freezer::Frozen;
 use crate::hint::WithHint;
 use crate::proc::Proc;
 use crate::proc::cgroup::Membership;
-use crate::proc::mountinfo::{Mount, mounts_of};
+use crate::proc::mountinfo::Mount;
 use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::store::manifest::External;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 
 /// What CRIU is told because the container is so.
 pub(super) struct Foreseen {
@@ -128,9 +129,9 @@ fn are_plain(container: &Container) -> bool {
     let plain = || -> Result<bool> {
         let processes = container.freezer.processes()?;
         let groups = Proc::of(container.init).cgroups()?;
-        let mounts = mounts_of("self")?;
+        let mounts = Proc::own().mounts()?;
         let alone = groups.iter().all(|group| is_childless(group, &mounts) == Some(true));
-        let is_there_too = |pid: &i32| Proc::of(pid).cgroups().is_ok_and(|other| other == groups);
+        let is_there_too = |pid: &Pid| Proc::of(*pid).cgroups().is_ok_and(|other| other == groups);
         Ok(alone && processes.len() <= MANY && processes.iter().all(is_there_too))
     };
     plain().unwrap_or(false)
@@ -150,6 +151,7 @@ mod tests {
     use super::*;
     use crate::criu::plugin::SetAside;
     use crate::proc::cgroup::parse_cgroup;
+    use crate::sys::pid::ProcessFd;
 
     fn foreseen(keys: &[&str], needs_lock: bool, plain_cgroups: bool) -> Foreseen {
         let file = |key: &&str| External { key: (*key).to_owned(), path: "/x".into() };
@@ -167,7 +169,7 @@ mod tests {
         assert!(told.covers(&foreseen(&[], false, true)));
         assert!(!told.covers(&foreseen(&["file[1:2]", "file[1:3]"], false, true)), "a file");
         let mut now = foreseen(&[], false, true);
-        now.aside.chosen.push(SetAside::of(std::process::id().cast_signed(), 0).unwrap());
+        now.aside.chosen.push(SetAside::of(ProcessFd::own(0)).unwrap());
         assert!(!told.covers(&now), "a file that CRIU cannot dump");
         assert!(!told.covers(&foreseen(&[], true, true)), "a connection");
         assert!(!told.covers(&foreseen(&[], false, false)), "a control group");
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_hierarchy_is_found_by_its_controllers() {
-        let mounts = mounts_of("self").unwrap();
+        let mounts = Proc::own().mounts().unwrap();
         let group = |line| parse_cgroup(line).unwrap().remove(0);
         assert_eq!(is_childless(&group("7:no-such-controller:/"), &mounts), None);
         let has_cgroup2 = mounts.iter().any(|mount| mount.kind == "cgroup2");

@@ -18,6 +18,7 @@ use crate::proc::Proc;
 use crate::proc::memory::MachineMemory;
 use crate::sys::direct::DirectStream;
 use crate::sys::mount;
+use crate::sys::pid::Pid;
 
 /// Where CRIU writes its images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -51,7 +52,7 @@ impl ImagesInMemory {
 
     /// How the runtime and CRIU find it, as long as this process lives.
     pub(super) fn path(&self) -> PathBuf {
-        Proc::of(std::process::id()).descriptor(self.0.as_raw_fd())
+        Proc::of(Pid::own()).descriptor(self.0.as_raw_fd())
     }
 
     /// Copies the images to the image directory. They are not synced.

@@ -13,10 +13,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::container::Holder;
 use crate::criu::images::entries::FileLock;
 use crate::criu::images::image::{Image, ImageKind};
-use crate::criu::images::{ImageDir, Images, LOCKS};
-use crate::files::{Holder, Lock, LockKind};
+use crate::criu::images::{ImageDir, Images, InTable, LOCKS};
+use crate::files::{Lock, LockKind};
 use crate::hint::WithHint;
 use crate::sys::directory::Directory;
 
@@ -97,9 +98,9 @@ fn entry(holder: Holder, lock: &Lock) -> FileLock {
     }
 }
 
-fn identity(descriptors: &HashMap<(i32, i32), (u32, u32)>, lock: &FileLock) -> Option<LockKey> {
+fn identity(descriptors: &HashMap<Holder, InTable>, lock: &FileLock) -> Option<LockKey> {
     let FileLock { flag, access, pid, fd, start, length } = *lock;
-    let (table, file) = *descriptors.get(&(pid, fd))?;
+    let InTable { table, file } = *descriptors.get(&Holder { pid, fd })?;
     let table = (flag == FileLock::POSIX).then_some(table);
     Some(LockKey { file, table, flag, access, start, length })
 }
@@ -107,6 +108,7 @@ fn identity(descriptors: &HashMap<(i32, i32), (u32, u32)>, lock: &FileLock) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::pid::InnerPid;
     use std::fs;
 
     /// Images of three processes that share their open files, in one of which is a lock.
@@ -130,6 +132,7 @@ mod tests {
         let [flock] = known[..] else { panic!("{known:?}") };
         assert_eq!(flock.flag, FileLock::FLOCK);
         let lock = |pid, kind, start| {
+            let pid = InnerPid(pid);
             let lock = Lock { kind, exclusive: flock.access == 1, start, length: 0, pid };
             (Holder { pid, fd: flock.fd }, lock)
         };
@@ -141,11 +144,12 @@ mod tests {
             lock(7, LockKind::Posix, 9),
             // Of the same process, by another descriptor of the open file or by none.
             lock(7, LockKind::Posix, 9),
-            (Holder { pid: 7, fd: 4711 }, lock(7, LockKind::Posix, 9).1),
+            (Holder { pid: InnerPid(7), fd: 4711 }, lock(7, LockKind::Posix, 9).1),
         ]);
         seen.complete(directory.path()).unwrap();
         let now = locks(directory.path());
-        let added: Vec<_> = now[1..].iter().map(|lock| (lock.pid, lock.flag, lock.start)).collect();
+        let added: Vec<_> =
+            now[1..].iter().map(|lock| (lock.pid.0, lock.flag, lock.start)).collect();
         assert_eq!(now[0], flock);
         assert_eq!(added, [(6, FileLock::POSIX, 2), (7, FileLock::POSIX, 9)]);
         seen.complete(directory.path()).unwrap();
@@ -158,8 +162,9 @@ mod tests {
     #[test]
     fn locks_have_to_be_asked_for() {
         let directory = images();
-        let lock = Lock { kind: LockKind::Posix, exclusive: true, start: 0, length: 0, pid: 6 };
-        let seen = Locks(vec![(Holder { pid: 6, fd: 3 }, lock)]);
+        let lock =
+            Lock { kind: LockKind::Posix, exclusive: true, start: 0, length: 0, pid: InnerPid(6) };
+        let seen = Locks(vec![(Holder { pid: InnerPid(6), fd: 3 }, lock)]);
         seen.ensure_asked_for(directory.path(), false).unwrap();
         fs::remove_file(directory.path().join(LOCKS)).unwrap();
         seen.ensure_asked_for(directory.path(), true).unwrap();

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 
 use crate::container::Container;
 use crate::proc::Proc;
-use crate::proc::mountinfo::{Mount, mounts_of};
+use crate::proc::mountinfo::Mount;
 use crate::sys::fs::{open_dir, open_host_dir};
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 
 /// What a member of an archive takes beside its bytes: headers, with records of its times.
 const MEMBER: u64 = 2048;
@@ -25,13 +26,13 @@ pub(super) fn needed(container: &Container) -> Result<u64> {
 }
 
 /// The memory that the processes have in use, in bytes. One that ended has none.
-fn resident(processes: &[i32]) -> u64 {
+fn resident(processes: &[Pid]) -> u64 {
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
         .ok()
         .flatten()
         .and_then(|size| u64::try_from(size).ok())
         .unwrap_or(4096);
-    let pages = |pid: &i32| Proc::of(pid).resident_pages();
+    let pages = |pid: &Pid| Proc::of(*pid).resident_pages();
     processes.iter().filter_map(pages).sum::<u64>() * page
 }
 
@@ -44,7 +45,7 @@ fn on_tmpfs(container: &Container) -> Result<u64> {
         return Ok(0);
     }
     let binds = container.bundle.binds();
-    let ours = mounts_of("thread-self")?;
+    let ours = Proc::own_thread().mounts()?;
     let theirs = init.mounts()?;
     let root = open_host_dir(&init.root()).context("opening the root of the container")?;
     let is_own = |mount: &&Mount| {
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn this_process_has_memory() {
-        let ourselves = std::process::id().cast_signed();
+        let ourselves = Pid::own();
         assert!(resident(&[ourselves]) > 100 << 10);
         assert_eq!(resident(&[]), 0);
     }

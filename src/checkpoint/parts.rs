@@ -21,6 +21,7 @@ use crate::snapshot::{
 };
 use crate::store::manifest::{self, Manifest, PartRecord, State};
 use crate::store::open_staged;
+use crate::sys::pid::Pid;
 
 /// What the application sees as its root.
 pub(super) const ROOT: &str = "rootfs";
@@ -63,7 +64,7 @@ pub(super) fn digest_held(container: &Container) -> Result<Digests> {
 }
 
 /// The processes whose files a restore needs.
-pub(super) fn holders(container: &Container) -> Result<Vec<i32>> {
+pub(super) fn holders(container: &Container) -> Result<Vec<Pid>> {
     Ok(container.dumped_processes()?.into_iter().map(|process| process.host).collect())
 }
 

@@ -9,9 +9,8 @@ use std::process::{Command, ExitCode, ExitStatus};
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 
 use crate::bytes::ByteString;
 use crate::hint::WithHint;
@@ -22,6 +21,7 @@ use crate::substitute::parse_each;
 use crate::substitute::{Origin, Source};
 use crate::sys::inherited::keep_from_children;
 use crate::sys::named::Names;
+use crate::sys::pid::{Pid, signal};
 use crate::sys::process::{InheritedFds, wait_readable};
 use crate::sys::signals::{FORWARDED, Signals};
 use crate::sys::{spawn, terminal};
@@ -76,7 +76,7 @@ fn lend(options: &WithOptions, inherited: &InheritedFds) -> Result<ExitCode> {
     let mut command = Command::new(&options.command[0]);
     command.args(&options.command[1..]);
     let child = match spawn::bound(command) {
-        Ok(child) => Pid::from_raw(i32::try_from(child.id())?),
+        Ok(child) => Pid::of(&child),
         Err(error) => return Ok(not_started(&options.command[0], error)),
     };
     let status = attend(child, &signals)?;
@@ -141,7 +141,7 @@ fn attend(child: Pid, signals: &Signals) -> Result<ExitStatus> {
         while let Some(came) = signals.next()? {
             // What a key of the terminal sends, the command has got itself.
             if came.signal != Signal::SIGCHLD && !came.to_the_group {
-                let _ = kill(child, came.signal);
+                let _ = signal(child, came.signal);
             }
         }
         if let Some(status) = reap(child)? {
@@ -154,10 +154,10 @@ fn attend(child: Pid, signals: &Signals) -> Result<ExitStatus> {
 fn reap(child: Pid) -> Result<Option<ExitStatus>> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == child => {
+            Ok(WaitStatus::Exited(pid, status)) if pid.as_raw() == child.0 => {
                 return Ok(Some(ExitStatus::from_raw(status << 8)));
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == child.0 => {
                 return Ok(Some(ExitStatus::from_raw(signal as i32)));
             }
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),

@@ -15,8 +15,9 @@ use crate::foreign::Reader;
 use crate::freezer::{CgroupVersion, Freezer};
 use crate::proc::Proc;
 use crate::proc::cgroup::Membership;
-use crate::proc::mountinfo::{Mount, mounts_of};
+use crate::proc::mountinfo::Mount;
 use crate::runtime::Runtime;
+use crate::sys::pid::Pid;
 
 /// The version of the hierarchy that can freeze.
 pub fn cgroup_version() -> Result<CgroupVersion> {
@@ -24,20 +25,20 @@ pub fn cgroup_version() -> Result<CgroupVersion> {
 }
 
 /// The freezer of the control group that a process is in.
-pub fn freezer_of_process(pid: i32) -> Result<Freezer> {
+pub fn freezer_of_process(pid: Pid) -> Result<Freezer> {
     let hierarchy = Hierarchy::mounted()?;
-    Ok(Freezer::new(hierarchy.version, hierarchy.group_of(&pid.to_string())?))
+    Ok(Freezer::new(hierarchy.version, hierarchy.group_of(&Proc::of(pid))?))
 }
 
-pub(super) fn freezer_of(runtime: &Runtime, id: &str, init: i32) -> Result<Freezer> {
+pub(super) fn freezer_of(runtime: &Runtime, id: &str, init: Pid) -> Result<Freezer> {
     let hierarchy = Hierarchy::mounted()?;
-    let group_of_init = hierarchy.group_of(&init.to_string())?;
+    let group_of_init = hierarchy.group_of(&Proc::of(init))?;
     let directory = recorded(runtime, id, &hierarchy)
         .filter(|recorded| group_of_init.starts_with(recorded))
         .unwrap_or(group_of_init);
     ensure!(directory != hierarchy.mount_point(), "it is the root group");
     ensure!(
-        !hierarchy.group_of("self")?.starts_with(&directory),
+        !hierarchy.group_of(&Proc::own())?.starts_with(&directory),
         "{} holds this very process, which would freeze itself",
         directory.display()
     );
@@ -45,17 +46,17 @@ pub(super) fn freezer_of(runtime: &Runtime, id: &str, init: i32) -> Result<Freez
 }
 
 /// The control group that holds these processes, and nothing of `beside`, to be frozen with it.
-pub(super) fn freezer_of_all(processes: &[i32], beside: &Freezer) -> Result<Freezer> {
+pub(super) fn freezer_of_all(processes: &[Pid], beside: &Freezer) -> Result<Freezer> {
     let hierarchy = Hierarchy::mounted()?;
     // One that has ended belongs to none.
-    let groups = processes.iter().filter_map(|pid| hierarchy.group_of(&pid.to_string()).ok());
+    let groups = processes.iter().filter_map(|pid| hierarchy.group_of(&Proc::of(*pid)).ok());
     let directory = groups.reduce(|one, other| common(&one, &other));
     let directory = directory.context("its processes have ended")?;
     ensure!(
         directory != hierarchy.mount_point(),
         "its processes have no control group of their own"
     );
-    let others = [hierarchy.group_of("self")?, beside.directory().to_owned()];
+    let others = [hierarchy.group_of(&Proc::own())?, beside.directory().to_owned()];
     ensure!(
         !others.iter().any(|other| other.starts_with(&directory)),
         "{} holds more than it",
@@ -67,8 +68,10 @@ pub(super) fn freezer_of_all(processes: &[i32], beside: &Freezer) -> Result<Free
 /// How much more memory this process may take, by the limits of its control group and of those
 /// above it; `None` where there are none.
 pub fn memory_left() -> Result<Option<u64>> {
-    let Some(hierarchy) = Hierarchy::among(&mounts_of("self")?, "memory") else { return Ok(None) };
-    let group = hierarchy.group_of("self")?;
+    let Some(hierarchy) = Hierarchy::among(&Proc::own().mounts()?, "memory") else {
+        return Ok(None);
+    };
+    let group = hierarchy.group_of(&Proc::own())?;
     let groups = group.ancestors().take_while(|group| group.starts_with(hierarchy.mount_point()));
     Ok(groups.filter_map(|group| left_of(group, hierarchy.version)).min())
 }
@@ -99,7 +102,7 @@ struct Hierarchy {
 
 impl Hierarchy {
     fn mounted() -> Result<Self> {
-        Self::among(&mounts_of("self")?, "freezer")
+        Self::among(&Proc::own().mounts()?, "freezer")
             .context("no freezer is mounted: neither cgroup v2 nor the freezer of v1")
     }
 
@@ -114,8 +117,8 @@ impl Hierarchy {
     }
 
     /// The group of a process.
-    fn group_of(&self, pid: &str) -> Result<PathBuf> {
-        let groups = Proc::of(pid).cgroups()?;
+    fn group_of(&self, process: &Proc) -> Result<PathBuf> {
+        let groups = process.cgroups()?;
         self.locate(Path::new(group_in(&groups, self.version, self.controller)?))
     }
 
@@ -137,7 +140,7 @@ impl Hierarchy {
 }
 
 /// The name of a process's group in the hierarchy that freezes; `None` for the root group.
-pub fn group_name(pid: i32, version: CgroupVersion) -> Option<String> {
+pub fn group_name(pid: Pid, version: CgroupVersion) -> Option<String> {
     let groups = Proc::of(pid).cgroups().ok()?;
     let name = Path::new(group_in(&groups, version, "freezer").ok()?).file_name()?;
     Some(name.to_string_lossy().into_owned())

@@ -11,7 +11,6 @@ mod users;
 mod volumes;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -22,12 +21,14 @@ use crate::freezer::Freezer;
 use crate::hint::WithHint;
 use crate::proc::{Proc, descends_from};
 use crate::runtime::{Family, Runtime};
+use crate::sys::inode::DevIno;
 use crate::sys::owned::ensure_roots_alone;
+use crate::sys::pid::Pid;
 
 pub use cgroup::{cgroup_version, freezer_of_process, group_name, memory_left};
 pub use engine::Engine;
 pub use identity::Identity;
-pub use process::Process;
+pub use process::{Holder, Process};
 pub use shared::Shared;
 pub use users::{Ranges, Users};
 pub use volumes::{Bind, Volumes};
@@ -38,7 +39,7 @@ pub struct Container {
     /// Its name.
     pub id: String,
     /// Its first process, as the host numbers it.
-    pub init: i32,
+    pub init: Pid,
     /// Where its bundle and its root file system are.
     pub bundle: Bundle,
     /// Its control group.
@@ -171,7 +172,7 @@ impl Container {
                 .hint(format!("start it, or go on from a checkpoint: ocicle restore {id}")));
             }
         }
-        ensure!(state.pid > 0, "{} names no process", runtime.name());
+        ensure!(state.pid.exists().is_some(), "{} names no process", runtime.name());
         let freezer =
             cgroup::freezer_of(runtime, id, state.pid).context("finding its control group")?;
         Ok(Self {
@@ -186,7 +187,7 @@ impl Container {
     /// through `exec` is in the control group, and is frozen, and is not among them.
     pub fn dumped_processes(&self) -> Result<Vec<Process>> {
         let all = self.freezer.processes()?;
-        let level = Proc::of(self.init).namespaced_pids()?.len();
+        let depth = Proc::of(self.init).namespaced_pids()?.depth();
         let mut dumped = Vec::new();
         for host in all {
             if !descends_from(host, self.init) {
@@ -194,9 +195,9 @@ impl Container {
             }
             // A process that ended since the listing has nothing to keep.
             if let Ok(numbers) = Proc::of(host).namespaced_pids()
-                && let Some(inner) = numbers.get(level - 1)
+                && let Some(inner) = numbers.at(depth)
             {
-                dumped.push(Process { host, inner: *inner });
+                dumped.push(Process { host, inner });
             }
         }
         dumped.sort_by_key(|process| process.inner);
@@ -228,7 +229,7 @@ impl Container {
         let ours =
             fs::metadata(rootfs).with_context(|| format!("looking at {}", rootfs.display()))?;
         ensure!(
-            (seen.dev(), seen.ino()) == (ours.dev(), ours.ino()),
+            DevIno::from(&seen) == DevIno::from(&ours),
             "its root directory is not {}: it is mounted where this process does not see it",
             rootfs.display()
         );

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::freezer_of_all;
 use crate::bytes::ByteString;
 use crate::freezer::Freezer;
-use crate::proc::mountinfo::{Mount, mount_of, mounts_of};
+use crate::proc::mountinfo::{Mount, mount_of};
 use crate::proc::{self, Proc};
 use crate::sys::inode::{DevIno, Device};
+use crate::sys::pid::Pid;
 
 /// What is done about a volume that another container can write too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -37,33 +38,33 @@ pub const ADVICE: &str =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeUser {
     /// The first process found there, by its number on the host.
-    pub pid: i32,
+    pub pid: Pid,
     /// Its name.
     pub name: ByteString,
     namespace: u64,
-    processes: Vec<i32>,
+    processes: Vec<Pid>,
 }
 
 /// The processes, one for each mount namespace but ours and those of `beside`, that have mounted just
 /// this directory, and can write it.
-pub fn users_of(directory: &Path, beside: &[i32]) -> Result<Vec<VolumeUser>> {
+pub fn users_of(directory: &Path, beside: &[Pid]) -> Result<Vec<VolumeUser>> {
     let (device, root) = place_of(directory)?;
     users(beside, |_, mount| mount.device == device && mount.root.as_path() == root)
 }
 
 /// Whether a process has mounted just this directory.
-pub(super) fn has_mounted(pid: i32, directory: &Path) -> Result<bool> {
+pub(super) fn has_mounted(pid: Pid, directory: &Path) -> Result<bool> {
     let (device, root) = place_of(directory)?;
-    let mounts = mounts_of(&pid.to_string()).context("reading what it has mounted")?;
+    let mounts = Proc::of(pid).mounts().context("reading what it has mounted")?;
     Ok(mounts.iter().any(|mount| mount.device == device && mount.root.as_path() == root))
 }
 
 /// A process that has this directory for its root, wherever it is mounted, and is in no mount
 /// namespace of `beside`.
-pub fn process_in(root: &Path, beside: &[i32]) -> Result<Option<VolumeUser>> {
+pub fn process_in(root: &Path, beside: &[Pid]) -> Result<Option<VolumeUser>> {
     let ours = inode_of(root).with_context(|| format!("looking at {}", root.display()))?;
-    let lives_there = |(_, processes): &(u64, Vec<i32>)| {
-        processes.iter().any(|pid| inode_of(&Proc::of(pid).root().join(".")) == Ok(ours))
+    let lives_there = |(_, processes): &(u64, Vec<Pid>)| {
+        processes.iter().any(|pid| inode_of(&Proc::of(*pid).root().join(".")) == Ok(ours))
     };
     Ok(namespaces_but(beside)?.into_iter().find(lives_there).map(VolumeUser::of))
 }
@@ -78,7 +79,7 @@ fn inode_of(path: &Path) -> rustix::io::Result<DevIno> {
 
 /// As [`users_of`], but for those beside `except`; and containers count that have mounted a directory
 /// above or below it.
-pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<VolumeUser>> {
+pub fn writers_of(directory: &Path, except: Pid) -> Result<Vec<VolumeUser>> {
     let (device, root) = place_of(directory)?;
     users(&[except], |pid, mount| {
         let other = mount.root.as_path();
@@ -88,12 +89,12 @@ pub fn writers_of(directory: &Path, except: i32) -> Result<Vec<VolumeUser>> {
     })
 }
 
-fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<VolumeUser>> {
-    let own = std::process::id().cast_signed();
+fn users(except: &[Pid], reaches: impl Fn(Pid, &Mount) -> bool) -> Result<Vec<VolumeUser>> {
+    let own = Pid::own();
     let namespaces = namespaces_but(&[except, &[own]].concat())?;
-    let has_it = |(_, processes): &(u64, Vec<i32>)| {
+    let has_it = |(_, processes): &(u64, Vec<Pid>)| {
         let pid = processes[0];
-        let mounts = mounts_of(&pid.to_string()).unwrap_or_default();
+        let mounts = Proc::of(pid).mounts().unwrap_or_default();
         mounts.iter().any(|mount| !mount.is_read_only() && reaches(pid, mount))
     };
     Ok(namespaces.into_iter().filter(has_it).map(VolumeUser::of).collect())
@@ -101,14 +102,14 @@ fn users(except: &[i32], reaches: impl Fn(i32, &Mount) -> bool) -> Result<Vec<Vo
 
 /// Whether a process has another root directory than we have. A service of the host with a mount
 /// namespace of its own sees every directory as we do; that is no container.
-fn is_elsewhere(pid: i32) -> bool {
+fn is_elsewhere(pid: Pid) -> bool {
     let root = |path: &Path| fs::metadata(path).map(|found| DevIno::from(&found)).ok();
     root(&Proc::of(pid).root().join(".")) != root(Path::new("/"))
 }
 
 /// The device of the file system that holds a directory, and the directory's path in it.
 pub(crate) fn place_of(directory: &Path) -> Result<(Device, PathBuf)> {
-    let mounts = mounts_of("thread-self")?;
+    let mounts = Proc::own_thread().mounts()?;
     let directory =
         directory.canonicalize().with_context(|| format!("opening {}", directory.display()))?;
     let mount = mount_of(&mounts, &directory).context("it is on no mount")?;
@@ -118,8 +119,8 @@ pub(crate) fn place_of(directory: &Path) -> Result<(Device, PathBuf)> {
 }
 
 /// The processes of each mount namespace, by the namespace's number. One that ends has none.
-fn namespaces() -> Result<BTreeMap<u64, Vec<i32>>> {
-    let mut found: BTreeMap<u64, Vec<i32>> = BTreeMap::new();
+fn namespaces() -> Result<BTreeMap<u64, Vec<Pid>>> {
+    let mut found: BTreeMap<u64, Vec<Pid>> = BTreeMap::new();
     for pid in proc::all()? {
         if let Some(namespace) = namespace_of(pid) {
             found.entry(namespace).or_default().push(pid);
@@ -129,7 +130,7 @@ fn namespaces() -> Result<BTreeMap<u64, Vec<i32>>> {
 }
 
 /// The same, without the namespaces of these processes.
-fn namespaces_but(except: &[i32]) -> Result<BTreeMap<u64, Vec<i32>>> {
+fn namespaces_but(except: &[Pid]) -> Result<BTreeMap<u64, Vec<Pid>>> {
     let mut namespaces = namespaces()?;
     for namespace in except.iter().filter_map(|pid| namespace_of(*pid)) {
         namespaces.remove(&namespace);
@@ -137,12 +138,12 @@ fn namespaces_but(except: &[i32]) -> Result<BTreeMap<u64, Vec<i32>>> {
     Ok(namespaces)
 }
 
-fn namespace_of(pid: i32) -> Option<u64> {
+fn namespace_of(pid: Pid) -> Option<u64> {
     fs::metadata(Proc::of(pid).at("ns/mnt")).ok().map(|namespace| namespace.ino())
 }
 
 impl VolumeUser {
-    fn of((namespace, processes): (u64, Vec<i32>)) -> Self {
+    fn of((namespace, processes): (u64, Vec<Pid>)) -> Self {
         let pid = processes[0];
         Self { pid, name: Proc::of(pid).name(), namespace, processes }
     }

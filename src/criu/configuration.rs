@@ -112,6 +112,7 @@ fn option_of(line: &str) -> Option<(String, Option<String>)> {
 mod tests {
     use super::super::plugin::SetAside;
     use super::*;
+    use crate::sys::pid::ProcessFd;
     use std::os::fd::AsRawFd;
 
     #[test]
@@ -128,8 +129,7 @@ mod tests {
     #[test]
     fn a_line_for_each_option() {
         let file = fs::File::open("/dev/null").unwrap();
-        let own = i32::try_from(std::process::id()).unwrap();
-        let aside = SetAside::of(own, file.as_raw_fd()).unwrap();
+        let aside = SetAside::of(ProcessFd::own(file.as_raw_fd())).unwrap();
         let configuration = Configuration {
             action_script: Some("/run/x/criu-action".into()),
             external: vec!["file[1f:2a]".into()],

@@ -31,6 +31,7 @@ use super::protocol::{
 };
 use crate::hint::WithHint;
 use crate::proc::OWN_PROGRAM;
+use crate::sys::pid::Pid;
 use crate::sys::process::{find_program, search_path};
 use crate::sys::socket::{Channel, Listener};
 
@@ -172,7 +173,7 @@ impl WaitingCriu<'_> {
     }
 
     /// Its number, from here to its end.
-    pub fn number(&self) -> Result<i32> {
+    pub fn number(&self) -> Result<Pid> {
         self.channel.peer_number()
     }
 

@@ -4,6 +4,8 @@
 //! restores itself if there is one, the level, the place in CRIU's source and the message
 //! (`vprint_on_level` in criu/log.c, `pr_err` in criu/include/log.h).
 
+use crate::sys::pid::InnerPid;
+
 /// Why CRIU failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
@@ -12,7 +14,7 @@ pub struct Cause {
     /// The place in CRIU's source, `criu/files-reg.c:2175`.
     pub file: String,
     /// The process that was being restored, as the container sees it.
-    pub pid: Option<i32>,
+    pub pid: Option<InnerPid>,
     /// What CRIU said.
     pub message: String,
     /// What can be done, if this is a failure that is known.
@@ -270,7 +272,7 @@ mod tests {
              (00.070000) Error (criu/cr-restore.c:2324): Restoring FAILED.\n"
         );
         let cause = explain(log.as_bytes()).unwrap();
-        assert_eq!((cause.line, cause.pid), (4, Some(7)));
+        assert_eq!((cause.line, cause.pid), (4, Some(InnerPid(7))));
         assert_eq!(cause.file, "criu/files-reg.c:2175");
         assert_eq!(cause.message, "File tmp/out has bad size 30 (expect 27)");
         assert!(cause.hint.unwrap().starts_with("the file has changed"));
@@ -327,7 +329,7 @@ mod tests {
         for line in lines {
             let cause = explain(format!("{RLIMIT}(00.2)      1: {line}\n").as_bytes()).unwrap();
             hints.push(cause.hint.unwrap_or_else(|| panic!("{line}")));
-            assert_eq!((cause.line, cause.pid), (2, Some(1)));
+            assert_eq!((cause.line, cause.pid), (2, Some(InnerPid(1))));
             assert!(line.ends_with(cause.message.as_str()), "{}", cause.message);
         }
         hints.sort_unstable();

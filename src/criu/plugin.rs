@@ -29,8 +29,10 @@ use rustix::fs::MemfdFlags;
 
 use super::images::entries::FileLock;
 use super::protocol::FIRST_FD;
+use crate::container::Holder;
 use crate::sys::at_once;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::{InnerPid, ProcessFd};
 
 /// The library, as `build.rs` has made it.
 const LIBRARY: &[u8] = include_bytes!(env!("OCICLE_PLUGIN"));
@@ -86,9 +88,9 @@ impl Told {
         ensure!(locks.len() <= MOST_LOCKS, "{} locks are more than can be taken", locks.len());
         let mut text = if *sleepers { "sleepers\n".to_owned() } else { String::new() };
         // Writing to a string does not fail.
-        for SetAside { process, fd, inode } in set_aside {
+        for SetAside { by: ProcessFd { pid, fd }, inode } in set_aside {
             let (device, ino) = (inode.device.as_stat(), inode.ino);
-            let _ = writeln!(text, "aside {device} {ino} {process} {fd}");
+            let _ = writeln!(text, "aside {device} {ino} {pid} {fd}");
         }
         for FileLock { pid, fd, access, start, length, .. } in locks {
             ensure!(
@@ -107,7 +109,7 @@ pub enum Failure {
     /// A holder could not take its lock again.
     Lock {
         /// The holder, as the container sees it, if one could be asked.
-        holder: Option<(i32, i32)>,
+        holder: Option<Holder>,
         /// The kernel's answer.
         errno: i32,
     },
@@ -123,23 +125,23 @@ fn parse_report(text: &str) -> Option<Failure> {
     let mut words = line.split(' ').map(str::parse::<i32>);
     let mut next = || words.next()?.ok();
     let (pid, fd, errno) = (next()?, next()?, next()?);
-    Some(Failure::Lock { holder: (pid > 0).then_some((pid, fd)), errno })
+    let holder = Holder { pid: InnerPid(pid), fd };
+    Some(Failure::Lock { holder: (pid > 0).then_some(holder), errno })
 }
 
 /// An open file that CRIU is not to look at: by one of its file descriptors, and by what it is a
 /// descriptor of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetAside {
-    process: i32,
-    fd: i32,
+    by: ProcessFd,
     inode: DevIno,
 }
 
 impl SetAside {
-    /// The open file behind a file descriptor of a process, by the number that it has here.
-    pub fn of(process: i32, fd: i32) -> io::Result<Self> {
-        let inode = at_once::stat_behind(&Proc::of(process).descriptor(fd))?.inode;
-        Ok(Self { process, fd, inode })
+    /// The open file behind a file descriptor of a process.
+    pub fn of(by: ProcessFd) -> io::Result<Self> {
+        let inode = at_once::stat_behind(&Proc::of(by.pid).descriptor(by.fd))?.inode;
+        Ok(Self { by, inode })
     }
 
     /// Which inode it is.
@@ -204,25 +206,26 @@ fn systems() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::pid::Pid;
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_file_is_named_by_what_tells_it_from_others() {
         let file = fs::File::open("/dev/null").unwrap();
-        let own = i32::try_from(std::process::id()).unwrap();
-        let aside = SetAside::of(own, file.as_raw_fd()).unwrap();
+        let own = Pid::own();
+        let aside = SetAside::of(ProcessFd::own(file.as_raw_fd())).unwrap();
         let meta = file.metadata().unwrap();
         let line = format!("aside {} {} {own} {}\n", meta.dev(), meta.ino(), file.as_raw_fd());
         let told = |set_aside| Told { set_aside, ..Told::default() }.to_text();
         assert_eq!(told(vec![aside, aside]).unwrap(), format!("{line}{line}"));
         assert!(told(vec![aside; MOST_ASIDE + 1]).is_err());
-        assert!(SetAside::of(own, -1).is_err());
+        assert!(SetAside::of(ProcessFd::own(-1)).is_err());
     }
 
     #[test]
     fn locks_are_those_of_fcntl_and_not_without_end() {
-        let lock = FileLock { flag: 1, access: 1, pid: 7, fd: 3, start: 120, length: 0 };
+        let lock = FileLock { flag: 1, access: 1, pid: InnerPid(7), fd: 3, start: 120, length: 0 };
         let told = |locks| Told { locks, ..Told::default() }.to_text();
         assert_eq!(told(vec![lock]).unwrap(), "lock 7 3 1 120 0\n");
         assert!(told(vec![FileLock { access: 2, ..lock }]).is_err(), "F_UNLCK");
@@ -232,7 +235,10 @@ mod tests {
     #[test]
     fn what_the_library_reports() {
         let failed = |holder, errno| Some(Failure::Lock { holder, errno });
-        assert_eq!(parse_report("lock 7 3 11\nlock 8 3 11\n"), failed(Some((7, 3)), 11));
+        assert_eq!(
+            parse_report("lock 7 3 11\nlock 8 3 11\n"),
+            failed(Some(Holder { pid: InnerPid(7), fd: 3 }), 11)
+        );
         assert_eq!(parse_report("lock -1 -1 3\n"), failed(None, 3));
         assert_eq!(parse_report("lock 7 3\n"), None);
         assert_eq!(parse_report(""), None);

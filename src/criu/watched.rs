@@ -17,6 +17,7 @@ use super::images::wire::Message;
 use crate::proc::Proc;
 use crate::sys::directory::Directory;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 
 /// The name of the file.
 const NAME: &str = "irmap-cache";
@@ -29,7 +30,7 @@ pub struct WatchedPaths {
 
 impl WatchedPaths {
     /// Where it will be for a CRIU that waits in its pre-dump script.
-    pub fn path(criu: i32) -> Result<PathBuf> {
+    pub fn path(criu: Pid) -> Result<PathBuf> {
         let directory = Proc::of(criu).at("cwd");
         let reading = || format!("reading {}", directory.display());
         let directory = std::fs::read_link(&directory).with_context(reading)?;
@@ -37,7 +38,7 @@ impl WatchedPaths {
     }
 
     /// Writes it for a CRIU that waits in its pre-dump script: inodes and paths.
-    pub fn write<'a>(criu: i32, files: impl Iterator<Item = (DevIno, &'a Path)>) -> Result<Self> {
+    pub fn write<'a>(criu: Pid, files: impl Iterator<Item = (DevIno, &'a Path)>) -> Result<Self> {
         let work = Proc::of(criu).at("cwd");
         let opening = || format!("opening {}", work.display());
         let directory = Directory::open(&work).with_context(opening)?;
@@ -83,7 +84,7 @@ mod tests {
         let mut cat = std::process::Command::new("cat");
         let cat = cat.current_dir(scratch.path()).stdin(std::process::Stdio::piped());
         let mut cat = cat.spawn().unwrap();
-        let criu = cat.id().cast_signed();
+        let criu = Pid::of(&cat);
         let inode = |major, minor, ino| DevIno { device: Device::new(major, minor), ino };
         let files = [(inode(0, 0x2a, 7), Path::new("/data/x")), (inode(8, 1, 2), Path::new("/"))];
         let watched = WatchedPaths::write(criu, files.into_iter()).unwrap();

@@ -16,6 +16,7 @@ use crate::locations;
 use crate::machine::{self, CriuVersion};
 use crate::proc::knows_file_system;
 use crate::runtime::{Family, Runtime};
+use crate::sys::pid::ProcessFd;
 use crate::sys::process::find_program;
 
 /// What was found of one thing.
@@ -147,8 +148,7 @@ fn overlay() -> Diagnosis {
 
 /// kcmp(2) tells shared open files apart; it comes with CONFIG_CHECKPOINT_RESTORE or CONFIG_KCMP.
 fn kcmp() -> Diagnosis {
-    let pid = std::process::id().cast_signed();
-    match crate::sys::kcmp::compare_files((pid, 0), (pid, 0)) {
+    match crate::sys::kcmp::compare_files(ProcessFd::own(0), ProcessFd::own(0)) {
         Ok(_) => Diagnosis::good("kcmp", "the kernel has it"),
         Err(error) => Diagnosis::missing(
             "kcmp",

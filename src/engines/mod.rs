@@ -18,6 +18,7 @@ use crate::container::Engine;
 use crate::foreign::{Reader, Unreadable};
 use crate::runtime::resolved;
 use crate::store::versions::{Listing, Store};
+use crate::sys::pid::Pid;
 
 pub use images::{StoredImage, stored_image};
 pub use states::ContainerStatus;
@@ -50,7 +51,7 @@ pub struct Listed {
     /// Whether its control group is frozen, by whomever.
     pub frozen: bool,
     /// Its first process.
-    pub pid: Option<i32>,
+    pub pid: Option<Pid>,
     /// The checkpoints that it has.
     pub checkpoints: Vec<Checkpoint>,
     /// What of it cannot be read, and why.

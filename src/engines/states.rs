@@ -12,6 +12,7 @@ use crate::container::{Engine, annotations, ensure_name, freezer_of_process};
 use crate::foreign::Reader;
 use crate::freezer::FreezerState;
 use crate::proc::start_time;
+use crate::sys::pid::Pid;
 
 /// Whether a container runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -33,7 +34,7 @@ pub enum ContainerStatus {
 #[derive(Deserialize)]
 struct State {
     #[serde(alias = "pid", default)]
-    init_process_pid: i32,
+    init_process_pid: Pid,
     #[serde(alias = "process-start-time", default)]
     init_process_start: u64,
     /// crun's.
@@ -152,10 +153,10 @@ impl Bundle {
 impl State {
     /// Whether the first process is still the one that the runtime started.
     fn is_alive(&self) -> bool {
-        self.init_process_pid > 0
-            && start_time(self.init_process_pid).is_some_and(|start| {
-                self.init_process_start == 0 || start == self.init_process_start
-            })
+        self.init_process_pid
+            .exists()
+            .and_then(start_time)
+            .is_some_and(|start| self.init_process_start == 0 || start == self.init_process_start)
     }
 
     fn bundle(&self) -> Option<PathBuf> {
@@ -164,7 +165,7 @@ impl State {
     }
 }
 
-fn is_frozen(pid: i32) -> bool {
+fn is_frozen(pid: Pid) -> bool {
     let state = freezer_of_process(pid).and_then(|freezer| freezer.state()).ok().flatten();
     matches!(state, Some(FreezerState::Frozen | FreezerState::FrozenFromAbove))
 }
@@ -189,14 +190,14 @@ mod tests {
             r#"{"pid":7,"process-start-time":9,"bundle":"/b","created":"x","detached":true}"#;
         for text in [runc, crun] {
             let state: State = serde_json::from_str(text).unwrap();
-            assert_eq!((state.init_process_pid, state.init_process_start), (7, 9), "{text}");
+            assert_eq!((state.init_process_pid, state.init_process_start), (Pid(7), 9), "{text}");
             assert_eq!(state.bundle().unwrap(), Path::new("/b"), "{text}");
         }
     }
 
     #[test]
     fn a_number_that_was_given_again_is_another_process() {
-        let ours = std::process::id().cast_signed();
+        let ours = Pid::own();
         let start = start_time(ours).unwrap();
         let alive = |pid, start| {
             State {
@@ -209,6 +210,6 @@ mod tests {
         };
         assert!(alive(ours, start));
         assert!(!alive(ours, start + 1));
-        assert!(!alive(0, 0));
+        assert!(!alive(Pid(0), 0));
     }
 }

@@ -5,26 +5,30 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::table::{FileId, Holder, OpenFile, Table};
+use super::table::{FileId, OpenFile, Table};
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::container::Process;
 use crate::criu::images::Images;
 use crate::proc::Proc;
+use crate::sys::pid::InnerPid;
+use crate::sys::pid::Pid;
 
 /// A process of a container, by the numbers that the container sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Its number.
-    pub pid: i32,
+    pub pid: InnerPid,
     /// Its parent's.
-    pub parent: i32,
+    pub parent: InnerPid,
     /// Its name.
     pub name: ByteString,
 }
 
 /// The processes of a running container. One that ends meanwhile is left out.
 pub fn tasks_of(processes: &[Process]) -> Vec<Task> {
-    let inner: BTreeMap<i32, i32> = processes.iter().map(|one| (one.host, one.inner)).collect();
+    let inner: BTreeMap<Pid, InnerPid> =
+        processes.iter().map(|one| (one.host, one.inner)).collect();
     let task = |process: &Process| {
         let status = Proc::of(process.host).stat().ok()?;
         let parent = inner.get(&status.parent).copied().unwrap_or_default();
@@ -69,7 +73,7 @@ pub struct HeldHere {
 }
 
 impl HeldHere {
-    fn of(pid: i32, file: &OpenFile) -> Self {
+    fn of(pid: InnerPid, file: &OpenFile) -> Self {
         let (own, others): (Vec<_>, Vec<_>) =
             file.holders.iter().copied().partition(|holder| holder.pid == pid);
         let [_, kind, flags, _, _, name] = file.row();
@@ -95,7 +99,7 @@ const DEPTH: usize = 100;
 /// Whatever the images say of parents, each process is in one place: those of a circle, and what is
 /// too deep, begin a tree of their own.
 pub fn arrange(tasks: &[Task], table: &Table) -> Vec<Branch> {
-    let known: BTreeSet<i32> = tasks.iter().map(|task| task.pid).collect();
+    let known: BTreeSet<InnerPid> = tasks.iter().map(|task| task.pid).collect();
     let is_first = |task: &&Task| !known.contains(&task.parent) || task.parent == task.pid;
     let (first, others): (Vec<_>, Vec<_>) = tasks.iter().partition(is_first);
     let mut left = Children::new();
@@ -111,7 +115,7 @@ pub fn arrange(tasks: &[Task], table: &Table) -> Vec<Branch> {
 }
 
 /// Processes by their parents.
-type Children<'a> = BTreeMap<i32, Vec<&'a Task>>;
+type Children<'a> = BTreeMap<InnerPid, Vec<&'a Task>>;
 
 /// Takes the descendants of a process out of those that are left, down to a depth.
 fn branch<'a>(task: &Task, left: &mut Children<'a>, table: &Table, depth: usize) -> Branch {
@@ -142,7 +146,7 @@ mod tests {
     }
 
     fn task(pid: i32, parent: i32) -> Task {
-        Task { pid, parent, name: "x".into() }
+        Task { pid: InnerPid(pid), parent: InnerPid(parent), name: "x".into() }
     }
 
     #[test]
@@ -152,10 +156,10 @@ mod tests {
         let first = &tree[0];
         let fds: Vec<_> = first.files.iter().map(|held| (held.fds.clone(), held.file.0)).collect();
         assert_eq!(fds, [(vec![0, 1], 2), (vec![3], 1)]);
-        assert_eq!(first.files[1].others, [Holder { pid: 6, fd: 3 }]);
+        assert_eq!(first.files[1].others, [Holder { pid: InnerPid(6), fd: 3 }]);
         assert!(first.files.iter().all(HeldHere::is_shared));
         let inner = &first.children[0].children[0];
-        assert_eq!(inner.task.pid, 7);
+        assert_eq!(inner.task.pid, InnerPid(7));
         assert_eq!(inner.files[0].text, "eventfd eventfd O_RDWR");
         assert!(!inner.files[0].is_shared());
     }
@@ -166,7 +170,7 @@ mod tests {
         assert_eq!(count(&arrange(&[task(1, 1)], &table())), 1);
         assert_eq!(count(&arrange(&[task(1, 2), task(2, 1)], &table())), 1);
         let chain: Vec<_> = (1..=100_000).map(|pid| task(pid, pid - 1)).collect();
-        let tops = arrange(&chain, &table()).into_iter().map(|branch| branch.task.pid);
+        let tops = arrange(&chain, &table()).into_iter().map(|branch| branch.task.pid.0);
         assert!(tops.eq((1..=100_000).step_by(DEPTH + 1)));
     }
 }

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 
 use super::images::kind_of_mode;
-use super::table::{FileKind, Holder};
+use super::table::FileKind;
+use crate::container::Holder;
 use crate::container::Process;
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::{Proc, is_zombie};
@@ -14,6 +15,7 @@ use crate::sys::at_once::{self, Stat};
 use crate::sys::fs::proc_path;
 use crate::sys::inode::{DevIno, Device};
 use crate::sys::kcmp;
+use crate::sys::pid::ProcessFd;
 
 /// A file descriptor, as `/proc` shows it.
 #[derive(Debug)]
@@ -82,12 +84,13 @@ impl Observed {
         Holder { pid: self.process.inner, fd: self.fd }
     }
 
-    pub(super) fn for_kcmp(&self) -> (i32, i32) {
-        (self.process.host, self.fd)
+    /// The same, by the number that the process has here.
+    pub(super) fn here(&self) -> ProcessFd {
+        ProcessFd { pid: self.process.host, fd: self.fd }
     }
 
     pub(super) fn is_there(&self) -> bool {
-        kcmp::compare_files(self.for_kcmp(), self.for_kcmp()).is_ok()
+        kcmp::compare_files(self.here(), self.here()).is_ok()
     }
 
     /// Files that differ in this cannot be the same open file. All anonymous inodes may share one

@@ -12,8 +12,9 @@ use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
 use super::finder::Finder;
 use super::live::{Survey, survey};
 use super::settings::DumpSettings;
-use super::table::{ExternalFile, FileKind, Holder, OpenFile, Table};
+use super::table::{ExternalFile, FileKind, OpenFile, Table};
 use super::unreachable::Reach;
+use crate::container::Holder;
 use crate::container::Process;
 use crate::criu::door::real_criu;
 use crate::proc::Proc;
@@ -22,6 +23,7 @@ use crate::sys::at_once::{self, Stat};
 use crate::sys::diag::{UnixSocket, unix_sockets};
 use crate::sys::inode::{DevIno, Device};
 use crate::sys::mqueue;
+use crate::sys::pid::Pid;
 use crate::sys::process::descriptor_of;
 use crate::sys::sockopt;
 
@@ -75,7 +77,7 @@ impl Facts {
         let stat = at_once::stat(&file).ok()?;
         let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
         let own = std::os::fd::AsRawFd::as_raw_fd(&file);
-        let mount = Proc::of("thread-self").fdinfo(own).ok()?.mount;
+        let mount = Proc::own_thread().fdinfo(own).ok()?.mount;
         let place = place(&self.reach, &path, &stat, mount);
         Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
     }
@@ -88,14 +90,14 @@ struct Observer<'a> {
     /// Watched files that CRIU cannot be led to.
     lost: HashSet<DevIno>,
     /// The processes that are dumped, by their numbers here.
-    dumped: HashSet<i32>,
+    dumped: HashSet<Pid>,
     /// Every namespace that one of them is in, as its link says it.
     namespaces: HashSet<Vec<u8>>,
     /// The sockets that they hold.
     held: HashSet<u64>,
     unix: UnixSockets,
     /// The leaders of the sessions that have a terminal, by its number.
-    sessions: HashMap<Device, i32>,
+    sessions: HashMap<Device, Pid>,
 }
 
 impl<'a> Observer<'a> {
@@ -192,12 +194,12 @@ impl<'a> Observer<'a> {
     /// says so: to ask for the file system may be to wait for a server of the container's.
     fn is_message_queue(&self, fd: &Observed) -> bool {
         self.reach.find(fd.info.mount).is_none()
-            && descriptor_of(fd.process.host, fd.fd).is_ok_and(|fd| mqueue::is_queue(&fd))
+            && descriptor_of(fd.here()).is_ok_and(|fd| mqueue::is_queue(&fd))
     }
 
     /// What the socket itself says, asked through a copy of the descriptor.
     fn socket(&mut self, fd: &Observed) -> Option<Socket> {
-        let copy = descriptor_of(fd.process.host, fd.fd).ok()?;
+        let copy = descriptor_of(fd.here()).ok()?;
         let facts = sockopt::facts(&copy).ok()?;
         let mut socket = Socket {
             family: facts.family,
@@ -224,12 +226,12 @@ impl<'a> Observer<'a> {
 }
 
 /// Whether a process is in the network namespace that CRIU will be in: ours.
-fn is_in_network_of_host(process: i32) -> bool {
+fn is_in_network_of_host(process: Pid) -> bool {
     Proc::of(process).namespace("net").ok() == Proc::own().namespace("net").ok()
 }
 
 /// The names of the namespaces that a process is in.
-fn namespaces(host: i32) -> Vec<Vec<u8>> {
+fn namespaces(host: Pid) -> Vec<Vec<u8>> {
     let entries = std::fs::read_dir(Proc::of(host).at("ns")).into_iter().flatten().flatten();
     let name = |entry: std::fs::DirEntry| rustix::fs::readlink(entry.path(), Vec::new()).ok();
     entries.filter_map(name).map(std::ffi::CString::into_bytes).collect()
@@ -243,7 +245,7 @@ struct UnixSockets {
 }
 
 impl UnixSockets {
-    fn read(&mut self, host: i32) {
+    fn read(&mut self, host: Pid) {
         let process = Proc::of(host);
         let Ok(namespace) = process.namespace("net") else { return };
         if self.seen.insert(namespace) {

@@ -18,6 +18,7 @@ use crate::criu::configuration::standing_values;
 use crate::proc::Proc;
 use crate::runtime::Runtime;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 
 /// How many names are read for all that is looked for.
 const MOST: usize = 4 << 20;
@@ -28,7 +29,7 @@ const MOST_FROZEN: usize = 20_000;
 #[derive(Debug)]
 pub struct Finder {
     /// The container's first process, whose root directory is meant.
-    init: i32,
+    init: Pid,
     /// Where it looks first.
     first: Vec<PathBuf>,
     memory: RefCell<Memory>,
@@ -45,7 +46,7 @@ struct Memory {
 impl Finder {
     /// For a container with that first process. It looks first where the administrator has CRIU search
     /// (`irmap-scan-path`), and then where CRIU searches by itself (`hints` in criu/irmap.c).
-    pub fn of(init: i32, runtime: &Runtime) -> Result<Self> {
+    pub fn of(init: Pid, runtime: &Runtime) -> Result<Self> {
         const HINTS: [&str; 7] = [
             "/etc",
             "/var/spool",
@@ -61,7 +62,7 @@ impl Finder {
     }
 
     /// For a container with that first process; it looks into some directories before all others.
-    fn new(init: i32, first: Vec<PathBuf>) -> Self {
+    fn new(init: Pid, first: Vec<PathBuf>) -> Self {
         let memory = Memory { known: HashMap::new(), missed: HashSet::new(), left: MOST };
         Self { init, first, memory: RefCell::new(memory) }
     }
@@ -94,7 +95,7 @@ impl Finder {
     }
 }
 
-fn open_root(init: i32) -> rustix::io::Result<OwnedFd> {
+fn open_root(init: Pid) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(Proc::of(init).root(), flags, Mode::empty())
 }
@@ -206,7 +207,7 @@ mod tests {
     }
 
     fn own() -> Finder {
-        Finder::new(std::process::id().cast_signed(), Vec::new())
+        Finder::new(Pid::own(), Vec::new())
     }
 
     #[test]

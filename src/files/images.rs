@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::name;
-use super::table::{ExternalFile, FileId, FileKind, Holder, Lock, OpenFile, Table};
+use super::table::{ExternalFile, FileId, FileKind, Lock, OpenFile, Table};
+use crate::container::Holder;
 use crate::criu::images::Images;
 use crate::criu::images::entries::{
     FdType, FileBody, FileEntry, FileLock, MemfdInode, RegFile, RemapKind, TtyInfo,

@@ -9,9 +9,10 @@ use super::descriptors::{Observed, is_gone, observe};
 use super::images::kind_of_mode;
 use super::name;
 use super::sockets::Sockets;
-use super::table::{FileId, FileKind, Holder, OpenFile, Table};
+use super::table::{FileId, FileKind, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::container::Process;
 use crate::sys::kcmp;
 
@@ -101,7 +102,7 @@ fn search(
     while low < high {
         let middle = low + (high - low) / 2;
         let first = &fds[classes[middle][0]];
-        match kcmp::compare_files(first.for_kcmp(), fds[new].for_kcmp()) {
+        match kcmp::compare_files(first.here(), fds[new].here()) {
             Ok(std::cmp::Ordering::Equal) => return Ok(Ok(middle)),
             Ok(std::cmp::Ordering::Less) => low = middle + 1,
             Ok(std::cmp::Ordering::Greater) => high = middle,
@@ -198,14 +199,16 @@ fn mark_watched(files: &mut [OpenFile], fds: &[Observed]) {
 mod tests {
     use super::*;
     use crate::proc::is_zombie;
+    use crate::sys::pid::InnerPid;
+    use crate::sys::pid::Pid;
     use std::os::fd::AsRawFd;
 
     fn own() -> Process {
-        Process { host: std::process::id() as i32, inner: 1 }
+        Process { host: Pid::own(), inner: InnerPid(1) }
     }
 
     fn held(table: &Table, file: &impl AsRawFd) -> OpenFile {
-        let holder = Holder { pid: 1, fd: file.as_raw_fd() };
+        let holder = Holder { pid: InnerPid(1), fd: file.as_raw_fd() };
         table.held_by(holder).unwrap_or_else(|| panic!("{holder}")).clone()
     }
 
@@ -255,13 +258,13 @@ mod tests {
     #[test]
     fn a_process_that_has_ended_holds_nothing() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let host = child.id() as i32;
+        let host = Pid::of(&child);
         let pid = rustix::process::Pid::from_child(&child);
         let options =
             rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
         rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap();
         assert!(is_zombie(host));
-        let zombie = Process { host, inner: 2 };
+        let zombie = Process { host, inner: InnerPid(2) };
         assert!(Table::from_processes(&[zombie], true).unwrap().files.is_empty());
         child.wait().unwrap();
     }
@@ -270,7 +273,7 @@ mod tests {
     fn a_process_that_is_gone() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        let gone = Process { host: child.id() as i32, inner: 2 };
+        let gone = Process { host: Pid::of(&child), inner: InnerPid(2) };
         assert!(Table::from_processes(&[gone], false).unwrap().files.is_empty());
         let error = Table::from_processes(&[gone], true).unwrap_err();
         let text = format!("{error:#}");

@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::Holder;
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::criu::images::entries::{FileBody, FileEntry, FileLock};
-use crate::criu::images::{Images, TaskImages};
+use crate::criu::images::{Images, InTable, TaskImages};
 
 /// Those of a checkpoint: the file descriptors that they are held through, and the files.
 pub fn lost_locks(images: &Images) -> BTreeSet<(Holder, ByteString)> {
@@ -19,12 +19,12 @@ pub fn lost_locks(images: &Images) -> BTreeSet<(Holder, ByteString)> {
     let mapped: HashSet<(u32, Place<'_>)> = images
         .tasks
         .iter()
-        .flat_map(|task| mapped(task).filter_map(|(table, file)| Some((table, *paths.get(&file)?))))
+        .flat_map(|task| mapped(task).filter_map(|one| Some((one.table, *paths.get(&one.file)?))))
         .collect();
     let lost = |lock: &FileLock| {
-        let (table, file) = *descriptors.get(&(lock.pid, lock.fd))?;
-        let locked = *paths.get(&file)?;
         let holder = Holder { pid: lock.pid, fd: lock.fd };
+        let InTable { table, file } = *descriptors.get(&holder)?;
+        let locked = *paths.get(&file)?;
         mapped.contains(&(table, locked)).then(|| (holder, locked.1.clone()))
     };
     let ranges = images.locks.iter().filter(|lock| lock.is_of_process());
@@ -42,9 +42,9 @@ fn place(file: &FileEntry) -> Option<(u32, Place<'_>)> {
 }
 
 /// What a process has mapped, and its program, each with its table of file descriptors.
-fn mapped(task: &TaskImages) -> impl Iterator<Item = (u32, u32)> + '_ {
+fn mapped(task: &TaskImages) -> impl Iterator<Item = InTable> + '_ {
     let files = task.mm.iter().flat_map(|mm| mm.mapped.iter().copied().chain([mm.exe]));
-    files.filter_map(|file| Some((task.table()?, file)))
+    files.filter_map(|file| Some(InTable { table: task.table()?, file }))
 }
 
 #[cfg(test)]

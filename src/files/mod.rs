@@ -25,7 +25,7 @@ pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
-pub use table::{ExternalFile, FileId, FileKind, Holder, Lock, OpenFile, SCHEMA, Table};
+pub use table::{ExternalFile, FileId, FileKind, Lock, OpenFile, SCHEMA, Table};
 pub use unreachable::{Owned, SeenByPath, Unreachable, WaitingEvents, Watched, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 

@@ -5,10 +5,12 @@ use std::fmt;
 use std::path::Path;
 
 use super::images::kind_of_mode;
-use super::table::{FileId, FileKind, Holder};
+use super::table::{FileId, FileKind};
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::criu::images::Images;
 use crate::criu::images::entries::{FileBody, RegFile, Remap, RemapKind};
+use crate::sys::pid::InnerPid;
 
 /// What will be at a path at restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileUser {
     /// The process, as the container sees it.
-    pub pid: i32,
+    pub pid: InnerPid,
     /// What for.
     pub role: Role,
 }
@@ -320,8 +322,8 @@ mod tests {
             file: FileId(3),
             path: "/var/log/x".into(),
             users: vec![
-                FileUser { pid: 7, role: Role::Fd(3) },
-                FileUser { pid: 8, role: Role::Fd(3) },
+                FileUser { pid: InnerPid(7), role: Role::Fd(3) },
+                FileUser { pid: InnerPid(8), role: Role::Fd(3) },
             ],
             wrong: Wrong::Size { found: 30, expected: 27 },
         };
@@ -332,7 +334,7 @@ mod tests {
         let hint = "put it back, allow it with --policy grown=truncate:/var/log/x, or let something \
                     take its place: -s 7:3=SOURCE";
         assert_eq!(problem.hint(), hint);
-        problem.users.push(FileUser { pid: 8, role: Role::Mapping });
+        problem.users.push(FileUser { pid: InnerPid(8), role: Role::Mapping });
         assert!(problem.hint().contains("cannot be replaced"));
     }
 }

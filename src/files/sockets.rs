@@ -9,6 +9,7 @@ use super::name;
 use super::table::FileKind;
 use crate::bytes::ByteString;
 use crate::proc::Proc;
+use crate::sys::pid::Pid;
 
 /// What is known of sockets, by their inode numbers.
 type Known = HashMap<u64, (FileKind, ByteString)>;
@@ -47,7 +48,7 @@ fn by_protocol(fd: &Observed) -> (FileKind, ByteString) {
     (kind, format!("{protocol} [{}]", fd.stat.inode.ino).into())
 }
 
-fn read(host: i32) -> Known {
+fn read(host: Pid) -> Known {
     let mut known = Known::new();
     let net = Proc::of(host).at("net");
     let table = |name: &str| std::fs::read(net.join(name)).unwrap_or_default();

@@ -13,9 +13,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::unreachable::Reach;
-use crate::container::Process;
 use crate::sys::at_once;
 use crate::sys::inode::{DevIno, Device};
+use crate::sys::pid::Pid;
 use crate::sys::time::Time;
 
 /// Files that may change without a trace, and when that was found out.
@@ -38,7 +38,7 @@ impl Suspects {
     /// through an io_uring.
     ///
     /// A process that ends while it is looked at has no such file any more.
-    pub fn of(processes: &[i32]) -> Self {
+    pub fn of(processes: &[Pid]) -> Self {
         let mut suspects = Self::default();
         for pid in processes {
             suspects.look_at(*pid);
@@ -73,7 +73,7 @@ impl Suspects {
         self.begun = self.begun.min(other.begun);
     }
 
-    fn look_at(&mut self, pid: i32) {
+    fn look_at(&mut self, pid: Pid) {
         let process = Proc::of(pid);
         let maps = process.maps();
         for mapping in maps.iter().filter(|mapping| is_shared_file(mapping)) {
@@ -89,8 +89,7 @@ impl Suspects {
             |file: &&File| file.flags & libc::O_DIRECT != 0 || has_ring && file.is_writable();
         open.files.iter().filter(suspected).for_each(|file| self.insert(&file.link));
         let paths: Vec<_> = open.rings.iter().flat_map(|fdinfo| registered(fdinfo)).collect();
-        // Its number in the container is of no matter here.
-        self.insert_seen_by(Process { host: pid, inner: pid }, &paths);
+        self.insert_seen_by(pid, &paths);
     }
 
     fn insert(&mut self, link: &Path) {
@@ -102,14 +101,14 @@ impl Suspects {
     }
 
     /// Adds what paths mean to a process. It may lie to us, about its own files only.
-    fn insert_seen_by(&mut self, process: Process, paths: &[String]) {
+    fn insert_seen_by(&mut self, process: Pid, paths: &[String]) {
         if paths.is_empty() {
             return;
         }
-        let Ok(reach) = Reach::of(&[process], false) else { return };
+        let Ok(reach) = Reach::seen_by(process) else { return };
         for path in paths {
             // A file that has no name any more is in no snapshot.
-            if let Ok(found) = reach.stat_at(process.host, path.as_bytes()) {
+            if let Ok(found) = reach.stat_at(process, path.as_bytes()) {
                 self.files.insert(found.inode);
             }
         }

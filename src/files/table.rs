@@ -6,7 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::proc::fdinfo::LockKind;
+use crate::sys::pid::InnerPid;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -134,21 +136,6 @@ impl FromStr for FileKind {
 #[error("it is no type of open file")]
 pub struct UnknownKind;
 
-/// A file descriptor that refers to an open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Holder {
-    /// The process, as the container sees it.
-    pub pid: i32,
-    /// The file descriptor.
-    pub fd: i32,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.pid, self.fd)
-    }
-}
-
 /// A file from outside the container's mounts, as CRIU names it: `file[<mount>:<inode>]`, both in
 /// hexadecimal (`dump_one_reg_file` in criu/files-reg.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -188,7 +175,7 @@ pub struct Lock {
     pub length: i64,
     /// The process that has it, or had it opened first, as the container sees it.
     #[serde(default)]
-    pub pid: i32,
+    pub pid: InnerPid,
 }
 
 /// One open file description.
@@ -371,7 +358,7 @@ mod tests {
             size: Some(9),
             mode: Some(0o100644),
             deleted: true,
-            holders: vec![Holder { pid: 1, fd: 3 }, Holder { pid: 7, fd: 0 }],
+            holders: vec![Holder { pid: InnerPid(1), fd: 3 }, Holder { pid: InnerPid(7), fd: 0 }],
             external: None,
             watched: false,
             locks: Vec::new(),

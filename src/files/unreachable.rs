@@ -13,8 +13,9 @@ use rustix::io::Errno;
 
 use super::descriptors::{self, Observed};
 use super::finder::Finder;
-use super::table::{ExternalFile, FileKind, Holder, Lock};
+use super::table::{ExternalFile, FileKind, Lock};
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::container::Process;
 use crate::proc::fdinfo::{HeldLock, LockKind, Watch};
 use crate::proc::mountinfo::{self, Mount};
@@ -23,6 +24,7 @@ use crate::sys::at_once::{self, Stat};
 use crate::sys::handle::open_handle;
 use crate::sys::inode::{DevIno, Device};
 use crate::sys::kcmp;
+use crate::sys::pid::{InnerPid, Pid};
 use crate::sys::process::descriptor_of;
 
 /// A file descriptor for a file on a mount that the container does not have.
@@ -32,7 +34,7 @@ use crate::sys::process::descriptor_of;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreachable {
     /// The process, as the container sees it.
-    pub pid: i32,
+    pub pid: InnerPid,
     /// The file descriptor.
     pub fd: i32,
     /// What it is.
@@ -145,15 +147,14 @@ fn lost_events(fds: &[Observed]) -> Vec<WaitingEvents> {
     let mut queues: Vec<&Observed> = Vec::new();
     for fd in fds.iter().filter(|fd| is_queue(fd)) {
         let same = |other: &&Observed| {
-            kcmp::compare_files(other.for_kcmp(), fd.for_kcmp())
-                .is_ok_and(std::cmp::Ordering::is_eq)
+            kcmp::compare_files(other.here(), fd.here()).is_ok_and(std::cmp::Ordering::is_eq)
         };
         if !queues.iter().any(same) {
             queues.push(fd);
         }
     }
     let waiting = |fd: &Observed| {
-        let copy = descriptor_of(fd.process.host, fd.fd).ok()?;
+        let copy = descriptor_of(fd.here()).ok()?;
         let bytes = rustix::io::ioctl_fionread(copy).ok().filter(|bytes| *bytes > 0)?;
         Some(WaitingEvents { holder: fd.holder(), kind: fd.kind(), bytes })
     };
@@ -183,7 +184,7 @@ pub(super) struct Reach {
 #[derive(Clone, Debug)]
 pub(super) struct Reached {
     /// A process that sees it, as ours numbers it.
-    pub(super) host: i32,
+    pub(super) host: Pid,
     /// The mount.
     pub(super) mount: Mount,
     /// Whether another is mounted over it.
@@ -206,7 +207,14 @@ impl Reach {
         Ok(reach)
     }
 
-    fn add(&mut self, host: i32, seen: &mut HashSet<PathBuf>) -> io::Result<()> {
+    /// That of one process.
+    pub(super) fn seen_by(host: Pid) -> io::Result<Self> {
+        let mut reach = Self::default();
+        reach.add(host, &mut HashSet::new())?;
+        Ok(reach)
+    }
+
+    fn add(&mut self, host: Pid, seen: &mut HashSet<PathBuf>) -> io::Result<()> {
         let process = Proc::of(host);
         if !seen.insert(process.namespace("mnt")?) {
             return Ok(());
@@ -271,7 +279,7 @@ impl Reach {
     ///
     /// # Errors
     /// `EREMOTE` where somebody would have to be asked who may not answer.
-    pub(super) fn stat_at(&self, host: i32, path: &[u8]) -> rustix::io::Result<Stat> {
+    pub(super) fn stat_at(&self, host: Pid, path: &[u8]) -> rustix::io::Result<Stat> {
         if self.asks_somebody(path) {
             return Err(Errno::REMOTE);
         }
@@ -375,8 +383,8 @@ mod tests {
         let mut child = std::process::Command::new("cat");
         child.stdin(std::process::Stdio::piped()).stdout(std::fs::File::open("/dev/null").unwrap());
         let mut child = child.stderr(std::process::Stdio::null()).spawn().unwrap();
-        let host = child.id() as i32;
-        let found = by_path(&[Process { host, inner: 1 }], true).unwrap().unreachable;
+        let host = Pid::of(&child);
+        let found = by_path(&[Process { host, inner: InnerPid(1) }], true).unwrap().unreachable;
         assert!(found.iter().all(|file| file.fd > 2), "{found:?}");
         drop(child.stdin.take());
         child.wait().unwrap();
@@ -384,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_mount_that_is_not_among_them() {
-        let own = Process { host: std::process::id() as i32, inner: 1 };
+        let own = Process { host: Pid::own(), inner: InnerPid(1) };
         let file = std::fs::File::open("/dev/null").unwrap();
         use std::os::fd::AsRawFd;
         let fds = descriptors::observe(&[own], false).unwrap();

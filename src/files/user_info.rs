@@ -5,8 +5,9 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::table::{FileId, FileKind, Holder, Table};
+use super::table::{FileId, FileKind, Table};
 use crate::bytes::ByteString;
+use crate::container::Holder;
 
 /// A line of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,7 @@ fn parse_holders(text: &str) -> Result<Vec<Holder>> {
 mod tests {
     use super::*;
     use crate::files::OpenFile;
+    use crate::sys::pid::InnerPid;
     use proptest::prelude::*;
 
     fn file(id: u32, name: &[u8], holders: Vec<Holder>) -> OpenFile {
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_make_a_second_line_or_field() {
-        let table = Table::new(vec![file(3, b"/a|b\nc", vec![Holder { pid: 1, fd: 2 }])]);
+        let table = Table::new(vec![file(3, b"/a|b\nc", vec![Holder { pid: InnerPid(1), fd: 2 }])]);
         assert_eq!(write_user_info(&table), "pipe|3|/a\\x7cb\\x0ac|1:2\n");
     }
 
@@ -108,7 +110,7 @@ mod tests {
             pid: i32,
             fd: i32,
         ) {
-            let holders = vec![Holder { pid, fd }];
+            let holders = vec![Holder { pid: InnerPid(pid), fd }];
             let files = names.iter().zip(1..).map(|(name, id)| file(id, name, holders.clone()));
             let table = Table::new(files.collect());
             let lines = parse_user_info(&write_user_info(&table)).unwrap();

@@ -22,6 +22,7 @@ use crate::proc::{Proc, is_zombie};
 use crate::sys;
 use crate::sys::extent::next_data;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 use crate::sys::time::Time;
 
 /// A file as it was at a checkpoint.
@@ -115,7 +116,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 impl Digests {
     /// Reads what the processes hold while they run.
-    pub fn read_ahead(processes: &[i32], bundle: &Bundle) -> Result<Self> {
+    pub fn read_ahead(processes: &[Pid], bundle: &Bundle) -> Result<Self> {
         let mut digests = Self::default();
         for (_, file) in held_by(processes, bundle)? {
             let before = file.metadata()?;
@@ -132,7 +133,7 @@ impl Digests {
     /// without a trace in their times.
     pub fn record(
         &self,
-        processes: &[i32],
+        processes: &[Pid],
         bundle: &Bundle,
         suspects: &Suspects,
     ) -> Result<Vec<HeldFile>> {
@@ -207,10 +208,10 @@ fn digest_of(file: &File, bytes: u64) -> io::Result<String> {
 
 /// The regular files that processes have open or mapped, by the paths at which the container sees
 /// them, opened where the host has them.
-fn held_by(processes: &[i32], bundle: &Bundle) -> Result<BTreeMap<PathBuf, File>> {
+fn held_by(processes: &[Pid], bundle: &Bundle) -> Result<BTreeMap<PathBuf, File>> {
     let mut held = BTreeMap::new();
     for pid in processes.iter().filter(|pid| !is_zombie(**pid)) {
-        let process = Proc::of(pid);
+        let process = Proc::of(*pid);
         // A process that ends meanwhile holds nothing.
         let open = process.descriptors().unwrap_or_default();
         let links = open.into_iter().map(|number| process.descriptor(number));

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::hint::WithHint;
+use crate::sys::pid::Pid;
 use crate::sys::process::wait_changed;
 use std::os::fd::AsFd;
 
@@ -152,7 +153,7 @@ impl Freezer {
     }
 
     /// Every process in the group and in those below it.
-    pub fn processes(&self) -> Result<Vec<i32>> {
+    pub fn processes(&self) -> Result<Vec<Pid>> {
         let mut processes = Vec::new();
         collect_processes(&self.directory, &mut processes)?;
         processes.sort_unstable();
@@ -286,7 +287,7 @@ impl Frozen<'_> {
     }
 
     /// The processes that are stopped.
-    pub fn processes(&self) -> Result<Vec<i32>> {
+    pub fn processes(&self) -> Result<Vec<Pid>> {
         self.freezer.processes()
     }
 
@@ -329,7 +330,7 @@ fn is_gone(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-fn collect_processes(directory: &Path, into: &mut Vec<i32>) -> Result<()> {
+fn collect_processes(directory: &Path, into: &mut Vec<Pid>) -> Result<()> {
     let path = directory.join("cgroup.procs");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -338,7 +339,7 @@ fn collect_processes(directory: &Path, into: &mut Vec<i32>) -> Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    into.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    into.extend(text.lines().filter_map(|line| line.parse::<Pid>().ok()?.exists()));
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if is_gone(&error) => return Ok(()),

@@ -2,6 +2,7 @@
 
 use super::Freezer;
 use crate::proc::Proc;
+use crate::sys::pid::Pid;
 
 /// How many are named; the rest is counted.
 const NAMED: usize = 5;
@@ -18,7 +19,7 @@ pub(super) fn describe(freezer: &Freezer) -> String {
 }
 
 /// The first thread of a process that is neither frozen nor stopped by a tracer.
-fn running_thread(pid: i32) -> Option<String> {
+fn running_thread(pid: Pid) -> Option<String> {
     Proc::of(pid).tasks().ok()?.into_iter().find_map(|task| {
         let waits_in = task.waits_in();
         if is_stopped(&waits_in) {

@@ -47,6 +47,7 @@ fn runs(task: &Proc) -> bool {
 mod tests {
     use super::*;
     use crate::freezer::CgroupVersion;
+    use crate::sys::pid::{Pid, signal};
     use std::fs;
     use std::process::{Command, Stdio};
 
@@ -59,14 +60,13 @@ mod tests {
     #[test]
     fn who_runs_is_waited_for() {
         let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        let task = Proc::of(child.id());
+        let task = Proc::of(Pid::of(&child));
         let begin = Instant::now();
         // Its shell has to be read first.
         while !runs(&task) {
             assert!(begin.elapsed() < Duration::from_secs(30), "it does not run");
         }
-        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        signal(Pid::of(&child), nix::sys::signal::Signal::SIGSTOP).unwrap();
         settle(&task);
         assert!(!runs(&task));
         child.kill().unwrap();

@@ -9,14 +9,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::proc::mountinfo::{Mount, mounts_of};
+use crate::proc::Proc;
+use crate::proc::mountinfo::Mount;
 
 /// The group, which stays, empty.
 const GROUP: &str = "ocicle";
 
 /// Leaves the caller's control groups. Where that cannot be, it is told, and the deputy stays.
 pub(super) fn leave_groups() {
-    let mounts = mounts_of("self").unwrap_or_else(|error| {
+    let mounts = Proc::own().mounts().unwrap_or_else(|error| {
         tracing::debug!("{error:#}");
         Vec::new()
     });

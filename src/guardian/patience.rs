@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::proc::work::{done_by, with_descendants};
+use crate::sys::pid::Pid;
 
 /// How often is looked, at the longest.
 const OFTEN: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ impl Patience {
 
     /// Whether those who work, with all that they have started, have not got on for too long. The
     /// kernel raises no event for that.
-    pub(super) fn is_over(&mut self, who_works: &[i32], but: i32) -> bool {
+    pub(super) fn is_over(&mut self, who_works: &[Pid], but: Pid) -> bool {
         let all = with_descendants(who_works);
         let done = all
             .into_iter()

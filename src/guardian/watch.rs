@@ -21,6 +21,7 @@ use crate::proc::{Proc, number_of};
 use crate::runtime::exit::Ended;
 use crate::snapshot::DriverSnapshot;
 use crate::store::lock::Ledger;
+use crate::sys::pid::Pid;
 use crate::sys::process::{kill, pidfd, wait_readable};
 use crate::sys::socket::Channel;
 
@@ -241,10 +242,10 @@ impl Watch {
     }
 
     fn stands_still(&mut self) -> bool {
-        let own = std::process::id().cast_signed();
+        let own = Pid::own();
         let others = self.client.iter().chain(self.working.iter().map(|(_, process)| process));
         let others = others.filter_map(|process| number_of(process.as_fd()));
-        let who: Vec<i32> = others.chain([own]).collect();
+        let who: Vec<Pid> = others.chain([own]).collect();
         self.patience.is_over(&who, own)
     }
 
@@ -329,7 +330,7 @@ impl Watch {
 /// Ends the scripts that a CRIU has started and waits for: it fails then, and lets go.
 fn kill_scripts(criu: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     let Some(number) = number_of(criu) else { return Ok(()) };
-    let is_script = |pid: &i32| Proc::of(*pid).stat().is_ok_and(|stat| stat.name == ACTION);
+    let is_script = |pid: &Pid| Proc::of(*pid).stat().is_ok_and(|stat| stat.name == ACTION);
     for script in with_descendants(&[number]).into_iter().filter(is_script) {
         pidfd(script)?.map_or(Ok(()), |script| kill(script.as_fd()))?;
     }
@@ -350,7 +351,7 @@ fn start(
         .stderr(File::from(errors))
         .spawn()
         .with_context(|| format!("executing {program}"))?;
-    let pidfd = pidfd(child.id().cast_signed())?;
+    let pidfd = pidfd(Pid::of(&child))?;
     Ok(Running { child, pidfd })
 }
 

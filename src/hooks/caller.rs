@@ -11,6 +11,7 @@ use crate::hint::WithHint;
 use crate::proc::Proc;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine};
+use crate::sys::pid::Pid;
 use crate::sys::process::is_program;
 
 /// A runtime's `checkpoint` or `restore` that is under way.
@@ -26,10 +27,10 @@ pub(super) struct Caller {
 impl Caller {
     /// Finds the nearest of our ancestors that is a runtime with that command.
     pub(super) fn find(command: &str) -> Result<Self> {
-        let mut at = std::process::id().cast_signed();
+        let mut at = Pid::own();
         loop {
             at = Proc::of(at).stat()?.parent;
-            if at <= 1 {
+            if at <= Pid(1) {
                 return Err(anyhow::anyhow!("no runtime called it with {command}").hint(
                     "this is CRIU's action script below runc or crun; other callers of CRIU need \
                      none of it",
@@ -41,7 +42,7 @@ impl Caller {
         }
     }
 
-    fn of(pid: i32, command: &str) -> Result<Option<Self>> {
+    fn of(pid: Pid, command: &str) -> Result<Option<Self>> {
         let process = Proc::of(pid);
         let read = |name: &str| {
             let path = process.at(name);

@@ -27,6 +27,7 @@ use crate::files::{OpenFile, Table};
 use crate::hint::WithHint;
 use crate::store::STAGING;
 use crate::store::manifest::{self, Freeze, Left, Manifest, Phase, State};
+use crate::sys::pid::InnerPid;
 
 /// The version of the JSON form.
 const SCHEMA: u32 = 1;
@@ -88,9 +89,9 @@ pub struct Record {
 #[derive(Clone, Debug, Serialize)]
 pub struct DumpedProcess {
     /// The process.
-    pub pid: i32,
+    pub pid: InnerPid,
     /// Its parent.
-    pub ppid: i32,
+    pub ppid: InnerPid,
     /// Its user.
     pub uid: Option<u32>,
     /// How many threads it has.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::bytes::ByteString;
 use crate::criu::images::entries::{Mm, Pagemap, PagemapEntry};
 use crate::criu::images::image::{Image, ImageKind};
+use crate::sys::pid::InnerPid;
 
 /// The size of a page, of CRIU's images and of this architecture's memory.
 const PAGE: u64 = 4096;
@@ -17,7 +18,7 @@ const TOTAL: u64 = 16 << 20;
 /// A piece of a process' arguments in a file of pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Want {
-    pid: i32,
+    pid: InnerPid,
     /// Where it lies in the file.
     pub offset: u64,
     pub length: u64,
@@ -29,15 +30,15 @@ pub(super) struct Want {
 #[derive(Debug, Default)]
 pub(super) struct MemoryUse {
     /// Where the arguments of each process are, by pid.
-    ranges: BTreeMap<i32, Range<u64>>,
+    ranges: BTreeMap<InnerPid, Range<u64>>,
     /// The map of each process, by pid.
-    maps: BTreeMap<i32, Pagemap>,
+    maps: BTreeMap<InnerPid, Pagemap>,
     /// Whose memory a file of pages has, by the file's number.
-    owners: BTreeMap<u32, i32>,
+    owners: BTreeMap<u32, InnerPid>,
     /// Files of pages that came before their owners were known.
     passed: BTreeSet<u32>,
     /// The arguments of each process: pieces, by where they begin.
-    found: BTreeMap<i32, BTreeMap<u64, Vec<u8>>>,
+    found: BTreeMap<InnerPid, BTreeMap<u64, Vec<u8>>>,
     bytes: u64,
 }
 
@@ -46,12 +47,12 @@ impl MemoryUse {
     ///
     /// What is wrong with it is found, and told, when all images are read.
     pub(super) fn learn(&mut self, name: &str, bytes: &[u8]) {
-        if let Some(pid) = number_in("mm-", name)
+        if let Some(pid) = number_in("mm-", name).map(InnerPid)
             && let Ok(image) = Image::parse(ImageKind::Mm, bytes.to_vec())
             && let Ok(mm) = image.read_one(Mm::read)
         {
             self.ranges.insert(pid, mm.arguments);
-        } else if let Some(pid) = number_in("pagemap-", name)
+        } else if let Some(pid) = number_in("pagemap-", name).map(InnerPid)
             && let Ok(image) = Image::parse(ImageKind::Pagemap, bytes.to_vec())
             && let Ok(map) = Pagemap::read(&image)
         {
@@ -89,7 +90,7 @@ impl MemoryUse {
     }
 
     /// The command line of a process, if its memory has it.
-    pub(super) fn command_of(&self, pid: i32) -> Option<Vec<ByteString>> {
+    pub(super) fn command_of(&self, pid: InnerPid) -> Option<Vec<ByteString>> {
         let pieces = self.found.get(&pid)?;
         let mut text = Vec::new();
         for (at, bytes) in pieces {
@@ -104,7 +105,7 @@ impl MemoryUse {
     }
 
     /// The bytes of memory that the checkpoint has of a process.
-    pub(super) fn size_of(&self, pid: i32) -> Option<u64> {
+    pub(super) fn size_of(&self, pid: InnerPid) -> Option<u64> {
         let present = self.maps.get(&pid)?.entries.iter().filter(|entry| entry.present);
         let pages = present.map(|entry| entry.pages).fold(0u64, u64::saturating_add);
         Some(pages.saturating_mul(PAGE))
@@ -121,7 +122,7 @@ pub(super) fn pages_in(name: &str) -> Option<u32> {
     number_in("pages-", name)?.try_into().ok()
 }
 
-fn wants(pid: i32, arguments: &Range<u64>, entries: &[PagemapEntry]) -> Vec<Want> {
+fn wants(pid: InnerPid, arguments: &Range<u64>, entries: &[PagemapEntry]) -> Vec<Want> {
     let Range { start: begin, end } = *arguments;
     let end = end.min(begin.saturating_add(LENGTH));
     let mut offset = 0u64;
@@ -159,28 +160,28 @@ mod tests {
             entry(0x8000, 1, true),
             entry(0x9000, 1, true),
         ];
-        let found = wants(1, &(0x8ff0..0x9010), &entries);
+        let found = wants(InnerPid(1), &(0x8ff0..0x9010), &entries);
         let places: Vec<_> = found.iter().map(|want| (want.offset, want.length, want.at)).collect();
         assert_eq!(places, [(2 * 4096 + 0xff0, 16, 0), (3 * 4096, 16, 16)]);
-        assert_eq!(wants(1, &(0x5000..0x5010), &entries), [], "they are elsewhere");
+        assert_eq!(wants(InnerPid(1), &(0x5000..0x5010), &entries), [], "they are elsewhere");
     }
 
     #[test]
     fn numbers_out_of_range_are_no_panic() {
         let entries = [entry(u64::MAX - 10, u64::MAX, true), entry(0, u64::MAX, true)];
-        let _ = wants(1, &(0..u64::MAX), &entries);
-        assert_eq!(wants(1, &Range { start: 10, end: 5 }, &entries), []);
+        let _ = wants(InnerPid(1), &(0..u64::MAX), &entries);
+        assert_eq!(wants(InnerPid(1), &Range { start: 10, end: 5 }, &entries), []);
     }
 
     #[test]
     fn a_command_line_is_split_at_its_zeros() {
         let mut memory = MemoryUse::default();
-        let want = |at| Want { pid: 3, offset: 0, length: 0, at };
+        let want = |at| Want { pid: InnerPid(3), offset: 0, length: 0, at };
         memory.add(&want(4), b"-c\0x\0".to_vec());
         memory.add(&want(0), b"a\0b\0".to_vec());
         let words: Vec<String> =
-            memory.command_of(3).unwrap().iter().map(ToString::to_string).collect();
+            memory.command_of(InnerPid(3)).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(words, ["a", "b", "-c", "x"]);
-        assert_eq!(memory.command_of(4), None);
+        assert_eq!(memory.command_of(InnerPid(4)), None);
     }
 }

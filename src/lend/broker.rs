@@ -11,6 +11,7 @@ use super::{DIRECTORY, LoanReply, LoanRequest, Offer, connect, hear, hold_direct
 use crate::container::Identity;
 use crate::proc::{Proc, descends_from};
 use crate::sys::fd;
+use crate::sys::pid::Pid;
 use crate::sys::socket::{Channel, Listener};
 use crate::sys::terminal;
 
@@ -120,10 +121,10 @@ impl Desk {
         Ok(false)
     }
 
-    fn may_have(&self, peer: i32, identity: &Identity) -> Result<bool> {
-        let ourselves = i32::try_from(std::process::id())?;
-        let is_inside =
-            Proc::of(peer).namespaced_pids()?.len() != Proc::of(ourselves).namespaced_pids()?.len();
+    fn may_have(&self, peer: Pid, identity: &Identity) -> Result<bool> {
+        let ourselves = Pid::own();
+        let depth = |pid| Ok::<_, anyhow::Error>(Proc::of(pid).namespaced_pids()?.depth());
+        let is_inside = depth(peer)? != depth(ourselves)?;
         ensure!(!is_inside, "process {peer}, inside a container, asked for what is lent");
         Ok(match &self.container {
             Some(name) => identity.is_called(name),

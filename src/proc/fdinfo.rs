@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::sys::inode::{DevIno, Device};
+use crate::sys::pid::{InnerPid, Pid};
 
 /// The kinds of locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +31,11 @@ pub struct FdInfo {
     /// The file descriptors that an epoll instance watches.
     pub watched: Vec<i32>,
     /// The process of a pidfd, as its own namespace numbers it.
-    pub pid: Option<i32>,
+    pub pid: Option<InnerPid>,
     /// The interface of a tun device.
     pub interface: Option<String>,
     /// The process of a pidfd, as ours numbers it; none any more if it has ended.
-    pub target: Option<i32>,
+    pub target: Option<Pid>,
     /// Whether a lock or lease is held through it.
     pub locked: bool,
     /// Whether that is a lease to write.
@@ -90,7 +91,7 @@ pub fn parse_fdinfo(text: &str) -> FdInfo {
                 info.pid = value.split_whitespace().last().and_then(|pid| pid.parse().ok());
             }
             "iff" => info.interface = Some(value.to_owned()),
-            "Pid" => info.target = value.parse().ok().filter(|pid| *pid > 0),
+            "Pid" => info.target = value.parse().ok().and_then(Pid::exists),
             // A waiter for the lock has an arrow before it (lock_get_status in fs/locks.c).
             "lock" if !value.contains("->") => {
                 info.locked = true;
@@ -162,7 +163,7 @@ mod tests {
         let info = parse_fdinfo(text);
         assert_eq!(info.flags, 0o100002);
         assert_eq!((info.position, info.mount), (5, -1));
-        assert_eq!((info.watched, info.pid), (vec![7], Some(1)));
+        assert_eq!((info.watched, info.pid), (vec![7], Some(InnerPid(1))));
         assert_eq!(info.interface.as_deref(), Some("tun0"));
         assert!(!info.locked && info.watches.is_empty());
     }
@@ -181,7 +182,7 @@ mod tests {
         let posix = HeldLock { kind: LockKind::Posix, exclusive: true, start: 2, length: 3 };
         let flock = HeldLock { kind: LockKind::Flock, exclusive: false, start: 0, length: 0 };
         assert_eq!(locks, [posix, flock]);
-        assert_eq!(parse_fdinfo("Pid:\t812\nNSpid:\t812\t7\n").target, Some(812));
+        assert_eq!(parse_fdinfo("Pid:\t812\nNSpid:\t812\t7\n").target, Some(Pid(812)));
         assert_eq!(parse_fdinfo("Pid:\t-1\n").target, None);
         let line = "inotify wd:1 ino:2a sdev:fe00001 mask:100 ignored_mask:0 fhandle-bytes:4 \
                     fhandle-type:81 f_handle:00ff10ab \n";

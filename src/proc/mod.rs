@@ -14,7 +14,6 @@ pub mod stat;
 pub mod status;
 pub mod work;
 
-use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -23,12 +22,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::bytes::ByteString;
+use crate::sys::pid::Pid;
 use cgroup::{Membership, parse_cgroup};
 use fdinfo::{FdInfo, parse_fdinfo};
 use maps::{Mapping, parse_maps};
 use mountinfo::{Mount, parse_mountinfo};
 use stat::{ProcessStat, parse_stat};
-use status::parse_numbers;
+use status::{NamespacedPids, parse_pids};
 
 const PROC: &str = "/proc";
 
@@ -40,14 +40,19 @@ pub const OWN_PROGRAM: &str = "/proc/self/exe";
 pub struct Proc(PathBuf);
 
 impl Proc {
-    /// The process of that number, or the one that goes by that name (`self`, `thread-self`).
-    pub fn of(name: impl Display) -> Self {
-        Self(Path::new(PROC).join(name.to_string()))
+    /// The process of that number.
+    pub fn of(pid: Pid) -> Self {
+        Self(Path::new(PROC).join(pid.to_string()))
     }
 
     /// This process.
     pub fn own() -> Self {
-        Self::of("self")
+        Self(Path::new(PROC).join("self"))
+    }
+
+    /// This thread, which may be in other namespaces than its process.
+    pub fn own_thread() -> Self {
+        Self(Path::new(PROC).join("thread-self"))
     }
 
     /// A file or link in its directory.
@@ -89,12 +94,12 @@ impl Proc {
         fs::read_to_string(self.at("status"))
     }
 
-    /// Its numbers in each pid namespace from ours inwards.
+    /// Its numbers in each pid namespace.
     ///
     /// # Errors
     /// It has ended, most likely.
-    pub fn namespaced_pids(&self) -> Result<Vec<i32>> {
-        self.parsed("status", |text| parse_numbers(&String::from_utf8_lossy(text), "NSpid"))
+    pub fn namespaced_pids(&self) -> Result<NamespacedPids> {
+        self.parsed("status", |text| parse_pids(&String::from_utf8_lossy(text), "NSpid"))
     }
 
     /// The mounts that it sees, in the order of mounting.
@@ -171,33 +176,33 @@ impl Proc {
 }
 
 /// The numbers of all processes.
-pub fn all() -> Result<Vec<i32>> {
+pub fn all() -> Result<Vec<Pid>> {
     let entries = fs::read_dir(PROC).with_context(|| format!("reading {PROC}"))?;
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<Pid>().ok();
     Ok(entries.flatten().filter_map(number).collect())
 }
 
 /// When a process was started, in ticks since the machine was; `None` when it has ended.
-pub fn start_time(pid: i32) -> Option<u64> {
+pub fn start_time(pid: Pid) -> Option<u64> {
     Proc::of(pid).stat().ok().filter(|stat| !stat.has_ended())?.started
 }
 
 /// Whether a process has ended and waits for its parent.
-pub fn is_zombie(pid: i32) -> bool {
+pub fn is_zombie(pid: Pid) -> bool {
     Proc::of(pid).stat().is_ok_and(|stat| stat.has_ended())
 }
 
 /// Whether a process is gone or about to be.
-pub fn is_ending(pid: i32) -> bool {
+pub fn is_ending(pid: Pid) -> bool {
     Proc::of(pid).stat().map_or(true, |stat| stat.has_ended() || stat.is_ending)
 }
 
 /// Whether a process is another, or descends from it.
-pub fn descends_from(process: i32, ancestor: i32) -> bool {
+pub fn descends_from(process: Pid, ancestor: Pid) -> bool {
     let mut at = process;
     while at != ancestor {
         match Proc::of(at).stat() {
-            Ok(stat) if stat.parent > 1 => at = stat.parent,
+            Ok(stat) if stat.parent > Pid(1) => at = stat.parent,
             _ => return false,
         }
     }
@@ -205,8 +210,8 @@ pub fn descends_from(process: i32, ancestor: i32) -> bool {
 }
 
 /// The number of a pidfd's process; `None` when that has ended (fdinfo of pidfd_open(2)).
-pub fn number_of(process: BorrowedFd<'_>) -> Option<i32> {
-    Proc::of("thread-self").fdinfo(process.as_raw_fd()).ok()?.target
+pub fn number_of(process: BorrowedFd<'_>) -> Option<Pid> {
+    Proc::own_thread().fdinfo(process.as_raw_fd()).ok()?.target
 }
 
 /// Whether the kernel knows a file system now (`filesystems` of proc(5)).
@@ -218,14 +223,16 @@ pub fn knows_file_system(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::pid::InnerPid;
 
     #[test]
     fn this_process() {
         let own = Proc::own();
-        let pid = std::process::id().cast_signed();
+        let pid = Pid::own();
         assert!(all().unwrap().contains(&pid) && descends_from(pid, pid));
         assert!(start_time(pid).is_some() && !is_zombie(pid));
-        assert_eq!(own.namespaced_pids().unwrap()[0], pid);
+        let pids = own.namespaced_pids().unwrap();
+        assert_eq!(pids.at(1), Some(InnerPid(pid.0)));
         let file = fs::File::open("/dev/null").unwrap();
         assert!(own.descriptors().unwrap().contains(&file.as_raw_fd()));
         assert_eq!(
@@ -238,9 +245,12 @@ mod tests {
 
     #[test]
     fn one_that_is_none() {
-        let none = Proc::of(0);
+        let none = Proc::of(Pid(0));
         assert!(none.stat().is_err() && none.descriptors().is_err() && none.mapped().is_empty());
-        assert_eq!((start_time(0), is_zombie(0), descends_from(0, 1)), (None, false, false));
+        assert_eq!(
+            (start_time(Pid(0)), is_zombie(Pid(0)), descends_from(Pid(0), Pid(1))),
+            (None, false, false)
+        );
         assert!(none.name().as_bytes().is_empty());
         assert!(!knows_file_system("no such") && knows_file_system("proc"));
     }

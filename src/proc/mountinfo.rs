@@ -74,11 +74,6 @@ impl Mount {
     }
 }
 
-/// Reads the mounts that process `pid` sees (`self` for our own).
-pub fn mounts_of(pid: &str) -> Result<Vec<Mount>> {
-    super::Proc::of(pid).mounts()
-}
-
 /// Parses the whole file, in the order of mounting.
 pub fn parse_mountinfo(text: &[u8]) -> Result<Vec<Mount>> {
     text.split(|byte| *byte == b'\n')

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::sys::inode::Device;
+use crate::sys::pid::Pid;
 
 /// What it says of a process or thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,9 +13,9 @@ pub struct ProcessStat {
     /// `R`, `S`, `D`, `T`, `t`, `Z` …
     pub state: char,
     /// Its parent.
-    pub parent: i32,
+    pub parent: Pid,
     /// The leader of its session.
-    pub session: i32,
+    pub session: Pid,
     /// Its controlling terminal; none if it has none.
     pub terminal: Option<Device>,
     /// The processor time that it has had, in ticks.
@@ -65,8 +66,11 @@ mod tests {
     #[test]
     fn a_name_may_hold_parentheses_and_spaces() {
         let stat = parse_stat(b"7 (a) b (c) S 3 7 6 34817").unwrap();
-        assert_eq!((stat.parent, stat.name.as_str()), (3, "a) b (c"));
-        assert_eq!((stat.state, stat.session, stat.terminal), ('S', 6, Some(Device::new(136, 1))));
+        assert_eq!((stat.parent, stat.name.as_str()), (Pid(3), "a) b (c"));
+        assert_eq!(
+            (stat.state, stat.session, stat.terminal),
+            ('S', Pid(6), Some(Device::new(136, 1)))
+        );
         assert_eq!((stat.worked, stat.started), (0, None));
         for cut in [&b"7 (a S 3"[..], b"7 )(", b"7 (a) S 3 7 6", b""] {
             assert!(parse_stat(cut).is_err(), "{cut:?}");

@@ -2,18 +2,37 @@
 
 use anyhow::{Context, Result};
 
+use crate::sys::pid::InnerPid;
+
 /// What stands behind a name.
 pub fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// The numbers behind a name, from our namespace inwards (`NSpid`, `NSsid`).
+/// The numbers of a process in the namespaces that it is in, from ours inwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespacedPids(Vec<i32>);
+
+impl NamespacedPids {
+    /// In how many namespaces it has one, ours among them.
+    pub fn depth(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The number in the namespace of that depth, such as a container's; `None` if it is not in it.
+    pub fn at(&self, depth: usize) -> Option<InnerPid> {
+        self.0.get(depth.checked_sub(1)?).copied().map(InnerPid)
+    }
+}
+
+/// The numbers behind a name (`NSpid`, `NSsid`).
 ///
 /// # Errors
 /// The line is not there, or holds something else.
-pub fn parse_numbers(text: &str, name: &str) -> Result<Vec<i32>> {
+pub fn parse_pids(text: &str, name: &str) -> Result<NamespacedPids> {
     let line = field(text, name).with_context(|| format!("it has no {name}"))?;
-    line.split_ascii_whitespace().map(|number| Ok(number.parse()?)).collect()
+    let numbers = line.split_ascii_whitespace().map(|number| Ok(number.parse()?));
+    numbers.collect::<Result<_>>().map(NamespacedPids)
 }
 
 #[cfg(test)]
@@ -22,9 +41,12 @@ mod tests {
 
     #[test]
     fn pids_of_each_namespace() {
-        assert_eq!(parse_numbers("Name:\tx\nNSpid:\t812\t7\n", "NSpid").unwrap(), [812, 7]);
-        assert!(parse_numbers("Name:\tx\n", "NSpid").is_err());
-        assert!(parse_numbers("NSpid:\tx\n", "NSpid").is_err());
+        let pids = parse_pids("Name:\tx\nNSpid:\t812\t7\n", "NSpid").unwrap();
+        assert_eq!(pids, NamespacedPids(vec![812, 7]));
+        assert_eq!((pids.depth(), pids.at(2)), (2, Some(InnerPid(7))));
+        assert_eq!((pids.at(0), pids.at(3)), (None, None));
+        assert!(parse_pids("Name:\tx\n", "NSpid").is_err());
+        assert!(parse_pids("NSpid:\tx\n", "NSpid").is_err());
         assert_eq!(field("NSpidx:\t1\n", "NSpid"), None);
     }
 }

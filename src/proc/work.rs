@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
 use super::{Proc, all};
+use crate::sys::pid::Pid;
 
 /// These processes, and all that descend from them.
-pub fn with_descendants(of: &[i32]) -> BTreeSet<i32> {
+pub fn with_descendants(of: &[Pid]) -> BTreeSet<Pid> {
     let parents = parents();
-    let is_of = |mut pid: i32| {
+    let is_of = |mut pid: Pid| {
         // No line of descent is longer than there are processes.
         for _ in 0..=parents.len() {
             if of.contains(&pid) {
@@ -24,15 +25,15 @@ pub fn with_descendants(of: &[i32]) -> BTreeSet<i32> {
     of.iter().copied().chain(parents.keys().copied().filter(|pid| is_of(*pid))).collect()
 }
 
-fn parents() -> HashMap<i32, i32> {
-    let parent = |pid: i32| Some((pid, Proc::of(pid).stat().ok()?.parent));
+fn parents() -> HashMap<Pid, Pid> {
+    let parent = |pid: Pid| Some((pid, Proc::of(pid).stat().ok()?.parent));
     all().unwrap_or_default().into_iter().filter_map(parent).collect()
 }
 
 /// How much a process has done so far: processor time, and bytes that it read and wrote
 /// (proc_pid_io(5)). Who waits in the kernel, or for somebody else, does not get on. 0 for one
 /// that has ended.
-pub fn done_by(pid: i32) -> u64 {
+pub fn done_by(pid: Pid) -> u64 {
     let process = Proc::of(pid);
     let io = fs::read_to_string(process.at("io")).unwrap_or_default();
     let numbers = io.lines().filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok());
@@ -53,8 +54,8 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let pid = child.id().cast_signed();
-        assert!(with_descendants(&[std::process::id().cast_signed()]).contains(&pid));
+        let pid = Pid::of(&child);
+        assert!(with_descendants(&[Pid::own()]).contains(&pid));
         child.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
         // Until it is in its read.
         while Proc::of(pid).stat().unwrap().state != 'S' {}

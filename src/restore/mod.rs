@@ -30,9 +30,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 
 use crate::choice::Choice;
+use crate::container::Holder;
 use crate::container::Volumes;
 use crate::criu::images::Images;
-use crate::files::{self, Holder};
+use crate::files::{self};
 use crate::hint::WithHint;
 use crate::lend::Handed;
 use crate::machine;

@@ -33,6 +33,7 @@ use crate::store::manifest::{Manifest, State};
 use crate::substitute::{
     self, Allow, Around, Callers, Mismatch, Mismatches, Prepared, Resolved, Site, Treatment,
 };
+use crate::sys::pid::Pid;
 
 const FITTING: &str = "give something that can be used as the original was: opened in the same \
                        mode, and of a type that fits";
@@ -48,7 +49,7 @@ pub struct Examined<'a> {
     pub(super) rules: Rules,
     parts: Targets<'a>,
     /// Processes that may use what the parts are put back on: the container's own.
-    own: Vec<i32>,
+    own: Vec<Pid>,
 }
 
 /// The file systems that are to be as they were.
@@ -263,7 +264,7 @@ impl Targets<'_> {
     }
 
     /// Makes sure that nobody but `own` processes use what would be changed.
-    fn ensure_unused(&self, changes: &[snapshot::Plan<'_>], own: &[i32]) -> Result<()> {
+    fn ensure_unused(&self, changes: &[snapshot::Plan<'_>], own: &[Pid]) -> Result<()> {
         match self {
             Self::Packed(parts) => parts
                 .iter()
@@ -378,7 +379,7 @@ impl Rules {
 }
 
 /// The processes of the container of that name, if it runs.
-fn processes_of(request: &RestoreRequest) -> Vec<i32> {
+fn processes_of(request: &RestoreRequest) -> Vec<Pid> {
     if !request.runtime.may_know(&request.id) {
         return Vec::new();
     }

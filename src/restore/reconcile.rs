@@ -12,6 +12,7 @@ use crate::locations;
 use crate::snapshot::{self, DriverSettings, HeldLocally, PackedPart, Plan, Progress, Root};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{self, Manifest};
+use crate::sys::pid::Pid;
 
 /// A part of the checkpoint, and what it is put back on.
 pub(super) struct Target {
@@ -37,7 +38,7 @@ impl Target {
 
     /// Makes sure that nobody uses what `changes` would be done to, but for processes in mount
     /// namespaces of `beside`.
-    pub(super) fn ensure_unused(&self, changes: &Plan<'_>, beside: &[i32]) -> Result<()> {
+    pub(super) fn ensure_unused(&self, changes: &Plan<'_>, beside: &[Pid]) -> Result<()> {
         match self.is_root() {
             false => ensure_volume_is_unused(&self.destination, self.path(), beside),
             true if changes.is_empty() => Ok(()),
@@ -195,7 +196,7 @@ fn volume_at(destination: &Path, bundle: &Bundle) -> Result<Bind> {
 pub(super) fn ensure_volume_is_unused(
     destination: &Path,
     source: &Path,
-    beside: &[i32],
+    beside: &[Pid],
 ) -> Result<()> {
     let users = shared::users_of(source, beside)?;
     let Some(user) = users.first() else { return Ok(()) };
@@ -205,7 +206,7 @@ pub(super) fn ensure_volume_is_unused(
 
 /// Putting the root file system back under a container that lives there would, too. What its runtime
 /// says of names does not tell: another container may have been made of the same bundle.
-fn ensure_root_is_unused(root: &Path, beside: &[i32]) -> Result<()> {
+fn ensure_root_is_unused(root: &Path, beside: &[Pid]) -> Result<()> {
     let Some(user) = shared::process_in(root, beside)? else { return Ok(()) };
     Err(anyhow!("the root file system {} is in use: {user} lives there", root.display())
         .hint("end that container, or name another bundle with --bundle"))

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 
 use super::console::Console;
 use super::place::ViewPlace;
@@ -19,7 +17,7 @@ use crate::criu::images::entries::FileLock;
 use crate::criu::images::{ImageDir, LOCKS, cgroups};
 use crate::criu::plugin::{self, Failure};
 use crate::criu::protocol::{FIRST_FD, Work};
-use crate::files::{Holder, Table};
+use crate::files::Table;
 use crate::hint::WithHint;
 use crate::runtime::Family;
 use crate::runtime::arguments::{CGROUPS_MODE, value_of};
@@ -27,6 +25,7 @@ use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
 use crate::store::manifest::Manifest;
 use crate::substitute::{self, Replacement, Treatment};
+use crate::sys::pid::{Pid, signal};
 use crate::sys::process::{pidfd, wait_readable};
 use crate::sys::signals::{FORWARDED, Signals};
 use crate::sys::spawn;
@@ -147,11 +146,11 @@ pub(super) fn run(
 /// CRIU's log would say that a process was killed: by its library, which could not go on.
 fn lock_not_taken(failed: &Failure, images: &Path) -> anyhow::Error {
     let Failure::Lock { holder, errno } = failed;
-    let whose = holder.map_or_else(String::new, |(pid, fd)| {
+    let whose = holder.map_or_else(String::new, |holder| {
         let table = Table::read(images).ok();
-        let file = table.as_ref().and_then(|table| table.held_by(Holder { pid, fd }));
+        let file = table.as_ref().and_then(|table| table.held_by(holder));
         let name = file.map_or_else(String::new, |file| format!(" on {}", file.name));
-        format!("fd {fd} of pid {pid}: its lock{name}: ")
+        format!("fd {} of pid {}: its lock{name}: ", holder.fd, holder.pid)
     });
     let error = anyhow!("{whose}{}", std::io::Error::from_raw_os_error(*errno));
     let error = error.context("taking the locks of processes again");
@@ -194,7 +193,7 @@ fn attend(
     fds: &[BorrowedFd<'_>],
     signals: &Signals,
 ) -> Result<Ended> {
-    while let Some(end) = pidfd(runtime.as_raw())? {
+    while let Some(end) = pidfd(runtime)? {
         let ready = wait_readable(&[door.as_fd(), signals.as_fd(), end.as_fd()], None)?;
         if ready[0] {
             attend_visitor(door, configuration, fds)?;
@@ -230,7 +229,7 @@ fn attend_visitor(
 fn forward(signals: &Signals, runtime: Pid) -> Result<()> {
     while let Some(came) = signals.next()? {
         // It may just have ended.
-        let _ = kill(runtime, came.signal);
+        let _ = signal(runtime, came.signal);
     }
     Ok(())
 }

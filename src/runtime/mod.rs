@@ -18,6 +18,7 @@ use crate::bytes::ByteString;
 use crate::hint::WithHint;
 use crate::proc::OWN_PROGRAM;
 use crate::sys::inode::DevIno;
+use crate::sys::pid::Pid;
 use crate::sys::process::{find_program, is_program};
 
 /// The program that does the work, and the global flags that it is called with.
@@ -226,7 +227,7 @@ pub struct RuntimeState {
     pub status: String,
     /// The first process, as the host numbers it; 0 when there is none.
     #[serde(default)]
-    pub pid: i32,
+    pub pid: Pid,
     /// The bundle directory.
     pub bundle: PathBuf,
 }

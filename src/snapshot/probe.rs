@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use super::identity::{Form, LayerIdentity, RootIdentity};
 use super::lower;
 use crate::bytes::ByteString;
-use crate::proc::mountinfo::{Mount, mount_of, mounts_of};
+use crate::proc::Proc;
+use crate::proc::mountinfo::{Mount, mount_of};
 use crate::sys::fs;
 use crate::sys::inode::{DevIno, Device};
 use crate::sys::mount::{Lowers, clone_of, overlay_of_lowers};
@@ -132,7 +133,7 @@ impl Overlay {
 /// Finds out what kind of root `rootfs` is. Nothing is changed.
 pub fn probe(rootfs: &Path) -> Result<Root> {
     let path = rootfs.canonicalize().with_context(|| format!("resolving {}", rootfs.display()))?;
-    let mounts = mounts_of("thread-self")?;
+    let mounts = Proc::own_thread().mounts()?;
     let mount = mount_of(&mounts, &path).context("finding the mount of the root")?;
     let is_overlay =
         mount.kind == "overlay" && mount.root.as_bytes() == b"/" && mount.point.as_path() == path;

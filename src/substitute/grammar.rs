@@ -27,7 +27,8 @@ use super::rule::{Origin, Rule};
 use super::selector::{Selector, Term};
 use super::source::{Access, FileSource, Position, Source, TcpSource, UnixSource};
 use crate::bytes::ByteString;
-use crate::files::{FileId, FileKind, Holder};
+use crate::container::Holder;
+use crate::files::{FileId, FileKind};
 
 /// A rule that cannot be understood, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -411,6 +412,7 @@ fn apply_option(file: &mut FileSource, option: Part<'_>) -> Result<(), ParseErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::pid::InnerPid;
     use proptest::prelude::*;
 
     fn rule(text: &str) -> Result<Rule, ParseError> {
@@ -563,7 +565,8 @@ mod tests {
     fn any_term() -> impl Strategy<Value = Term> {
         prop_oneof![
             any::<u32>().prop_map(|id| Term::Id(FileId(id))),
-            (0..=i32::MAX, 0..=i32::MAX).prop_map(|(pid, fd)| Term::Holder(Holder { pid, fd })),
+            (0..=i32::MAX, 0..=i32::MAX)
+                .prop_map(|(pid, fd)| Term::Holder(Holder { pid: InnerPid(pid), fd })),
             (0..=i32::MAX).prop_map(Term::Fd),
             prop::sample::select(FileKind::ALL).prop_map(Term::Kind),
             any_path().prop_map(|path| Term::Path(PathPattern::exact(path))),

@@ -214,8 +214,10 @@ fn winner(rules: &[Arc<Rule>], file: &OpenFile) -> Result<Option<Resolved>, Box<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::{ExternalFile, FileId, FileKind, Holder};
+    use crate::container::Holder;
+    use crate::files::{ExternalFile, FileId, FileKind};
     use crate::substitute::parse_rule;
+    use crate::sys::pid::InnerPid;
 
     fn file(id: u32, name: &str, holders: &[(i32, i32)]) -> OpenFile {
         OpenFile {
@@ -227,7 +229,10 @@ mod tests {
             size: None,
             mode: None,
             deleted: false,
-            holders: holders.iter().map(|(pid, fd)| Holder { pid: *pid, fd: *fd }).collect(),
+            holders: holders
+                .iter()
+                .map(|(pid, fd)| Holder { pid: InnerPid(*pid), fd: *fd })
+                .collect(),
             external: None,
             watched: false,
             locks: Vec::new(),

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use super::pattern::{AddressPattern, PathPattern};
-use crate::files::{FileId, FileKind, Holder, OpenFile};
+use crate::container::Holder;
+use crate::files::{FileId, FileKind, OpenFile};
 
 /// Which open files: those that every term says.
 #[derive(Clone, Debug, PartialEq, Eq)]

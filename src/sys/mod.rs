@@ -20,6 +20,7 @@ pub mod mount;
 pub mod mqueue;
 pub mod named;
 pub mod owned;
+pub mod pid;
 pub mod process;
 pub mod signals;
 pub mod socket;

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::PidfdFlags;
+
+use super::pid::{Pid, ProcessFd};
 
 /// A process's pidfd; `None` when there is no such process any more.
-pub fn pidfd(pid: i32) -> Result<Option<OwnedFd>> {
-    let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+pub fn pidfd(pid: Pid) -> Result<Option<OwnedFd>> {
+    let Some(number) = Option::from(pid) else { return Ok(None) };
     match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
         Ok(fd) => Ok(Some(fd)),
         Err(rustix::io::Errno::SRCH) => Ok(None),
@@ -62,7 +64,7 @@ fn wait_for(fds: &[BorrowedFd<'_>], what: PollFlags, limit: Option<Duration>) ->
 }
 
 /// A copy of a file descriptor of another process, of the same open file.
-pub fn descriptor_of(pid: i32, fd: RawFd) -> Result<OwnedFd> {
+pub fn descriptor_of(ProcessFd { pid, fd }: ProcessFd) -> Result<OwnedFd> {
     let process = pidfd(pid)?.context("it has ended")?;
     rustix::process::pidfd_getfd(process, fd, rustix::process::PidfdGetfdFlags::empty())
         .with_context(|| format!("copying fd {fd} of process {pid}"))
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_has_no_pidfd() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let pid = child.id().cast_signed();
+        let pid = Pid::of(&child);
         assert!(pidfd(pid).unwrap().is_some());
         child.wait().unwrap();
         assert!(pidfd(pid).unwrap().is_none());

@@ -12,6 +12,7 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::pid::Pid;
 use super::process::pidfd;
 
 /// The largest message; all of ours fit many times.
@@ -76,9 +77,9 @@ impl Channel {
     }
 
     /// The number of the process that connected to us, as [`peer`](Self::peer).
-    pub fn peer_number(&self) -> Result<i32> {
+    pub fn peer_number(&self) -> Result<Pid> {
         let peer = rustix::net::sockopt::socket_peercred(&self.0).context("asking who connects")?;
-        Ok(peer.pid.as_raw_pid())
+        Ok(Pid(peer.pid.as_raw_pid()))
     }
 
     /// The process at the other end; `None` when it has ended. Who waits for an answer has not,

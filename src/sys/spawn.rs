@@ -13,9 +13,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 
+use super::pid::Pid;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::Pid;
 
 /// Starts a program that inherits `fd`, whose number stands in an environment variable. Nobody
 /// else inherits it, and it is closed here.
@@ -50,7 +50,9 @@ pub fn with_signals(command: &[OsString], variables: &[(&str, OsString)]) -> io:
     let arguments: Vec<CString> =
         command.iter().map(|argument| terminated(argument)).collect::<io::Result<_>>()?;
     let environment = environment(variables)?;
-    Ok(posix_spawn(command[0].as_os_str(), &as_they_are, &attributes, &arguments, &environment)?)
+    let program = command[0].as_os_str();
+    let child = posix_spawn(program, &as_they_are, &attributes, &arguments, &environment)?;
+    Ok(Pid(child.as_raw()))
 }
 
 fn environment(variables: &[(&str, OsString)]) -> io::Result<Vec<CString>> {
@@ -73,7 +75,7 @@ fn terminated(word: &OsStr) -> io::Result<CString> {
 /// # Errors
 /// When there is no such child.
 pub fn wait(program: Pid) -> io::Result<ExitStatus> {
-    let program = rustix::process::Pid::from_raw(program.as_raw());
+    let program = program.into();
     let any = rustix::process::WaitOptions::empty();
     let ended = rustix::io::retry_on_intr(|| rustix::process::waitpid(program, any))?;
     let (_, status) = ended.ok_or(io::ErrorKind::NotFound)?;

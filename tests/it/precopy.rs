@@ -9,6 +9,7 @@ use ocicle::files::Suspects;
 use ocicle::snapshot::{
     Compression, DriverSettings, SnapshotOwner, Staging, choose, pack, plan, probe,
 };
+use ocicle::sys::pid::Pid;
 
 const ROUNDS: usize = 6;
 
@@ -37,13 +38,13 @@ fn is_true(machine: &Machine, container: &Container<'_>, root: &Path, dir: &str)
         let settings = DriverSettings { programs: Vec::new(), records: top.join("records") };
         let purpose = SnapshotOwner { owner: &out, part: "rootfs", is_alive: &|_| true };
         rest(&root.join(dir));
-        let before = Suspects::of(&container.processes());
+        let before = Suspects::of(&pids(container));
         let (mut driver, _) =
             choose(&staging, probe(root).unwrap(), None, &settings, &purpose).unwrap();
         driver.prepare(&before).unwrap();
         container.freeze();
         let mut suspects = before;
-        suspects.extend(Suspects::of(&container.processes()));
+        suspects.extend(Suspects::of(&pids(container)));
         let stats = driver.take(&suspects).unwrap();
         let truth = tree_of(&root.join(dir));
         container.thaw();
@@ -108,3 +109,8 @@ on_each_runtime!(on_xfs, |machine| writes_in_every_way(machine, Some("xfs")));
 on_each_runtime!(on_btrfs, |machine| writes_in_every_way(machine, Some("btrfs")));
 
 on_each_runtime!(on_ext4, |machine| writes_in_every_way(machine, Some("ext4")));
+
+/// The processes of a container, as the library numbers them.
+fn pids(container: &Container<'_>) -> Vec<Pid> {
+    container.processes().into_iter().map(Pid).collect()
+}

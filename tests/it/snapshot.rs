@@ -331,7 +331,7 @@ fn a_copy_in_advance_is_not_trusted() {
     fs::write(root.join("new"), "made").unwrap();
     let direct =
         File::options().read(true).custom_flags(libc::O_DIRECT).open(root.join("volatile"));
-    let suspects = Suspects::of(&[std::process::id().cast_signed()]);
+    let suspects = Suspects::of(&[ocicle::sys::pid::Pid::own()]);
     drop(direct.unwrap());
     let second = stage.take(&suspects).unwrap();
     assert_eq!((second.copied, second.kept), (3, 1), "{second:?}");

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::bytes::ByteString;
 use crate::inspect::DumpedProcess;
 use crate::output::{self, Tone, toned};
+use crate::sys::pid::InnerPid;
 
 /// How deep a tree is drawn; a forged one can be as deep as it has processes.
 const DEPTH: usize = 64;
@@ -13,8 +14,8 @@ const WIDTH: usize = 160;
 
 /// A line for each process, children below their parents.
 pub(super) fn lines(processes: &[DumpedProcess]) -> Vec<String> {
-    let pids: BTreeSet<i32> = processes.iter().map(|process| process.pid).collect();
-    let mut children: BTreeMap<Option<i32>, Vec<&DumpedProcess>> = BTreeMap::new();
+    let pids: BTreeSet<InnerPid> = processes.iter().map(|process| process.pid).collect();
+    let mut children: BTreeMap<Option<InnerPid>, Vec<&DumpedProcess>> = BTreeMap::new();
     for process in processes {
         let has_parent = pids.contains(&process.ppid) && process.ppid != process.pid;
         children.entry(has_parent.then_some(process.ppid)).or_default().push(process);
@@ -32,7 +33,7 @@ pub(super) fn lines(processes: &[DumpedProcess]) -> Vec<String> {
 
 struct Tree<'a> {
     /// By parent, which is taken away when it has been drawn.
-    children: BTreeMap<Option<i32>, Vec<&'a DumpedProcess>>,
+    children: BTreeMap<Option<InnerPid>, Vec<&'a DumpedProcess>>,
     lines: Vec<String>,
 }
 
@@ -93,8 +94,8 @@ mod tests {
     fn process(pid: i32, ppid: i32, command: Option<&[&str]>) -> DumpedProcess {
         let command = command.map(|words| words.iter().map(|word| (*word).into()).collect());
         DumpedProcess {
-            pid,
-            ppid,
+            pid: InnerPid(pid),
+            ppid: InnerPid(ppid),
             uid: Some(0),
             threads: 1,
             name: "name".into(),

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::image::{BadImage, Image};
 use super::wire::{BadMessage, Message};
 use crate::bytes::ByteString;
+use crate::sys::pid::InnerPid;
 
 type Result<T> = std::result::Result<T, BadMessage>;
 
@@ -70,15 +71,15 @@ impl Ids {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeEntry {
     /// The process.
-    pub pid: i32,
+    pub pid: InnerPid,
     /// Its parent.
-    pub ppid: i32,
+    pub ppid: InnerPid,
     /// Its process group.
-    pub pgid: i32,
+    pub pgid: InnerPid,
     /// Its session.
-    pub sid: i32,
+    pub sid: InnerPid,
     /// Its threads.
-    pub threads: Vec<i32>,
+    pub threads: Vec<InnerPid>,
 }
 
 impl TreeEntry {
@@ -90,12 +91,16 @@ impl TreeEntry {
             ppid: pid(message, 2, "ppid")?,
             pgid: pid(message, 3, "pgid")?,
             sid: pid(message, 4, "sid")?,
-            threads: threads.iter().map(|tid| *tid as i32).collect(),
+            threads: threads.iter().map(|tid| InnerPid(*tid as i32)).collect(),
         })
     }
 }
 
-fn pid(message: &Message<'_>, number: u32, name: &'static str) -> Result<i32> {
+fn pid(message: &Message<'_>, number: u32, name: &'static str) -> Result<InnerPid> {
+    positive(message, number, name).map(InnerPid)
+}
+
+fn positive(message: &Message<'_>, number: u32, name: &'static str) -> Result<i32> {
     i32::try_from(message.need_u32(number, name)?)
         .map_err(|_| BadMessage::OutOfRange { number, name })
 }
@@ -273,7 +278,7 @@ impl FdEntry {
         Ok(Self {
             file: message.need_u32(Self::FILE, "id")?,
             kind: FdType::of(message.need_u32(Self::TYPE, "type")?),
-            fd: pid(message, 4, "fd")?,
+            fd: positive(message, 4, "fd")?,
         })
     }
 }
@@ -359,7 +364,7 @@ pub enum FileBody {
     /// A pidfd.
     Pidfd {
         /// The process, as the container sees it; -1 when it is gone.
-        pid: i32,
+        pid: InnerPid,
     },
     /// A tun or tap device.
     Tun {
@@ -395,7 +400,7 @@ impl FileBody {
                 position: body.need_u64(3, "pos")?,
                 inode: body.need_u32(5, "inode_id")?,
             },
-            FdType::Pidfd => Self::Pidfd { pid: body.need_i32(4, "nspid")? },
+            FdType::Pidfd => Self::Pidfd { pid: InnerPid(body.need_i32(4, "nspid")?) },
             FdType::Tun => Self::Tun { device: body.bytes(2).map(ByteString::from) },
             FdType::Namespace => Self::Namespace {
                 id: body.need_u32(2, "ns_id")?,
@@ -407,7 +412,7 @@ impl FileBody {
 }
 
 fn read_watched(body: &Message<'_>) -> Result<Vec<i32>> {
-    body.messages(4).map(|watched| pid(&watched?, 2, "tfd")).collect()
+    body.messages(4).map(|watched| positive(&watched?, 2, "tfd")).collect()
 }
 
 /// A file that CRIU reopens by its path.
@@ -722,7 +727,7 @@ pub struct FileLock {
     /// What it is for: `F_RDLCK`, `F_WRLCK`.
     pub access: u32,
     /// The process that holds it, as the container sees it.
-    pub pid: i32,
+    pub pid: InnerPid,
     /// Through which file descriptor.
     pub fd: i32,
     /// Where it begins.
@@ -746,7 +751,7 @@ impl FileLock {
         Ok(Self {
             flag: message.need_u32(1, "flag")?,
             access: message.need_u32(2, "type")?,
-            pid: message.need_i32(3, "pid")?,
+            pid: InnerPid(message.need_i32(3, "pid")?),
             fd: message.need_i32(4, "fd")?,
             start: message.need_u64(5, "start")? as i64,
             length: message.need_u64(6, "len")? as i64,
@@ -764,7 +769,7 @@ impl FileLock {
         let fields = [
             self.flag.into(),
             self.access.into(),
-            signed(self.pid),
+            signed(self.pid.0),
             signed(self.fd),
             self.start as u64,
             self.length as u64,

@@ -21,6 +21,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::container::Holder;
+use crate::sys::pid::InnerPid;
 use entries::{
     Core, FdEntry, FdType, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
     Pagemap, Remap, TreeEntry, TtyInfo, mount_key,
@@ -111,7 +113,7 @@ impl ImageDir {
     }
 
     /// The memory of a process that the images have.
-    pub fn pagemap(&self, pid: i32) -> Result<Option<Pagemap>> {
+    pub fn pagemap(&self, pid: InnerPid) -> Result<Option<Pagemap>> {
         let name = format!("pagemap-{pid}.img");
         let Some(image) = self.find(ImageKind::Pagemap, &name)? else { return Ok(None) };
         Pagemap::read(&image).map(Some).with_context(|| self.reading(&name))
@@ -232,19 +234,21 @@ impl Images {
 
     /// Every file descriptor: the process, and the entry in its table. Processes that share a
     /// table have each of its entries.
-    pub fn fds(&self) -> impl Iterator<Item = (i32, FdEntry)> + '_ {
+    pub fn fds(&self) -> impl Iterator<Item = (InnerPid, FdEntry)> + '_ {
         self.tasks.iter().flat_map(|task| {
             let table = task.table().and_then(|table| self.tables.get(&table));
             table.into_iter().flatten().map(|fd| (task.tree.pid, *fd))
         })
     }
 
-    /// Every file descriptor, by its process and its number: the table that it is in, and its open file.
-    pub fn descriptors(&self) -> HashMap<(i32, i32), (u32, u32)> {
+    /// Every file descriptor: the table that it is in, and its open file.
+    pub fn descriptors(&self) -> HashMap<Holder, InTable> {
         let of_task = |task: &TaskImages| {
             let (pid, table) = (task.tree.pid, task.table()?);
             let fds = self.tables.get(&table)?;
-            Some(fds.iter().map(move |fd| ((pid, fd.fd), (table, fd.file))))
+            let entry =
+                move |fd: &FdEntry| (Holder { pid, fd: fd.fd }, InTable { table, file: fd.file });
+            Some(fds.iter().map(entry))
         };
         self.tasks.iter().filter_map(of_task).flatten().collect()
     }
@@ -259,6 +263,15 @@ impl Images {
     pub fn file(&self, id: u32) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.id == id)
     }
+}
+
+/// An open file in a table of file descriptors, which processes may share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InTable {
+    /// The table, by CRIU's identifier.
+    pub table: u32,
+    /// The open file, by CRIU's identifier.
+    pub file: u32,
 }
 
 fn read_task(dir: &ImageDir, tree: TreeEntry) -> Result<TaskImages> {

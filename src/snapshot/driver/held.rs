@@ -11,7 +11,8 @@ use super::pool::Pool;
 use super::{Claim, DriverName, DriverSettings, Program, program};
 use crate::bytes::ByteString;
 use crate::files::Suspects;
-use crate::proc::mountinfo::{Mount, mounts_of};
+use crate::proc::Proc;
+use crate::proc::mountinfo::Mount;
 use crate::snapshot::attributes::is_racy;
 use crate::snapshot::identity::RootIdentity;
 use crate::snapshot::index::Index;
@@ -83,7 +84,7 @@ impl DriverSnapshot {
         check_name(name.as_bytes())?;
         let is_recorded = match &self.place {
             SnapshotPlace::Btrfs { device } => {
-                let mounts = mounts_of("thread-self")?;
+                let mounts = Proc::own_thread().mounts()?;
                 let is_it = |mount: &Mount| mount.kind == "btrfs" && mount.source == *device;
                 ensure!(mounts.iter().any(is_it), "no btrfs is mounted from {device}");
                 Pool::open(device)?.has(&self.claim)

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 use super::registry::{Claim, Registry, new_name};
 use crate::bytes::ByteString;
 use crate::fault::{self, Point};
-use crate::proc::mountinfo::{mount_of, mounts_of};
+use crate::proc::Proc;
+use crate::proc::mountinfo::mount_of;
 use crate::snapshot::probe::Root;
 use crate::snapshot::{remove, split};
 use crate::sys::btrfs;
@@ -145,14 +146,14 @@ impl Pool {
 
 /// The device of the btrfs that a root is on.
 pub(super) fn device_of(root: &Root) -> Result<Option<ByteString>> {
-    let mounts = mounts_of("thread-self")?;
+    let mounts = Proc::own_thread().mounts()?;
     let mount = mount_of(&mounts, root.path()).context("finding the mount of the root")?;
     Ok((mount.kind == "btrfs").then(|| mount.source.clone()))
 }
 
 /// The path of a root in its file system, if no mount holds on to it, or to what is in it.
 fn place_of(root: &Root) -> Result<Option<Vec<u8>>> {
-    let mounts = mounts_of("thread-self")?;
+    let mounts = Proc::own_thread().mounts()?;
     if mounts.iter().any(|mount| mount.point.as_path().starts_with(root.path())) {
         return Ok(None);
     }

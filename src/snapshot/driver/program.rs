@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,9 +19,11 @@ use super::registry::{Claim, Registry};
 use crate::bytes::ByteString;
 use crate::glob;
 use crate::hint::WithHint;
-use crate::proc::mountinfo::{mount_of, mounts_of};
+use crate::proc::Proc;
+use crate::proc::mountinfo::mount_of;
 use crate::sys::fs;
 use crate::sys::mount::clone_of;
+use crate::sys::pid::Pid;
 use crate::sys::process::{pidfd, wait_readable};
 
 /// An answer longer than this is refused.
@@ -173,12 +174,12 @@ impl Program {
 /// Waits for the end of a program; when the time is over, for that of all that it started.
 fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     let end = Instant::now() + limit;
-    let group = Pid::from_raw(child.id().cast_signed());
-    let Some(process) = pidfd(group.as_raw())? else { return Ok(child.wait()?) };
+    let group = Pid::of(child);
+    let Some(process) = pidfd(group)? else { return Ok(child.wait()?) };
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let _ = killpg(group, Signal::SIGKILL);
+            let _ = killpg(nix::unistd::Pid::from_raw(group.0), Signal::SIGKILL);
             child.wait()?;
             return Err(anyhow!("it took longer than {} s, and was killed", limit.as_secs()));
         }
@@ -198,7 +199,7 @@ fn tail_of(errors: &mut File) -> Result<ByteString> {
 
 /// The mount that a path is on, as a program needs it to know the device.
 fn mount_at(path: &Path) -> Result<Value> {
-    let mounts = mounts_of("thread-self")?;
+    let mounts = Proc::own_thread().mounts()?;
     let mount = mount_of(&mounts, path).context("it is on no mount")?;
     Ok(json!({
         "point": mount.point.as_path(),

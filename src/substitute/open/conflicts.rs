@@ -13,6 +13,7 @@ use super::{Around, Prepared, Refusal, Work, file::Pending};
 use crate::files::{FileKind, Lock, LockKind, OpenFile};
 use crate::sys::inode::DevIno;
 use crate::sys::kcmp::compare_files;
+use crate::sys::pid::ProcessFd;
 
 /// Refuses rules by which two locks would be on one file that cannot be held at once.
 pub(super) fn check(prepared: &[Prepared], around: &Around<'_>) -> Vec<Refusal> {
@@ -88,9 +89,8 @@ impl<'a> Claim<'a> {
 
     /// Whether it is one opening, which has its locks once.
     fn is_one_with(&self, other: &Self) -> bool {
-        let process = std::process::id().cast_signed();
         let (Some(one), Some(other)) = (self.opening, other.opening) else { return false };
-        let [one, other] = [one, other].map(|fd| (process, fd.as_raw_fd()));
+        let [one, other] = [one, other].map(|fd| ProcessFd::own(fd.as_raw_fd()));
         compare_files(one, other).is_ok_and(|order| order == Ordering::Equal)
     }
 
@@ -147,9 +147,10 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::pid::InnerPid;
 
     fn lock(kind: LockKind, pid: i32, exclusive: bool, start: i64, length: i64) -> Lock {
-        Lock { kind, exclusive, start, length, pid }
+        Lock { kind, exclusive, start, length, pid: InnerPid(pid) }
     }
 
     #[test]

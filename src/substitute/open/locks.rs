@@ -95,11 +95,12 @@ fn is_range_free(fd: &OwnedFd, lock: &Lock) -> std::io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::pid::InnerPid;
     use nix::fcntl::{Flock, FlockArg};
     use std::fs::File;
 
     fn locked(kind: LockKind) -> OpenFile {
-        let lock = Lock { kind, exclusive: true, start: 0, length: 0, pid: 1 };
+        let lock = Lock { kind, exclusive: true, start: 0, length: 0, pid: InnerPid(1) };
         OpenFile { locks: vec![lock], ..super::super::tests::original(libc::O_RDWR, None) }
     }
 

@@ -364,8 +364,9 @@ fn set_nonblocking(fd: &OwnedFd, file: &OpenFile) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::Holder;
+    use crate::container::Holder;
     use crate::substitute::{Origin, parse_rule};
+    use crate::sys::pid::InnerPid;
     use rustix::fs::SeekFrom;
     use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
@@ -380,7 +381,7 @@ mod tests {
             size: None,
             mode: None,
             deleted: false,
-            holders: vec![Holder { pid: 1, fd: 3 }],
+            holders: vec![Holder { pid: InnerPid(1), fd: 3 }],
             external: None,
             watched: false,
             locks: Vec::new(),

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use super::Around;
 use crate::bytes::ByteString;
 use crate::files::OpenFile;
+use crate::sys::pid::Pid;
 use crate::sys::process::{is_program, pidfd, wait_readable};
 use crate::sys::socket::Channel;
 use crate::sys::spawn;
@@ -109,7 +110,7 @@ fn answer(socket: &Channel, end: Instant) -> Result<OwnedFd> {
 
 /// Waits for the end.
 fn wait(child: &Child, end: Instant) -> Result<()> {
-    let Some(process) = pidfd(i32::try_from(child.id())?)? else { return Ok(()) };
+    let Some(process) = pidfd(Pid::of(child))? else { return Ok(()) };
     loop {
         let left = end.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "it did not end within {} seconds", LIMIT.as_secs());

@@ -23,6 +23,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::bytes::ByteString;
+use crate::container::Holder;
 use crate::criu::images::entries::{
     FdEntry, FdType, FileBody, FileEntry, FileLock, Remap, RemapKind,
 };
@@ -31,6 +32,7 @@ use crate::criu::images::wire::{BadMessage, Message};
 use crate::criu::images::{ImageDir, Images, LOCKS, TaskImages};
 use crate::files::FileId;
 use crate::hint::WithHint;
+use crate::sys::pid::InnerPid;
 
 use rest::Rest;
 
@@ -133,11 +135,10 @@ struct Plan<'a> {
     names: BTreeMap<u32, String>,
     /// The mount of the container's root.
     root: Option<i32>,
-    /// File descriptors whose locks go, and which no epoll instance watches any more, as process
-    /// and number.
-    forgotten: HashSet<(i32, i32)>,
+    /// File descriptors whose locks go, and which no epoll instance watches any more.
+    forgotten: HashSet<Holder>,
     /// The process whose numbers an epoll instance watches, by the instance's identifier.
-    masters: HashMap<u32, i32>,
+    masters: HashMap<u32, InnerPid>,
     /// Files that are also used otherwise, and the identifiers that their file descriptors get;
     /// their own if they are closed.
     split: BTreeMap<u32, u32>,
@@ -169,7 +170,7 @@ impl<'a> Plan<'a> {
         Ok(Self {
             names: names(images, &by_id),
             root,
-            forgotten: fds.map(|(pid, fd)| (pid, fd.fd)).collect(),
+            forgotten: fds.map(|(pid, fd)| Holder { pid, fd: fd.fd }).collect(),
             masters: masters(images),
             split: split(images, &by_id),
             rest: Rest::of(images, &chosen),
@@ -191,7 +192,7 @@ impl<'a> Plan<'a> {
     fn watches_forgotten(&self, file: &FileEntry) -> bool {
         let Some(master) = self.masters.get(&file.id) else { return false };
         let FileBody::Epoll { watched } = &file.body else { return false };
-        watched.iter().any(|fd| self.forgotten.contains(&(*master, *fd)))
+        watched.iter().any(|fd| self.forgotten.contains(&Holder { pid: *master, fd: *fd }))
     }
 }
 
@@ -219,8 +220,8 @@ fn used_otherwise(images: &Images) -> BTreeSet<u32> {
 
 /// CRIU fills an epoll instance in the process with the lowest number of those that hold it
 /// (`file_master` in criu/files.c).
-fn masters(images: &Images) -> HashMap<u32, i32> {
-    let mut masters: HashMap<u32, i32> = HashMap::new();
+fn masters(images: &Images) -> HashMap<u32, InnerPid> {
+    let mut masters: HashMap<u32, InnerPid> = HashMap::new();
     for (pid, fd) in images.fds() {
         masters.entry(fd.file).and_modify(|least| *least = pid.min(*least)).or_insert(pid);
     }
@@ -326,7 +327,11 @@ fn changed_images(
         let name = "remap-fpath.img".to_owned();
         change(ImageKind::RemapPath, name, &|entry| rewrite_remap(plan, entry))?;
     }
-    if images.locks.iter().any(|lock| plan.forgotten.contains(&(lock.pid, lock.fd))) {
+    if images
+        .locks
+        .iter()
+        .any(|lock| plan.forgotten.contains(&Holder { pid: lock.pid, fd: lock.fd }))
+    {
         change(ImageKind::FileLocks, LOCKS.to_owned(), &|entry| rewrite_lock(plan, entry))?;
     }
     if plan.rest.changes_terminals() {
@@ -467,7 +472,7 @@ fn without_forgotten(
     for watched in body.messages(WATCHED) {
         let watched = watched?;
         let fd = watched.need_u32(2, "tfd")?;
-        if i32::try_from(fd).is_ok_and(|fd| !plan.forgotten.contains(&(master, fd))) {
+        if i32::try_from(fd).is_ok_and(|fd| !plan.forgotten.contains(&Holder { pid: master, fd })) {
             kept.push_bytes(WATCHED, &watched.encode());
         }
     }
@@ -515,7 +520,7 @@ fn rewrite_remap(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
 
 fn rewrite_lock(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let lock = FileLock::read(message)?;
-    let is_forgotten = plan.forgotten.contains(&(lock.pid, lock.fd));
+    let is_forgotten = plan.forgotten.contains(&Holder { pid: lock.pid, fd: lock.fd });
     Ok(if is_forgotten { EntryChange::Remove } else { EntryChange::Keep })
 }
 

@@ -17,6 +17,7 @@ use std::process::Command;
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
+use ocicle::sys::pid::{Pid, ProcessFd};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -237,9 +238,8 @@ impl<'m> Held<'m> {
             }
             let is = is.unwrap_or_else(|| panic!("{name} is gone"));
             assert_eq!(was["holders"], is["holders"], "{name}: who shared it shares it");
-            let number = i32::try_from(fd).unwrap();
-            let order =
-                ocicle::sys::kcmp::compare_files((parent, number), (child, number)).unwrap();
+            let [ours, theirs] = [parent, child].map(|pid| process_fd(pid, fd));
+            let order = ocicle::sys::kcmp::compare_files(ours, theirs).unwrap();
             assert_eq!(order, Ordering::Equal, "{name} is one open file");
             if !replaced.iter().any(|replaced| replaced == name) {
                 // A terminal that CRIU opens gets O_LARGEFILE, which means nothing on 64 bits.
@@ -267,4 +267,9 @@ impl<'m> Held<'m> {
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
         (parent, children.unwrap().trim().parse().unwrap())
     }
+}
+
+/// A file descriptor of a process, as seen from here.
+fn process_fd(pid: i32, fd: i64) -> ProcessFd {
+    ProcessFd { pid: Pid(pid), fd: i32::try_from(fd).unwrap() }
 }

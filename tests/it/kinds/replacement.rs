@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 use ocicle::files::FileKind;
 
-use super::{Answers, Held, Host, Row, Seen};
+use super::{Answers, Held, Host, Row, Seen, process_fd};
 use crate::support::{
     Machine, Terminal, Told, by_shell, holds, in_shell, restore_command, run, table,
 };
@@ -339,8 +339,7 @@ on_each_runtime!(all_of_a_kind, |machine| {
     let names = [0, 1, 2].map(|number| format!("eventfd.{number}"));
     let order = |first: &str, second: &str| {
         let (process, _) = held.processes();
-        let fd = |name: &str| i32::try_from(held.fd(name)).unwrap();
-        let (first, second) = ((process, fd(first)), (process, fd(second)));
+        let [first, second] = [first, second].map(|name| process_fd(process, held.fd(name)));
         ocicle::sys::kcmp::compare_files(first, second).unwrap()
     };
     let host = held.bundle.dir().join("host");
