@@ -16,31 +16,32 @@ const PLACES: [&str; 3] = ["kernel_clone", "wait_for_vfork_done", "_do_fork"];
 /// The first process of a group that waits so, in words.
 pub(super) fn waiting(freezer: &Freezer) -> anyhow::Result<Option<String>> {
     Ok(freezer.processes()?.into_iter().find_map(|pid| {
-        let mut waits = Proc::of(pid).tasks().ok()?.into_iter().filter(|task| {
-            settle(task);
-            PLACES.contains(&task.waits_in().as_str())
-        });
+        let mut waits = Proc::of(pid)
+            .tasks()
+            .ok()?
+            .into_iter()
+            .filter(|task| !settle(task) || PLACES.contains(&task.waits_in().as_str()));
         Some(format!("process {pid} ({})", waits.next()?.name()))
     }))
 }
 
 /// Waits until a thread of a frozen group is where it waits.
 ///
-/// A thaw wakes the parent of a vfork, which looks whether that is over and waits on: all the while
-/// it counts as frozen again as soon as the next freeze is asked for, and the kernel names no place
-/// of a thread that runs. On a busy machine that takes as long as others have the processor.
-fn settle(task: &Proc) {
+/// It may count as frozen before, as a `vfork` does so ahead of its wait. And a thaw wakes the parent of
+/// one, which looks whether that is over and waits on: all the while it counts as frozen again as soon
+/// as the next freeze is asked for. On a busy machine both take as long as others have the processor.
+/// Whether it has come there: of one that never does, it cannot be said that a tracer stops it.
+fn settle(task: &Proc) -> bool {
     const LIMIT: Duration = Duration::from_secs(5);
     let begin = Instant::now();
-    while runs(task) && begin.elapsed() < LIMIT {
+    while task.runs() {
+        if begin.elapsed() >= LIMIT {
+            return false;
+        }
         // The kernel raises no event for it.
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Whether a thread runs or could run.
-fn runs(task: &Proc) -> bool {
-    task.stat().is_ok_and(|stat| stat.state == 'R')
+    true
 }
 
 #[cfg(test)]
@@ -48,8 +49,10 @@ mod tests {
     use super::*;
     use crate::freezer::CgroupVersion;
     use crate::sys::pid::{Pid, signal};
+    use nix::sched::{CpuSet, sched_setaffinity};
     use std::fs;
-    use std::process::{Command, Stdio};
+    use std::io::{Read, Write};
+    use std::process::{Child, Command, Stdio};
 
     /// A group of one process, as a directory that looks like one.
     fn group_of(directory: &std::path::Path, pid: u32) -> Freezer {
@@ -63,14 +66,57 @@ mod tests {
         let task = Proc::of(Pid::of(&child));
         let begin = Instant::now();
         // Its shell has to be read first.
-        while !runs(&task) {
+        while !task.runs() {
             assert!(begin.elapsed() < Duration::from_secs(30), "it does not run");
         }
         signal(Pid::of(&child), nix::sys::signal::Signal::SIGSTOP).unwrap();
-        settle(&task);
-        assert!(!runs(&task));
+        assert!(settle(&task) && !task.runs());
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// A shell on the processor that all of them contend for.
+    struct Shell(Child);
+
+    impl Shell {
+        fn run(script: &str) -> Self {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let child = command.spawn().unwrap();
+            let mut one = CpuSet::new();
+            one.set(0).unwrap();
+            sched_setaffinity(nix::unistd::Pid::from_raw(child.id().cast_signed()), &one).unwrap();
+            Self(child)
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn who_falls_asleep_under_contention_is_waited_for() {
+        let _other = Shell::run("while :; do :; done");
+        // It gets more than its share, and sleeps then.
+        let mut shell = Shell::run(
+            "echo ready; while read -r word; do i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); done; done",
+        );
+        shell.0.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let task = Proc::of(Pid::of(&shell.0));
+        let stat = || task.stat().unwrap();
+        for round in 0..50 {
+            let worked = stat().worked;
+            shell.0.stdin.as_ref().unwrap().write_all(b"work\n").unwrap();
+            // Its time is counted by the tick: where none came by, there was nothing to be seen.
+            let begin = Instant::now();
+            while stat().worked == worked && begin.elapsed() < Duration::from_millis(20) {}
+            while stat().state == 'R' {}
+            assert!(settle(&task), "round {round}");
+            assert_ne!(task.waits_in(), "0", "round {round}");
+        }
     }
 
     #[test]

@@ -81,6 +81,21 @@ impl Proc {
         String::from_utf8_lossy(&place).trim().to_owned()
     }
 
+    /// Whether it runs or could run. One for which that is false has a place where it [waits].
+    ///
+    /// Of a thread that falls asleep `stat` says so at once. But it may stay among those that could run
+    /// until its turn would come (`DELAY_DEQUEUE` in the kernel's kernel/sched/features.h, Linux 6.12),
+    /// and up to then it has no such place (`get_wchan` in kernel/sched/core.c). Who reads `syscall`
+    /// has it taken from there (`wait_task_inactive`, ibid.).
+    ///
+    /// [waits]: Self::waits_in
+    pub fn runs(&self) -> bool {
+        match fs::read_to_string(self.at("syscall")) {
+            Ok(call) => call.trim_end() == "running",
+            Err(_) => self.stat().is_ok_and(|stat| stat.state == 'R'),
+        }
+    }
+
     /// What `stat` says.
     ///
     /// # Errors
