@@ -81,11 +81,14 @@ impl Parts {
             return KeptBy::Nothing;
         }
         match (&known.mount, &known.described.place) {
-            (Some(mount), Place::There | Place::Unlinked | Place::Overmounted | Place::Taken)
-                if by_path =>
-            {
-                self.holder_at(&mount.point)
-            }
+            (
+                Some(mount),
+                Place::There
+                | Place::OtherName
+                | Place::Unlinked
+                | Place::Overmounted
+                | Place::Taken,
+            ) if by_path => self.holder_at(&mount.point),
             _ => KeptBy::Criu,
         }
     }

@@ -174,7 +174,7 @@ pub fn check(
     let rules = cover::rules(container, &request.id, &request.configured, &request.rules)?;
     let (resolved, mismatches) = judge(&rules, &facts.table());
     let rest = request.on_unsupported;
-    let ahead = cover::set_aside(container, rules, rest, settings.clone(), finder)?;
+    let ahead = cover::set_aside(container, rules, rest, settings.clone(), finder.clone())?;
     let judge = |known| (known, verdict_with(known, &settings, &ahead));
     let files: Vec<_> = facts
         .files

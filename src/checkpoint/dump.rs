@@ -18,6 +18,7 @@ use super::directory::remove_images;
 use super::foresight::{self, Foreseen};
 use super::freeze::freeze;
 use super::images_in_memory::ImagesInMemory;
+use super::links::Links;
 use super::locks::Locks;
 use super::parts::{self, CopiedAhead};
 use super::record::{Begun, FreezeFacts};
@@ -38,6 +39,7 @@ use crate::files::verify::{Digests, HeldFile};
 use crate::files::{Owned, Suspects, WaitingEvents};
 use crate::freezer::{Frozen, FrozenBy};
 use crate::guardian::Guardian;
+use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
 use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
@@ -94,6 +96,9 @@ enum Attempt {
     /// CRIU has failed over something that may be over by now; the container goes on.
     Passing(anyhow::Error),
 }
+
+/// runc's flag for [`crate::criu::remaps`].
+const LINK_REMAP: &str = "--link-remap";
 
 /// How many milliseconds the container runs before CRIU is started for it again.
 const AGAIN: [u64; 5] = [5, 10, 20, 40, 80];
@@ -202,6 +207,7 @@ impl<'a> Dump<'a> {
             unsupported: told.aside.records,
             owners: owners_outside(self.container, told.owned, &staged.parts),
             lost_events: lost_events(&told.events),
+            link_remaps: Vec::new(),
         };
         self.timeline.mark("freeze", frozen.requested(), frozen.reached());
         let dumping = Instant::now();
@@ -223,7 +229,7 @@ impl<'a> Dump<'a> {
         if joined.is_none() && by == FrozenBy::Ocicle && self.may_pass(&ended)? {
             return Ok(Attempt::Passing(self.explain(&ended)));
         }
-        let Joined { manifest, parts, asked } = self.judge(&ended, joined)?;
+        let Joined { manifest, parts, asked, .. } = self.judge(&ended, joined)?;
         let facts = DumpFacts { milliseconds, criu: self.note_phases(asked) };
         Ok(Attempt::Made(Box::new(Dumped { manifest, facts, parts, locks })))
     }
@@ -357,6 +363,11 @@ impl<'a> Dump<'a> {
             rest.extend(["--work-path".into(), work.clone().into()]);
         }
         rest.extend(flags.iter().cloned());
+        // What runc says of that prevails over CRIU's configuration (`setup_opts_from_req` in
+        // criu/cr-service.c); crun says nothing, and has no such flag.
+        if self.request.runtime.family() == Family::Runc && !self.request.has_flag(LINK_REMAP) {
+            rest.push(LINK_REMAP.into());
+        }
         if plain_cgroups {
             rest.extend([CGROUPS_MODE.into(), "ignore".into()]);
         }
@@ -401,6 +412,7 @@ impl<'a> Dump<'a> {
                 ..Told::default()
             },
             ghost_limit: Some(self.request.ghost_limit.clone()),
+            link_remap: true,
             no_network_lock: !told.needs_lock,
             ..Configuration::default()
         }
@@ -411,7 +423,7 @@ impl<'a> Dump<'a> {
         &self,
         frozen: &Frozen<'_>,
         staged: &mut CopiedAhead,
-        (begun, freeze): (Begun, FreezeFacts),
+        (begun, mut freeze): (Begun, FreezeFacts),
         locks: &Locks,
         watched: Option<WatchedPaths>,
     ) -> Result<Option<Joined>> {
@@ -436,13 +448,16 @@ impl<'a> Dump<'a> {
                 return Ok(None);
             };
             fault::point(Point::PostDump);
-            let TakenParts { parts, held, begin, end } = match snapshot {
-                Ok(taken) => taken,
-                Err(error) => {
-                    self.answer(hook, &Err(anyhow!("{error:#}")));
-                    return Err(error.context("taking the snapshot"));
-                }
-            };
+            let taken = snapshot.context("taking the snapshot");
+            let (TakenParts { parts, held, begin, end }, links) =
+                match taken.and_then(|taken| Ok((taken, self.links()?))) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        self.answer(hook, &Err(anyhow!("{error:#}")));
+                        return Err(error);
+                    }
+                };
+            freeze.link_remaps = links.records();
             self.timeline.mark("snapshot", begin, end);
             let so_far = Timeline::milliseconds(frozen.requested().elapsed());
             let manifest = begun.staged(freeze, parts::records(&parts), held, so_far);
@@ -452,8 +467,13 @@ impl<'a> Dump<'a> {
             self.answer(hook, &outcome);
             outcome.context("committing")?;
             self.timeline.mark("commit", committing, Instant::now());
-            Ok(Some(Joined { manifest, parts, asked }))
+            Ok(Some(Joined { manifest, parts, asked, _links: links }))
         })
+    }
+
+    /// The names that CRIU has made.
+    fn links(&self) -> Result<Links> {
+        Links::of_dump(&self.images(), self.container, self.cover.finder())
     }
 
     /// Answers CRIU's post-dump script. Where that is gone, CRIU fails: what has become of the
@@ -614,6 +634,8 @@ struct Joined {
     parts: Vec<parts::PartUnderway>,
     /// When CRIU's post-dump script came to the door.
     asked: Instant,
+    /// Removed in the end.
+    _links: Links,
 }
 
 /// What was taken under the freeze, and when.

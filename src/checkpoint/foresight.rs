@@ -63,6 +63,8 @@ impl Foreseen {
                  unmount it, and close its files, before the checkpoint",
             ));
         }
+        // Remembered until CRIU has made other names of them.
+        seen.unnamed.found(cover.finder());
         Ok(Self {
             external: external(seen.unreachable),
             owned: seen.owned,

@@ -18,6 +18,7 @@ mod dump;
 mod foresight;
 mod freeze;
 mod images_in_memory;
+mod links;
 mod locks;
 mod needed;
 mod parts;
@@ -200,7 +201,6 @@ fn settings(request: &CheckpointRequest) -> DumpSettings {
         file_locks: has("--file-locks"),
         ext_unix_sk: has("--ext-unix-sk"),
         shell_job: has("--shell-job"),
-        link_remap: has("--link-remap"),
         bpf_maps: false,
         ghost_limit: bytes_of(&request.ghost_limit),
     }

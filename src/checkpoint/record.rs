@@ -15,8 +15,8 @@ use crate::machine;
 use crate::snapshot::{Compression, RootIdentity};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{
-    self, ContainerRecord, External, Features, Freeze, Left, LostEvents, Manifest, Owner,
-    PartRecord, Programs, SCHEMA, State, Unsupported,
+    self, ContainerRecord, External, Features, Freeze, Left, LinkRemap, LostEvents, Manifest,
+    Owner, PartRecord, Programs, SCHEMA, State, Unsupported,
 };
 
 /// What is known before the freeze.
@@ -43,6 +43,7 @@ pub(super) struct FreezeFacts {
     pub unsupported: Vec<Unsupported>,
     pub owners: Vec<Owner>,
     pub lost_events: Vec<LostEvents>,
+    pub link_remaps: Vec<LinkRemap>,
 }
 
 impl Begun {
@@ -86,8 +87,16 @@ impl Begun {
         held: Vec<HeldFile>,
         milliseconds: f64,
     ) -> Manifest {
-        let FreezeFacts { created, by, others, external, unsupported, owners, lost_events } =
-            freeze;
+        let FreezeFacts {
+            created,
+            by,
+            others,
+            external,
+            unsupported,
+            owners,
+            lost_events,
+            link_remaps,
+        } = freeze;
         Manifest {
             schema: SCHEMA,
             features: features(self.filesystem, &held),
@@ -112,6 +121,7 @@ impl Begun {
             unsupported,
             owners,
             lost_events,
+            link_remaps,
             must_substitute: Vec::new(),
         }
     }

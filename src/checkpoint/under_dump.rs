@@ -7,12 +7,13 @@ use super::comeback::Comeback;
 use super::complete::complete;
 use super::dump::{TakenParts, lost_events, take};
 use super::freeze::freeze;
+use super::links::Links;
 use super::locks::Locks;
 use super::parts::{self, CopiedAhead};
 use super::record::{Begun, FreezeFacts};
 use super::{CheckpointRequest, ImageDirectory, copy_first};
 use crate::container::Container;
-use crate::files;
+use crate::files::{self, Finder};
 use crate::guardian::Guardian;
 use crate::machine;
 use crate::restorable::Restorable;
@@ -55,6 +56,8 @@ pub fn under_dump(
     others.thaw()?;
     let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
     complete(&request.images, &Locks(seen.locks))?;
+    let finder = Finder::of(container.init, &request.runtime)?;
+    let links = Links::of_dump(&request.images, container, &finder)?;
     let freeze = FreezeFacts {
         created,
         by: frozen.by(),
@@ -64,6 +67,7 @@ pub fn under_dump(
         unsupported: Vec::new(),
         owners: Vec::new(),
         lost_events: lost_events(&seen.events),
+        link_remaps: links.records(),
     };
     let milliseconds = Timeline::milliseconds(end - begin);
     let manifest = begun.staged(freeze, parts::records(&parts), files, milliseconds);

@@ -154,7 +154,6 @@ impl CriuOptions {
             file_locks: self.file_locks,
             ext_unix_sk: self.ext_unix_sk,
             shell_job: self.shell_job,
-            link_remap: false,
             bpf_maps: false,
             ghost_limit: bytes_of(&config.criu.ghost_limit),
         }

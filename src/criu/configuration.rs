@@ -22,6 +22,9 @@ pub struct Configuration {
     pub inherit: Vec<(RawFd, String)>,
     /// The largest deleted file to keep in the image.
     pub ghost_limit: Option<String>,
+    /// Whether CRIU may give a file another name for the time of the dump, where its own was removed and it
+    /// has others.
+    pub link_remap: bool,
     /// Whether the network needs no lock, neither now nor at the restore: the images tell it.
     pub no_network_lock: bool,
 }
@@ -56,6 +59,9 @@ impl Configuration {
         }
         if let Some(limit) = &self.ghost_limit {
             let _ = writeln!(text, "ghost-limit {limit}");
+        }
+        if self.link_remap {
+            text.push_str("link-remap\n");
         }
         if self.no_network_lock {
             text.push_str("network-lock skip\n");
@@ -136,12 +142,13 @@ mod tests {
             plugin: Told { set_aside: vec![aside], ..Told::default() },
             inherit: vec![(400, "ocicle/7".into())],
             ghost_limit: Some("1G".into()),
+            link_remap: true,
             no_network_lock: true,
         };
         assert_eq!(
             configuration.to_text(Path::new("/run/x/plugins")),
             "action-script /run/x/criu-action\nlibdir /run/x/plugins\nexternal file[1f:2a]\n\
-             inherit-fd fd[400]:ocicle/7\nghost-limit 1G\n\
+             inherit-fd fd[400]:ocicle/7\nghost-limit 1G\nlink-remap\n\
              network-lock skip\n"
         );
     }

@@ -16,5 +16,6 @@ pub mod log;
 pub mod phases;
 pub mod plugin;
 pub mod protocol;
+pub mod remaps;
 pub mod tar_call;
 pub mod watched;

@@ -25,7 +25,9 @@ pub enum Place {
         /// Bytes on disk.
         stored: u64,
     },
-    /// Its name was removed, and it has others.
+    /// Its name was removed, and the container has it by another.
+    OtherName,
+    /// Its name was removed, and it has others that are not in the container.
     Unlinked,
     /// Another file has its path.
     Taken,
@@ -201,8 +203,8 @@ pub enum Obstacle {
         /// The most that are allowed.
         limit: u64,
     },
-    /// A removed name of a file that has others, or is of a lower layer of an overlay
-    /// (`create_link_remap` in criu/files-reg.c).
+    /// A removed name of a file that has others, none of which a restore would find: CRIU makes one for
+    /// the time of the dump (`create_link_remap` in criu/files-reg.c), and wants it back.
     Unlinked,
     /// Another file at its path (`check_path_remap` in criu/files-reg.c).
     Taken,
@@ -398,13 +400,13 @@ fn protocol_name(protocol: i32) -> String {
 /// obstacle too.
 pub fn place_obstacle(place: &Place, settings: &DumpSettings) -> Option<Obstacle> {
     match place {
-        Place::There | Place::Foreign(_) => None,
+        Place::There | Place::OtherName | Place::Foreign(_) => None,
         Place::Overmounted => Some(Obstacle::Overmounted),
         Place::Deleted { stored } => {
             let (stored, limit) = (*stored, settings.ghost_limit);
             (stored > limit).then_some(Obstacle::Ghost { stored, limit })
         }
-        Place::Unlinked => (!settings.link_remap).then_some(Obstacle::Unlinked),
+        Place::Unlinked => Some(Obstacle::Unlinked),
         Place::Taken => Some(Obstacle::Taken),
     }
 }
@@ -441,7 +443,7 @@ impl fmt::Display for Obstacle {
                 write!(f, "it is deleted, and its {stored} bytes are more than {limit}")
             }
             Self::Unlinked => {
-                f.write_str("its name was removed, and CRIU cannot tell that it has no other")
+                f.write_str("its name was removed, and its others are not in the container")
             }
             Self::Taken => f.write_str("another file has its path"),
             Self::Overmounted => f.write_str("something is mounted over it"),
@@ -512,7 +514,6 @@ impl Obstacle {
                 "close the connection before the checkpoint"
             }
             Self::Watches(_) => "end the watch before the checkpoint",
-            Self::Unlinked => "CRIU's link-remap, or close it before the checkpoint",
             Self::Overmounted => "unmount what is over it",
             Self::Leased => "end the lease before the checkpoint",
             _ => "close it before the checkpoint",
@@ -532,7 +533,6 @@ pub(crate) mod tests {
             file_locks: false,
             ext_unix_sk: false,
             shell_job: false,
-            link_remap: false,
             bpf_maps: true,
             ghost_limit: 1 << 20,
         }
@@ -545,7 +545,6 @@ pub(crate) mod tests {
             file_locks: true,
             ext_unix_sk: true,
             shell_job: true,
-            link_remap: true,
             bpf_maps: true,
             ghost_limit: 1 << 30,
         }
@@ -650,7 +649,6 @@ pub(crate) mod tests {
             (terminal(136, 4, true), Obstacle::SessionOutside),
             (foreign, Obstacle::TerminalOutside),
             (at(Place::Deleted { stored: (1 << 20) + 4096 }), ghost),
-            (at(Place::Unlinked), Obstacle::Unlinked),
             (Described { locked: true, ..at(Place::There) }, Obstacle::Locked),
         ] {
             assert_eq!(obstacles(&file, &strict()), [obstacle], "{file:?}");

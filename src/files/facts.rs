@@ -1,11 +1,14 @@
 //! What decides over the dump of each open file, read from live processes.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::descriptors::Observed;
 use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
@@ -13,7 +16,7 @@ use super::finder::Finder;
 use super::live::{Survey, survey};
 use super::settings::DumpSettings;
 use super::table::{ExternalFile, FileKind, OpenFile, Table};
-use super::unreachable::Reach;
+use super::unreachable::{Reach, Reached};
 use crate::container::Holder;
 use crate::container::Process;
 use crate::criu::door::real_criu;
@@ -40,13 +43,14 @@ pub struct Known {
 
 /// What a dump will find: every open file, and where else files are used.
 #[derive(Debug)]
-pub struct Facts {
+pub struct Facts<'a> {
     /// The open files, numbered from 1.
     pub files: Vec<Known>,
     reach: Reach,
+    finder: &'a Finder,
 }
 
-impl Facts {
+impl<'a> Facts<'a> {
     /// The settings with what has to be looked up, if one of the open files makes it matter.
     pub fn settle(&self, settings: &DumpSettings) -> Result<DumpSettings> {
         settled_by(settings, self.files.iter().map(|known| &known.described), saves_bpf_maps)
@@ -54,14 +58,15 @@ impl Facts {
 
     /// Reads them from processes that may be running: what goes away is left out. The finder finds
     /// files that have no other name.
-    pub fn of(processes: &[Process], finder: &Finder) -> Result<Self> {
+    pub fn of(processes: &[Process], finder: &'a Finder) -> Result<Self> {
         let Survey { table, fds, reach } = survey(processes, false)?;
         let files = {
             let lost = reach.watched(&fds).not_found(finder);
-            let mut observer = Observer::new(processes, &fds, &reach, lost);
+            let mut observer =
+                Observer::new(processes, &fds, Sight { reach: &reach, finder }, lost);
             table.files.iter().filter_map(|file| observer.know(file)).collect()
         };
-        Ok(Self { files, reach })
+        Ok(Self { files, reach, finder })
     }
 
     /// The open files alone.
@@ -78,7 +83,7 @@ impl Facts {
         let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
         let own = std::os::fd::AsRawFd::as_raw_fd(&file);
         let mount = Proc::own_thread().fdinfo(own).ok()?.mount;
-        let place = place(&self.reach, &path, &stat, mount);
+        let place = Sight { reach: &self.reach, finder: self.finder }.place(&path, &stat, mount);
         Some((crate::bytes::ByteString::from(path).as_path().to_owned(), place))
     }
 }
@@ -86,7 +91,7 @@ impl Facts {
 /// Looks at open files.
 struct Observer<'a> {
     fds: HashMap<Holder, &'a Observed>,
-    reach: &'a Reach,
+    sight: Sight<'a>,
     /// Watched files that CRIU cannot be led to.
     lost: HashSet<DevIno>,
     /// The processes that are dumped, by their numbers here.
@@ -104,14 +109,14 @@ impl<'a> Observer<'a> {
     fn new(
         processes: &[Process],
         fds: &'a [Observed],
-        reach: &'a Reach,
+        sight: Sight<'a>,
         lost: HashSet<DevIno>,
     ) -> Self {
         let is_socket = |fd: &&Observed| fd.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
         let statuses = processes.iter().filter_map(|process| Proc::of(process.host).stat().ok());
         Self {
             fds: fds.iter().map(|fd| (fd.holder(), fd)).collect(),
-            reach,
+            sight,
             lost,
             dumped: processes.iter().map(|process| process.host).collect(),
             namespaces: processes.iter().flat_map(|process| namespaces(process.host)).collect(),
@@ -135,7 +140,7 @@ impl<'a> Observer<'a> {
             locked: observed.iter().any(|fd| fd.info.locked),
             leased: observed.iter().any(|fd| fd.info.leased),
         };
-        let mount = self.reach.find(fd.info.mount).map(|reached| reached.mount.clone());
+        let mount = self.sight.reach.find(fd.info.mount).map(|reached| reached.mount.clone());
         Some(Known { file: file.clone(), described, mount })
     }
 
@@ -150,7 +155,7 @@ impl<'a> Observer<'a> {
                 | FileKind::Tty
         );
         match has_path && fd.link.starts_with(b"/") {
-            true => place(self.reach, &fd.link, &fd.stat, fd.info.mount),
+            true => self.sight.place(&fd.link, &fd.stat, fd.info.mount),
             false => Place::There,
         }
     }
@@ -193,7 +198,7 @@ impl<'a> Observer<'a> {
     /// Whether it is a POSIX message queue, which is on a mount of the kernel's own. The queue itself
     /// says so: to ask for the file system may be to wait for a server of the container's.
     fn is_message_queue(&self, fd: &Observed) -> bool {
-        self.reach.find(fd.info.mount).is_none()
+        self.sight.reach.find(fd.info.mount).is_none()
             && descriptor_of(fd.here()).is_ok_and(|fd| mqueue::is_queue(&fd))
     }
 
@@ -277,28 +282,59 @@ impl UnixSockets {
     }
 }
 
-/// Where a file is, by the rules of `dump_one_reg_file` and `check_path_remap` of
-/// criu/files-reg.c.
-fn place(reach: &Reach, link: &[u8], stat: &Stat, mount: i32) -> Place {
-    let Some(reached) = reach.find(mount) else {
-        return Place::Foreign(ExternalFile { mount, inode: stat.inode.ino });
-    };
-    if reached.covered {
-        return Place::Overmounted;
-    }
-    // What is there has no file that could be missing.
-    if matches!(reached.mount.kind.as_str(), "proc" | "devpts") {
-        return Place::There;
-    }
-    if stat.st_nlink == 0 {
+/// What is seen of the file systems of a container.
+#[derive(Clone, Copy)]
+struct Sight<'a> {
+    reach: &'a Reach,
+    finder: &'a Finder,
+}
+
+impl Sight<'_> {
+    /// Where a file is, by the rules of `dump_one_reg_file` and `check_path_remap` of
+    /// criu/files-reg.c.
+    fn place(self, link: &[u8], stat: &Stat, mount: i32) -> Place {
+        let Some(reached) = self.reach.find(mount) else {
+            return Place::Foreign(ExternalFile { mount, inode: stat.inode.ino });
+        };
+        if reached.covered {
+            return Place::Overmounted;
+        }
+        // What is there has no file that could be missing.
+        if matches!(reached.mount.kind.as_str(), "proc" | "devpts") {
+            return Place::There;
+        }
         // In units of 512 bytes (stat(2)).
-        return Place::Deleted { stored: stat.st_blocks * 512 };
+        let stored = stat.st_blocks * 512;
+        if stat.st_nlink == 0 {
+            return Place::Deleted { stored };
+        }
+        match self.reach.stat_at(reached.host, link) {
+            Ok(found) if found.inode == stat.inode => Place::There,
+            Ok(_) => Place::Taken,
+            Err(Errno::NOENT) if !self.can_be_linked_at(link, reached) => Place::Unlinked,
+            Err(Errno::NOENT) if self.has_another_name(stat, &reached.mount) => Place::OtherName,
+            // What is removed of a lower layer says that it has its names still. No link can be made of it,
+            // and then it is deleted for CRIU as well (`check_overlayfs_fallback`).
+            Err(Errno::NOENT) if reached.mount.kind == "overlay" => Place::Deleted { stored },
+            Err(Errno::NOENT) => Place::Unlinked,
+            Err(_) => Place::There,
+        }
     }
-    match reach.stat_at(reached.host, link) {
-        Ok(found) if found.inode == stat.inode => Place::There,
-        Ok(_) => Place::Taken,
-        Err(rustix::io::Errno::NOENT) => Place::Unlinked,
-        Err(_) => Place::There,
+
+    /// Whether nothing is mounted over the directory in which CRIU would name the file anew.
+    fn can_be_linked_at(self, link: &[u8], reached: &Reached) -> bool {
+        let path = Path::new(OsStr::from_bytes(link));
+        let directory = path
+            .ancestors()
+            .skip(1)
+            .find_map(|above| self.reach.stat_at(reached.host, above.as_os_str().as_bytes()).ok());
+        directory.is_some_and(|found| found.inode.device == reached.mount.device)
+    }
+
+    /// Whether the container has the file by another name on the same mount.
+    fn has_another_name(self, stat: &Stat, mount: &Mount) -> bool {
+        let wanted = HashSet::from([stat.inode]);
+        !self.finder.find(&wanted, &[mount.point.as_path().to_owned()]).is_empty()
     }
 }
 

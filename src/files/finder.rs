@@ -15,6 +15,7 @@ use anyhow::Result;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::criu::configuration::standing_values;
+use crate::criu::remaps;
 use crate::proc::Proc;
 use crate::runtime::Runtime;
 use crate::sys::inode::DevIno;
@@ -26,7 +27,7 @@ const MOST: usize = 4 << 20;
 const MOST_FROZEN: usize = 20_000;
 
 /// Finds files of one container, and remembers where they were.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Finder {
     /// The container's first process, whose root directory is meant.
     init: Pid,
@@ -36,7 +37,7 @@ pub struct Finder {
 }
 
 /// What it has found, and how much it may still read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Memory {
     known: HashMap<DevIno, PathBuf>,
     missed: HashSet<DevIno>,
@@ -157,7 +158,9 @@ impl<'a> Walk<'a> {
         let Ok(entries) = Dir::read_from(directory) else { return };
         for entry in entries.flatten() {
             let name = Path::new(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
-            if matches!(name.as_os_str().as_bytes(), b"." | b"..") {
+            // A name of CRIU's is gone again when it would be needed.
+            let bytes = name.as_os_str().as_bytes();
+            if matches!(bytes, b"." | b"..") || remaps::is_link(bytes) {
                 continue;
             }
             self.left = self.left.saturating_sub(1);

@@ -196,7 +196,7 @@ pub fn preflight(
             None if !reg.external => wrong(reg, lookup(reg.name.as_path())),
             // CRIU links the file to its old name from another that must be there.
             Some((RemapKind::Linked, target)) => {
-                files.get(&target).and_then(|link| missing(lookup(link.name.as_path())))
+                files.get(&target).and_then(|link| wrong(reg, lookup(link.name.as_path())))
             }
             _ => None,
         };

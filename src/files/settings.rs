@@ -18,8 +18,6 @@ pub struct DumpSettings {
     pub ext_unix_sk: bool,
     /// `--shell-job`.
     pub shell_job: bool,
-    /// `--link-remap`.
-    pub link_remap: bool,
     /// Whether CRIU was built with libbpf, and saves BPF maps. Looked up only where there is one.
     pub bpf_maps: bool,
     /// The most bytes on disk that a deleted file may have.
@@ -37,7 +35,6 @@ impl DumpSettings {
                 "file-locks" => settings.file_locks = true,
                 "ext-unix-sk" => settings.ext_unix_sk = true,
                 "shell-job" => settings.shell_job = true,
-                "link-remap" => settings.link_remap = true,
                 _ => {}
             }
         }

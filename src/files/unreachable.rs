@@ -79,12 +79,14 @@ pub struct SeenByPath {
     pub served: Option<ByteString>,
     /// The watched files to which CRIU must be led.
     pub watched: Watched,
+    /// The mapped files whose names were removed, and that have others; looked at while it runs.
+    pub unnamed: Watched,
     /// What waits to be read from inotify instances and fanotify groups; looked at when frozen.
     pub events: Vec<WaitingEvents>,
 }
 
-/// Watched files that no handle opens: CRIU then wants a name (`check_open_handle` in
-/// criu/fsnotify.c).
+/// Files of which CRIU, or a restore, needs a name, and the kernel tells none: watched ones that no
+/// handle opens (`check_open_handle` in criu/fsnotify.c), and those whose name was removed.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     inodes: HashSet<DevIno>,
@@ -138,6 +140,7 @@ pub fn by_path(processes: &[Process], frozen: bool) -> Result<SeenByPath> {
         locks: fds.iter().flat_map(locks).collect(),
         served: reach.served(&fds),
         watched: reach.watched(&fds),
+        unnamed: if frozen { Watched::default() } else { reach.unnamed(processes) },
         events: if frozen { lost_events(&fds) } else { Vec::new() },
     })
 }
@@ -256,12 +259,31 @@ impl Reach {
         let watches = fds.iter().flat_map(|fd| &fd.info.watches);
         let lost: HashSet<DevIno> =
             watches.filter(|watch| !opens(watch)).map(|watch| watch.inode).collect();
-        let devices: HashSet<_> = lost.iter().map(|inode| inode.device).collect();
+        self.to_be_found(lost)
+    }
+
+    /// The mapped files whose names were removed, and that have others.
+    fn unnamed(&self, processes: &[Process]) -> Watched {
+        let removed = |process: &Process| {
+            let process = Proc::of(process.host);
+            let maps = process.maps().into_iter();
+            let gone = maps.filter(|one| one.inode > 0 && one.path.ends_with(" (deleted)"));
+            let links = gone.map(|one| process.at("map_files").join(one.range));
+            links.collect::<Vec<_>>()
+        };
+        let links = processes.iter().flat_map(removed);
+        let found = links.filter_map(|link| at_once::stat_behind(&link).ok());
+        self.to_be_found(found.filter(|file| file.st_nlink > 0).map(|file| file.inode).collect())
+    }
+
+    /// Files, and where the file systems are mounted that they are on.
+    fn to_be_found(&self, inodes: HashSet<DevIno>) -> Watched {
+        let devices: HashSet<_> = inodes.iter().map(|inode| inode.device).collect();
         let on = self.mounts.values().filter(|reached| devices.contains(&reached.mount.device));
         let asks = |reached: &Reached| self.asks_somebody(reached.mount.point.as_bytes());
         let tops = on.filter(|reached| !reached.covered && !asks(reached));
         let tops = tops.map(|reached| reached.mount.point.as_path().to_owned()).collect();
-        Watched { inodes: lost, tops }
+        Watched { inodes, tops }
     }
 
     fn is_remote(&self, device: Device) -> bool {

@@ -13,6 +13,7 @@ mod console;
 mod crun;
 mod dry_run;
 mod in_place;
+mod links;
 mod place;
 mod plan;
 mod preflight;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use super::console::Console;
+use super::links::CriusNames;
 use super::preflight;
 use super::reconcile::{self, Target, ensure_volume_is_unused};
 use super::remedies::{self, Remedy};
@@ -238,6 +239,7 @@ impl<'a> RestorePlan<'a> {
             None
         };
         ended::withdraw(&request.id);
+        let _names = CriusNames::make(manifest, &self.sites)?;
         run::run(request, manifest, &door, &view, &replacements, console.as_ref())
     }
 
@@ -245,7 +247,8 @@ impl<'a> RestorePlan<'a> {
     pub(super) fn put_back_in_place(self) -> Result<()> {
         let put_back =
             |part: &Target, changes: snapshot::Plan<'_>| part.put_back_in_place(changes, &());
-        each_part(self.examined.parts.packed(), self.changes, put_back)
+        each_part(self.examined.parts.packed(), self.changes, put_back)?;
+        CriusNames::make(&self.examined.manifest, &self.sites).map(CriusNames::keep)
     }
 }
 

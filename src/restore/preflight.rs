@@ -26,7 +26,10 @@ pub(super) fn check(
 ) -> Result<Vec<Remedy>> {
     let mut images = Images::load(images).context("reading CRIU's images")?;
     compare_all_sizes(&mut images, manifest);
-    let problems = preflight(&images, replaced, &|path| view.look(path));
+    // What CRIU has its own names for gets them when all else is put back.
+    let named = |link: &Path| manifest.link_remaps.iter().find(|one| one.link.as_path() == link);
+    let look = |path: &Path| view.look(named(path).map_or(path, |one| one.name.as_path()));
+    let problems = preflight(&images, replaced, &look);
     let plan = remedies::plan(problems, policies, &images, manifest, view);
     let Some(first) = plan.left.first() else { return Ok(plan.remedies) };
     let mut text = String::from(if manifest.held.is_empty() {

@@ -15,6 +15,7 @@ use super::opened::{Opened, as_fd, is_absent};
 use super::paths::{Id, Paths, Weigh};
 use super::probe::{Overlay, Root};
 use super::{join, shown};
+use crate::criu::remaps;
 use crate::files::Suspects;
 use crate::limits::Limit;
 use crate::sys::fs;
@@ -451,6 +452,12 @@ fn is_crius_own<T>(tree: &Paths<T>, dir: Id, name: &[u8]) -> bool {
     name.strip_prefix(b"cr-tmpfs.").is_some_and(is_it) && (dir == Id::ROOT || is_tmp())
 }
 
+/// Whether it is a further name that CRIU gives a file of the container, and takes again while this
+/// walks.
+fn is_crius_link(found: &Found, name: &[u8]) -> bool {
+    remaps::is_link(name) && found.shape != Shape::Dir && found.names > 1
+}
+
 struct Looked {
     seen: Seen,
     /// For a directory to read.
@@ -482,6 +489,9 @@ fn look(
         Err(error) if is_race(still, &error) => return Ok(None),
         other => other?,
     };
+    if is_crius_link(&found, name) {
+        return Ok(None);
+    }
     let below = match view.upper {
         Some(upper) => fs::open_entry(upper, name)?,
         None => None,

@@ -93,6 +93,9 @@ pub struct Manifest {
     /// may make them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owners: Vec<Owner>,
+    /// What a restore names anew for CRIU: files whose name was removed, and that have another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub link_remaps: Vec<LinkRemap>,
     /// Events that waited to be read, and that no restore has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_events: Vec<LostEvents>,
@@ -110,6 +113,15 @@ pub struct Owner {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+}
+
+/// A file that CRIU knows by a name of its own ([`crate::criu::remaps`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRemap {
+    /// That name, which the container has only while CRIU is at work.
+    pub link: ByteString,
+    /// Another that the file has, on the same mount.
+    pub name: ByteString,
 }
 
 /// Events of an inotify instance or fanotify group that are not in a checkpoint.

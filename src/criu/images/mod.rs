@@ -91,7 +91,7 @@ impl ImageDir {
     }
 
     /// Every entry of an image; none if there is no such image, as CRIU has it.
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         kind: ImageKind,
         name: &str,

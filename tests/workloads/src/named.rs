@@ -1,13 +1,17 @@
-//! Watches files, which CRIU has to find by their names, and shows that it works.
+//! Holds files that CRIU has to find by other names, and shows that it works.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::num::NonZero;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::fanotify::{EventFFlags, Fanotify, MarkFlags, MaskFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 /// Makes KIND in PLACE, creates DIR/ready and answers on DIR/control: `touch PATH` writes to a file, and
 /// `look` tells what is to be seen.
@@ -36,6 +40,14 @@ fn serve(stream: &UnixStream, held: &Held) -> Result<()> {
 enum Held {
     Inotify(Inotify),
     Fanotify(Fanotify),
+    Link(Linked),
+}
+
+/// One file open, and one mapped, by names that are gone; they have others.
+struct Linked {
+    file: File,
+    word: &'static AtomicU64,
+    names: [PathBuf; 2],
 }
 
 impl Held {
@@ -43,6 +55,7 @@ impl Held {
         match kind {
             "inotify" => inotify(place),
             "fanotify" => fanotify(place),
+            "link" => link(place).map(Self::Link),
             _ => bail!("no such kind"),
         }
     }
@@ -60,6 +73,7 @@ impl Held {
             Self::Fanotify(group) => {
                 format!("{} events", group.read_events().map_or(0, |events| events.len()))
             }
+            Self::Link(linked) => linked.look().unwrap_or_else(|error| format!("{error:#}")),
         }
     }
 }
@@ -86,4 +100,40 @@ fn fanotify(place: &Path) -> Result<Held> {
     let at = nix::fcntl::AT_FDCWD;
     group.mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_MODIFY, at, Some(&path))?;
     Ok(Held::Fanotify(group))
+}
+
+/// As the C library makes a semaphore with a name (`sem_open`): under another, which is linked to the
+/// final one and removed.
+fn link(place: &Path) -> Result<Linked> {
+    let names = ["kept", "sem.kept"].map(|name| place.join(name));
+    fs::create_dir_all(place.join("sub"))?;
+    let open = |gone: &Path, kept: &Path| -> Result<File> {
+        let file = File::options().read(true).write(true).create_new(true).open(gone)?;
+        file.set_len(size_of::<u64>() as u64)?;
+        fs::hard_link(gone, kept)?;
+        fs::remove_file(gone)?;
+        Ok(file)
+    };
+    let file = open(&place.join("sub/gone"), &names[0])?;
+    fs::remove_dir(place.join("sub"))?;
+    let mapped = open(&place.join("sem.tmp"), &names[1])?;
+    let length = NonZero::new(size_of::<u64>()).context("no length")?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the kernel chooses where.
+    let word = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &mapped, 0) }?;
+    // SAFETY: it is mapped, by pages, until the end of the process.
+    Ok(Linked { file, word: unsafe { word.cast().as_ref() }, names })
+}
+
+impl Linked {
+    /// Writes through what is held, and says what that makes of the files of those names.
+    fn look(&self) -> Result<String> {
+        let word = self.word.fetch_add(1, Ordering::SeqCst) + 1;
+        self.file.write_all_at(&word.to_le_bytes(), 0)?;
+        for name in &self.names {
+            let now = fs::read(name).with_context(|| name.display().to_string())?;
+            anyhow::ensure!(now == word.to_le_bytes(), "{}: {now:?}", name.display());
+        }
+        Ok(word.to_string())
+    }
 }

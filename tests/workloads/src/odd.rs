@@ -87,7 +87,6 @@ fn open(dir: &Path, kind: &str) -> Result<OwnedFd> {
         "overmounted" => overmounted(&dir.join("mount"))?.into(),
         "locked" => locked(dir)?,
         "taken" => taken(dir)?.into(),
-        "unlinked" => unlinked(dir)?.into(),
         "mapped" => mapped(dir)?.into(),
         other => bail!("{other} is none that is known"),
     })
@@ -254,15 +253,6 @@ fn mapped(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Under a name that is gone, while there is another.
-fn unlinked(dir: &Path) -> Result<File> {
-    let place = dir.join("unlinked");
-    let file = file_at(&place)?;
-    fs::hard_link(&place, dir.join("linked"))?;
-    fs::remove_file(&place)?;
-    Ok(file)
-}
-
 fn file_at(path: &Path) -> Result<File> {
     fs::write(path, CONTENT)?;
     Ok(OpenOptions::new().read(true).write(true).open(path)?)
@@ -284,7 +274,7 @@ fn works(kind: &str, fd: &OwnedFd) -> Result<()> {
         "perf" => Ok(File::from(fd.try_clone()?).read_exact(&mut [0; size_of::<u64>()])?),
         "io-uring" => probe_ring(fd),
         "queue" => is_queue(fd),
-        "private" | "overmounted" | "locked" | "taken" | "mapped" | "unlinked" => {
+        "private" | "overmounted" | "locked" | "taken" | "mapped" => {
             let mut bytes = [0; CONTENT.len()];
             File::from(fd.try_clone()?).read_exact_at(&mut bytes, 0)?;
             expect(String::from_utf8_lossy(&bytes).into_owned(), CONTENT)
