@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ocicle::bytes::ByteString;
 use ocicle::criu::images::cgroups::relocated;
 use ocicle::criu::images::entries::{
@@ -21,8 +21,13 @@ use ocicle::digest::digest;
 use ocicle::files::{Table, parse_user_info};
 use ocicle::lend::{Lent, LoanReply, LoanRequest};
 use ocicle::policy::{Policy, parse_policies};
+use ocicle::proc::cgroup::parse_cgroup;
 use ocicle::proc::fdinfo::parse_fdinfo;
+use ocicle::proc::maps::parse_maps;
 use ocicle::proc::mountinfo::parse_mountinfo;
+use ocicle::proc::stat::parse_stat;
+use ocicle::proc::status::parse_numbers;
+use ocicle::proc::{memory, oom, work};
 use ocicle::snapshot::{Index, LayerReader, pack_tree, unpack_tree};
 use ocicle::store::manifest::Manifest;
 use ocicle::substitute::{Origin, parse_list, parse_rule};
@@ -108,7 +113,7 @@ fn by_first_byte(checks: &[Check], bytes: &[u8]) -> Result<()> {
 }
 
 /// The texts that ocicle reads, in the order of the first byte of an input.
-pub const TEXTS: [Check; 8] = [
+pub const TEXTS: [Check; 15] = [
     ("policies", policies),
     ("mountinfo", mountinfo),
     ("fdinfo", fdinfo),
@@ -117,6 +122,13 @@ pub const TEXTS: [Check; 8] = [
     ("lent", lent),
     ("name", name),
     ("phases", criu_phases),
+    ("cgroup", cgroup),
+    ("maps", maps),
+    ("stat", stat),
+    ("status", status),
+    ("meminfo", meminfo),
+    ("io", io),
+    ("oom-score", oom_score),
 ];
 
 /// Bytes are a text of one kind, or an error that can be shown.
@@ -163,6 +175,57 @@ fn user_info(bytes: &[u8]) -> Result<()> {
 
 fn lent(bytes: &[u8]) -> Result<()> {
     String::from_utf8_lossy(bytes).parse::<Lent>().map(drop)
+}
+
+/// Each line is a group, and a group is of one version.
+fn cgroup(bytes: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(bytes);
+    let groups = parse_cgroup(&text)?;
+    assert_eq!(groups.len(), text.lines().count());
+    for group in groups {
+        assert_eq!(group.is_unified(), !group.controllers.iter().any(|one| group.has(one)));
+    }
+    Ok(())
+}
+
+/// No line is more than one mapping.
+fn maps(bytes: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(bytes);
+    let maps = parse_maps(&text);
+    assert!(maps.len() <= text.lines().count());
+    ensure!(!maps.is_empty(), "there is no mapping in it");
+    Ok(())
+}
+
+/// The name is whatever is between the first parenthesis and the last.
+fn stat(bytes: &[u8]) -> Result<()> {
+    let stat = parse_stat(bytes)?;
+    assert!(String::from_utf8_lossy(bytes).contains(&format!("({})", stat.name)));
+    Ok(())
+}
+
+fn status(bytes: &[u8]) -> Result<()> {
+    parse_numbers(&String::from_utf8_lossy(bytes), "NSpid").map(drop)
+}
+
+fn meminfo(bytes: &[u8]) -> Result<()> {
+    let names = ["MemAvailable:", "Dirty:", "Writeback:"];
+    memory::parse_numbers(&String::from_utf8_lossy(bytes), names).map(drop)
+}
+
+fn io(bytes: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(bytes);
+    // A line feed would take it along.
+    ensure!(!text.ends_with('\r'), "its end is no line's");
+    let twice = work::parse_io(&format!("{text}\n{text}"));
+    assert_eq!(twice, work::parse_io(&text).wrapping_mul(2));
+    Ok(())
+}
+
+fn oom_score(bytes: &[u8]) -> Result<()> {
+    let score = oom::parse_score(&String::from_utf8_lossy(bytes))?;
+    assert!((-1000..=1000).contains(&score));
+    Ok(())
 }
 
 /// Bytes are what their escaped form means.

@@ -36,6 +36,15 @@ lock:\t1: POSIX  ADVISORY  WRITE 812 00:2f:5 2 EOF\n\
 inotify wd:1 ino:2 sdev:fe00000 mask:100 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:0011223344556677\n\
 tfd:        7 events:       19 data:                7  pos:0 ino:1 sdev:2\nNSpid:\t9\t1\niff:\ttun0\n";
 
+const CGROUPS: &str = "5:cpuacct,cpu:/docker/a:b\n1:name=systemd:/user.slice\n0::/user.slice\n";
+
+const MAPS: &str = "\
+7f00-7f10 rw-s 00000000 fe:01 42                         /a b (deleted)\n\
+7f20-7f30 r-xp 00001000 00:00 0 \n\
+7ffd-7ffe rw-p 00000000 00:00 0                          [stack]\n";
+
+const STAT: &str = "7 (a) b (c) S 3 7 6 34817 7 4194304 1 2 3 4 30 12 3 4 20 0 1 0 4711 5 6 18446744073709551615\n";
+
 /// An input for a target: the target, its own name, its bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
 
@@ -54,11 +63,26 @@ pub fn seeds() -> Vec<Seed> {
         ("name", "/a\\x0ab\\\\c"),
         ("phases", LOG),
     ];
+    let own = |file: &str| fs::read(Path::new("/proc/self").join(file)).unwrap();
+    let of_kernel = [
+        ("cgroup", CGROUPS.as_bytes().to_vec()),
+        ("maps", MAPS.as_bytes().to_vec()),
+        ("stat", STAT.as_bytes().to_vec()),
+        ("status", own("status")),
+        ("meminfo", fs::read("/proc/meminfo").unwrap()),
+        ("io", own("io")),
+        ("oom-score", own("oom_score_adj")),
+    ];
     let numbered = |number: u8, bytes: &[u8]| [&[number], bytes].concat();
     let mut seeds: Vec<Seed> = (0_u8..)
         .zip(texts)
         .map(|(number, (name, text))| ("texts", name, numbered(number, text.as_bytes())))
         .collect();
+    seeds.extend(
+        (8_u8..)
+            .zip(of_kernel)
+            .map(|(number, (name, text))| ("texts", name, numbered(number, &text))),
+    );
     let documents = documents().into_iter();
     seeds.extend(
         documents

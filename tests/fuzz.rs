@@ -37,7 +37,7 @@ macro_rules! replayed {
 replayed! {
     grammar, at least 400: rules_are_read_or_refused;
     images, at least 400: images_of_criu_are_read_or_refused;
-    texts, at least 8: texts_are_read_or_refused;
+    texts, at least 15: texts_are_read_or_refused;
     documents, at least 6: documents_are_read_or_refused;
     layer, at least 1: layers_are_read_or_refused;
     archive, at least 3: archives_are_inspected_or_refused;

@@ -294,47 +294,141 @@ mod tests {
         assert_eq!(explain(b"Error (criu/cr-dump.c:2128): Dumping FAILED.\n"), None);
     }
 
+    /// Errors of CRIU, cut short, and how the advice begins.
+    const KNOWN: &[(&str, &str)] = &[
+        (
+            "files-reg.c:2329): File tmp/out has bad mode 0100600 (expect 0100644)",
+            "the file's perm",
+        ),
+        ("files-reg.c:2175): File tmp/out has bad size 30 (expect 27)", "the file has changed"),
+        ("files-reg.c:2152): File usr/bin/x has bad build-ID", "a program or library has changed"),
+        ("files-reg.c:2352): Can't open file var/x on restore: No such file", "the file is gone"),
+        (
+            "files-reg.c:2353): Can't open file ile[6b:ec] on restore: No such file",
+            "the file comes",
+        ),
+        ("files-reg.c:1790): Can't lookup mount=29 for fd=1 path=/root/out", "the file comes from"),
+        (
+            "files-reg.c:1796): Open files on overmounted mounts are not supported",
+            "something is moun",
+        ),
+        (
+            "sk-inet.c:200): Connected TCP socket, consider using --tcp-established",
+            "there are estab",
+        ),
+        ("sk-inet.c:185): In-flight connection (l) for 4f2", "a connection is being made"),
+        (
+            "file-lock.c:110): Some file locks are hold by dumping tasks!",
+            "the container holds file",
+        ),
+        (
+            "files-reg.c:1031): Can't dump ghost file /tmp/x of 4194304 size",
+            "a deleted file that is",
+        ),
+        ("files-reg.c:1122): Can't create link remap for /tmp/x.", "a file was removed while"),
+        ("fsnotify.c:284): \tCan't dump that handle", "inotify or fanotify watches a file"),
+        ("sk-unix.c:874): External socket is used.", "a unix socket is connected to a process"),
+        (
+            "sk-unix.c:881): Can't dump half of stream unix connection.",
+            "a unix socket is connected",
+        ),
+        ("sk-unix.c:868): Can't dump name-less external socket.", "close the unix socket"),
+        ("sk-unix.c:2285): FATAL: Peer 17 unresolved for 18", "the other end of a unix socket"),
+        ("tty.c:1456): No task found with sid 12", "a terminal comes from outside"),
+        (
+            "pstree.c:304): The root process 12 is not a session leader.",
+            "the first process was sta",
+        ),
+        ("cr-restore.c:1230): Can't fork for 12: File exists", "a process with the same number"),
+        ("cr-restore.c:1539): Pid 13 do not match expected 12", "a process number was taken"),
+        (
+            "cr-restore.c:1): Can't write last_pid: Operation not permitted",
+            "CRIU lacks CAP_CHECKPOINT",
+        ),
+        ("vdso.c:343): Can't find vDSO/VVAR bounds", "this CRIU does not know the kernel's vDSO"),
+        ("vdso.c:1): Can't find vdso", "this CRIU does not know the kernel's vDSO"),
+        ("mount.c:381): No parent found for mountpoint 29 (@./)", "CRIU runs in a chroot"),
+        ("mount.c:753): 29:./x doesn't have a proper root mount", "a mount comes from outside"),
+        ("mount.c:754): 29:./x is autodetected external mount", "a mount comes from outside"),
+        ("mount.c:755): Mount 29 has unreachable sharing.", "a mount's propagation leads out"),
+        (
+            "namespaces.c:460): Can't dump nested uts namespace for 12",
+            "a process in the container ha",
+        ),
+        (
+            "seize.c:635): Unable to freeze cgroup /x (timeout: 10s)",
+            "a process in the container doe",
+        ),
+        ("mem.c:1): Tracking memory is not available", "this kernel cannot tell which memory"),
+        ("kerndat.c:1): memory tracking not supported", "this kernel cannot tell which memory"),
+        ("net.c:3332): Locking network failed: iptables-restore returned 1.", "CRIU found no work"),
+        (
+            "files-ext.c:98): Can't dump file 3 of that type [20666] (chr 10:229)",
+            "CRIU cannot save",
+        ),
+        ("image.c:501): Magic doesn't match for core-1.img", "the images are damaged"),
+        ("page-xfer.c:1): Can't write: No space left on device", "the file system of the image"),
+    ];
+
     #[test]
     fn known_causes() {
-        let lines = [
-            "Error (criu/files-reg.c:2329): File tmp/out has bad mode 0100600 (expect 0100644)",
-            "Error (criu/files-reg.c:2152): File usr/bin/x has bad build-ID",
-            "Error (criu/files-reg.c:2352): Can't open file var/log/x on restore: No such file or directory",
-            "Error (criu/files-reg.c:2353): Can't open file ile[6b:ec086] on restore: No such file or directory",
-            "Error (criu/files-reg.c:1790): Can't lookup mount=29 for fd=1 path=/root/out",
-            "Error (criu/files-reg.c:1796): Open files on overmounted mounts are not supported yet; mount=1 fd=2 path=/x",
-            "Error (criu/sk-inet.c:200): Connected TCP socket, consider using --tcp-established option.",
-            "Error (criu/sk-inet.c:185): In-flight connection (l) for 4f2",
-            "Error (criu/file-lock.c:110): Some file locks are hold by dumping tasks! You can try --file-locks to dump them.",
-            "Error (criu/files-reg.c:1031): Can't dump ghost file /tmp/x of 4194304 size, increase limit",
-            "Error (criu/files-reg.c:1122): Can't create link remap for /tmp/x. Use link-remap option.",
-            "Error (criu/fsnotify.c:284): \tCan't dump that handle",
-            "Error (criu/sk-unix.c:874): External socket is used. Consider using --ext-unix-sk option.",
-            "Error (criu/sk-unix.c:881): Can't dump half of stream unix connection. name: (null); peer name: /run/x",
-            "Error (criu/sk-unix.c:2285): FATAL: Peer 17 unresolved for 18",
-            "Error (criu/tty.c:1456): No task found with sid 12",
-            "Error (criu/pstree.c:304): The root process 12 is not a session leader. Consider using --shell-job option",
-            "Error (criu/cr-restore.c:1230): Can't fork for 12: File exists",
-            "Error (criu/cr-restore.c:1539): Pid 13 do not match expected 12",
-            "Error (criu/vdso.c:343): Can't find vDSO/VVAR bounds",
-            "Error (criu/mount.c:381): No parent found for mountpoint 29 (@./)",
-            "Error (criu/mount.c:753): 29:./x doesn't have a proper root mount",
-            "Error (criu/namespaces.c:460): Can't dump nested uts namespace for 12",
-            "Error (criu/seize.c:635): Unable to freeze cgroup /x (100 x 100ms attempts, timeout: 10s)",
-            "Error (criu/net.c:3332): Locking network failed: iptables-restore returned 1.",
-            "Error (criu/files-ext.c:98): Can't dump file 3 of that type [20666] (chr 10:229)",
-            "Error (criu/image.c:501): Magic doesn't match for core-1.img",
-        ];
-        let mut hints = Vec::new();
-        for line in lines {
+        for (line, advice) in KNOWN {
+            let line = format!("Error (criu/{line}");
             let cause = explain(format!("{RLIMIT}(00.2)      1: {line}\n").as_bytes()).unwrap();
-            hints.push(cause.hint.unwrap_or_else(|| panic!("{line}")));
+            let hint = cause.hint.unwrap_or_else(|| panic!("no advice for {line}"));
+            assert!(hint.starts_with(advice), "{line}: {hint}");
             assert_eq!((cause.line, cause.pid), (2, Some(InnerPid(1))));
             assert!(line.ends_with(cause.message.as_str()), "{}", cause.message);
         }
-        hints.sort_unstable();
-        hints.dedup();
-        assert!(hints.len() > lines.len() - 5, "lines share hints that should not: {hints:#?}");
+    }
+
+    /// Else nobody would see that CRIU says it in other words, or that another row comes first.
+    #[test]
+    fn every_piece_of_advice_is_given() {
+        for (words, advice) in HINTS {
+            let is_given = KNOWN.iter().any(|(line, _)| {
+                words.iter().all(|words| line.contains(words)) && hint(line) == Some(advice)
+            });
+            assert!(is_given, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_over_in_a_moment() {
+        for (message, passes) in [
+            ("In-flight connection (l) for 4f2", true),
+            ("Can't create link remap for /tmp/x. Use link-remap option.", true),
+            ("Some file locks are hold by dumping tasks!", true),
+            ("Unseizable non-zombie 12 found, state D", true),
+            ("Can't dump nested uts namespace for 12", false),
+            ("No space left on device", false),
+        ] {
+            let error = format!("(00.2) Error (criu/x.c:1): {message}\n");
+            assert_eq!(is_passing(error.as_bytes()), passes, "{message}");
+            // A warning made nothing fail.
+            let warning = format!("(00.2) Warn  (criu/x.c:1): {message}\n");
+            assert!(!is_passing(warning.as_bytes()), "{message}");
+        }
+        assert!(!is_passing(b""));
+    }
+
+    #[test]
+    fn lines_of_another_form_are_no_errors() {
+        for line in [
+            "Error (criu/x.c:1)",
+            "Error (criu/x.c:): y",
+            "Error (criu/x.h:1): y",
+            "Error (criu/x.c): y",
+            "(00.1) Error criu/x.c:1): y",
+            "",
+        ] {
+            assert_eq!(parse_line(line.as_bytes()), None, "{line:?}");
+        }
+        let pid = |line: &str| parse_line(line.as_bytes()).unwrap().pid.map(|pid| pid.0);
+        assert_eq!(pid("(00.1)     12: Error (a.c:1): y"), Some(12));
+        assert_eq!(pid("pie: 12: Error (a.c:1): y"), Some(12));
+        assert_eq!(pid("Error (a.c:1): y"), None);
+        assert_eq!(pid("(00.1) x: Error (a.c:1): y"), None);
     }
 
     proptest! {

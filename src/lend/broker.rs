@@ -149,3 +149,108 @@ impl Desk {
 fn called(identity: &Identity) -> String {
     identity.names.first().unwrap_or(&identity.id).clone()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(name: &str) -> Identity {
+        Identity { id: format!("{name}-id"), names: vec![name.to_owned()], images: vec![] }
+    }
+
+    /// A desk that lends fd 0, to the container of that name if one is given.
+    fn desk(container: Option<&str>) -> (Desk, tempfile::TempDir) {
+        let top = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&top.path().join("socket")).unwrap();
+        let offer =
+            Offer { rules: vec!["1=fd:30".to_owned()], numbers: [0].into(), ..Offer::default() };
+        let outcome = Arc::default();
+        (Desk { listener, offer, container: container.map(str::to_owned), outcome }, top)
+    }
+
+    /// What the desk answers to each of these, said one after the other and before it listens.
+    fn answers(desk: &Desk, said: &[LoanRequest]) -> Vec<(LoanReply, usize)> {
+        let (ours, theirs) = Channel::pair().unwrap();
+        said.iter().for_each(|request| ours.send(request, &[]).unwrap());
+        rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
+        desk.attend(&theirs).unwrap();
+        drop(theirs);
+        std::iter::from_fn(|| ours.receive().unwrap())
+            .map(|(reply, fds): (LoanReply, Vec<OwnedFd>)| (reply, fds.len()))
+            .collect()
+    }
+
+    fn borrow(name: &str) -> LoanRequest {
+        LoanRequest::Borrow(identity(name))
+    }
+
+    fn fetch(numbers: &[i32]) -> LoanRequest {
+        LoanRequest::Fetch { numbers: numbers.to_vec(), terminals: 0 }
+    }
+
+    #[test]
+    fn what_is_asked_and_answered() {
+        type Is = fn(&[(LoanReply, usize)]) -> bool;
+        let cases: [(&str, Vec<LoanRequest>, Is); 6] = [
+            ("nothing is asked", vec![], |said| said.is_empty()),
+            ("it is fetched before it is lent", vec![fetch(&[0])], |said| {
+                matches!(said, [(LoanReply::Nothing, 0)])
+            }),
+            (
+                "it is lent, and never fetched",
+                vec![borrow("web")],
+                |said| matches!(said, [(LoanReply::Lent(offer), 0)] if offer.rules == ["1=fd:30"]),
+            ),
+            ("it is fetched", vec![borrow("web"), fetch(&[0, 0])], |said| {
+                matches!(said, [_, (LoanReply::Here, 2)])
+            }),
+            (
+                "what is not lent is fetched",
+                vec![borrow("web"), fetch(&[0, 1])],
+                |said| matches!(said, [_, (LoanReply::Failed(why), 0)] if why == "fd 1 is not lent"),
+            ),
+            ("it is borrowed twice", vec![borrow("web"), borrow("web")], |said| {
+                matches!(said, [(LoanReply::Lent(_), 0)])
+            }),
+        ];
+        for (what, said, is) in cases {
+            let answers = answers(&desk(None).0, &said);
+            assert!(is(&answers), "{what}: {answers:?}");
+        }
+    }
+
+    #[test]
+    fn one_container_gets_it_once() {
+        for (container, asked, lent, refused) in [
+            (None, &["web", "other"][..], Some("web"), &["other"][..]),
+            (Some("other"), &["web", "other", "other"], Some("other"), &["web", "other"]),
+            (Some("web-id"), &["web"], Some("web"), &[]),
+            (Some("none"), &["web"], None, &["web"]),
+        ] {
+            let (desk, _top) = desk(container);
+            for name in asked {
+                answers(&desk, &[borrow(name)]);
+            }
+            let outcome = desk.outcome.lock().unwrap().clone();
+            assert_eq!(outcome.lent_to.as_deref(), lent, "{container:?} {asked:?}");
+            assert_eq!(outcome.refused, refused, "{container:?} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_are_shown() {
+        let (desk, _top) = desk(Some("none"));
+        for _ in 0..SHOWN + 3 {
+            answers(&desk, &[borrow("web")]);
+        }
+        assert_eq!(desk.outcome.lock().unwrap().refused.len(), SHOWN);
+    }
+
+    #[test]
+    fn what_is_no_request_is_an_error() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&"rubbish", &[]).unwrap();
+        let error = desk(None).0.attend(&theirs).unwrap_err();
+        assert_eq!(error.to_string(), "reading a message");
+    }
+}

@@ -82,3 +82,60 @@ fn lenders() -> Result<Vec<Channel>> {
     }
     Ok(channels)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, BorrowedFd};
+
+    /// What comes of fetching fd 30 and a terminal, when the lender answers so.
+    fn fetched(reply: Option<(LoanReply, usize)>) -> Result<Loan> {
+        let (ours, theirs) = Channel::pair()?;
+        let (fds, terminals) = (BTreeMap::new(), BTreeMap::new());
+        let mut loan = Loan { channel: ours, offer: Offer::default(), fds, terminals };
+        let null = fs::File::open("/dev/null")?;
+        let send = |(reply, count)| {
+            let fds: Vec<BorrowedFd<'_>> = std::iter::repeat_n(null.as_fd(), count).collect();
+            theirs.send(&reply, &fds)
+        };
+        match reply {
+            Some(reply) => send(reply)?,
+            None => rustix::net::shutdown(&theirs, rustix::net::Shutdown::Write)?,
+        }
+        loan.fetch(vec![30], vec![FileId(7)]).map(|()| loan)
+    }
+
+    #[test]
+    fn what_was_asked_for_comes_in_its_order() {
+        let loan = fetched(Some((LoanReply::Here, 2))).unwrap();
+        assert!(loan.fd(30).is_some() && loan.terminal(FileId(7)).is_some());
+        assert!(loan.fd(7).is_none() && loan.terminal(FileId(30)).is_none());
+    }
+
+    #[test]
+    fn what_a_lender_may_answer_instead() {
+        let unasked = "the answer is not what was asked for";
+        for (reply, said) in [
+            (Some((LoanReply::Here, 1)), unasked),
+            (Some((LoanReply::Here, 3)), unasked),
+            (Some((LoanReply::Nothing, 0)), unasked),
+            (Some((LoanReply::Lent(Offer::default()), 2)), unasked),
+            (Some((LoanReply::Failed("it is gone".into()), 0)), "it is gone"),
+            (None, "`ocicle with` has ended"),
+        ] {
+            let shown = format!("{reply:?}");
+            let error = fetched(reply).unwrap_err();
+            assert_eq!(error.to_string(), said, "{shown}");
+        }
+    }
+
+    #[test]
+    fn no_more_than_one_message_carries() {
+        let (ours, _theirs) = Channel::pair().unwrap();
+        let (fds, terminals) = (BTreeMap::new(), BTreeMap::new());
+        let mut loan = Loan { channel: ours, offer: Offer::default(), fds, terminals };
+        let numbers = (0..=FD_LIMIT as i32).collect();
+        let error = loan.fetch(numbers, vec![]).unwrap_err().to_string();
+        assert_eq!(error, "254 descriptors are more than can be lent");
+    }
+}

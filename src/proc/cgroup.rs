@@ -51,6 +51,26 @@ mod tests {
         assert!(all[0].has("cpuacct") && !all[0].has("cp") && all[0].path == "/a:b");
         assert!(all[1].has("name=systemd") && !all[1].is_unified());
         assert!(all[2].is_unified() && all[2].path == "/d");
-        assert!(parse_cgroup("0::/d\nnone\n").is_err() && parse_cgroup("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn lines_and_what_they_mean() {
+        let of = |controllers: &[&str], path: &str| Membership {
+            controllers: controllers.iter().map(|one| (*one).to_owned()).collect(),
+            path: path.to_owned(),
+        };
+        for (text, expected) in [
+            ("", Some(vec![])),
+            ("0::/", Some(vec![of(&[], "/")])),
+            ("5:cpu,,cpuset:/x", Some(vec![of(&["cpu", "cpuset"], "/x")])),
+            ("5:cpu:", Some(vec![of(&["cpu"], "")])),
+            // The path is all that is behind the second colon, whatever somebody has called it.
+            ("0::/a:b c:/../d", Some(vec![of(&[], "/a:b c:/../d")])),
+            ("0::/d\nnone\n", None),
+            ("0:/d", None),
+            ("\n", None),
+        ] {
+            assert_eq!(parse_cgroup(text).ok(), expected, "{text:?}");
+        }
     }
 }

@@ -195,4 +195,71 @@ mod tests {
         let mount = "fanotify flags:0 event-flags:8000\nfanotify mnt_id:1f mflags:0 mask:1\n";
         assert!(parse_fdinfo(mount).watches.is_empty());
     }
+
+    #[test]
+    fn locks_of_each_form() {
+        let posix =
+            |start, length| HeldLock { kind: LockKind::Posix, exclusive: true, start, length };
+        for (range, lock) in [
+            ("0 EOF", Some(posix(0, 0))),
+            ("2 EOF", Some(posix(2, 0))),
+            ("2 2", Some(posix(2, 1))),
+            // The kernel's last byte.
+            ("0 9223372036854775806", Some(posix(0, i64::MAX))),
+            ("0 9223372036854775807", None),
+            ("-9223372036854775808 5", None),
+            ("x EOF", None),
+            ("2 x", None),
+            ("2", None),
+            ("2 4 5", None),
+        ] {
+            let text = format!("1: POSIX  ADVISORY  WRITE 7 00:2f:5 {range}");
+            assert_eq!(parse_lock(&text), lock, "{range}");
+        }
+        let kinds = [
+            ("POSIX", LockKind::Posix),
+            ("FLOCK", LockKind::Flock),
+            ("OFDLCK", LockKind::Ofd),
+            ("LEASE", LockKind::Lease),
+        ];
+        for (word, kind) in kinds {
+            let lock = parse_lock(&format!("1: {word} ADVISORY READ 7 00:2f:5 0 EOF")).unwrap();
+            assert_eq!((lock.kind, lock.exclusive), (kind, false));
+        }
+    }
+
+    #[test]
+    fn watches_of_each_form() {
+        for (line, inode) in [
+            (
+                "inotify wd:1 ino:2a sdev:1 mask:1 fhandle-bytes:1 fhandle-type:1 f_handle:00",
+                Some(42),
+            ),
+            ("inotify wd:1 ino:2a sdev:1 fhandle-type:1 f_handle:", Some(42)),
+            ("fanotify ino:2a sdev:1 fhandle-type:1 f_handle:00", Some(42)),
+            // Half a byte, no digit, no handle, and a number that is too large.
+            ("inotify ino:2a sdev:1 fhandle-type:1 f_handle:000", None),
+            ("inotify ino:2a sdev:1 fhandle-type:1 f_handle:0g", None),
+            ("inotify ino:2a sdev:1 fhandle-type:1 f_handle:\u{e9}1", None),
+            ("inotify ino:2a sdev:1", None),
+            ("inotify ino:2a sdev:fffffffff fhandle-type:1 f_handle:00", None),
+            ("notify ino:2a sdev:1 fhandle-type:1 f_handle:00", None),
+        ] {
+            let watches = parse_fdinfo(line).watches;
+            assert_eq!(watches.first().map(|watch| watch.inode.ino), inode, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_each_kind_of_file_says() {
+        let of = |text: &str| parse_fdinfo(text);
+        assert_eq!(of("").mount, -1);
+        assert_eq!(of("pos:\tx\nflags:\t9\nmnt_id:\tx\n"), of(""));
+        assert_eq!(of("map_type:\t2\n").map_type, Some(2));
+        assert_eq!(of("fuse_connection:\t44\n").serves, Some(44));
+        let epoll = "tfd: 7 events: 19\ntfd: 9 events: 19\ntfd: x\n";
+        assert_eq!(of(epoll).watched, [7, 9]);
+        assert_eq!(of("Pid:\t0\n").target, None, "it is not in our namespace");
+        assert_eq!(of("NSpid:\t0\n").pid, Some(0));
+    }
 }

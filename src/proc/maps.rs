@@ -52,4 +52,22 @@ mod tests {
         assert_eq!((maps[1].shared, &*maps[1].path), (false, ""));
         assert_eq!((maps[2].inode, &*maps[2].path), (0, "[heap]"));
     }
+
+    #[test]
+    fn lines_of_another_form_are_none() {
+        for line in [
+            "",
+            "7f00-7f10",
+            "7f00-7f10 rw-s 0 fe:01",
+            "7f00-7f10 rw-s 0 fe:01 x /a",
+            "7f00-7f10 rw-s 0 fe:01 -1 /a",
+            "7f00-7f10  rw-s 0 fe:01 5 /a",
+        ] {
+            assert!(parse_maps(line).is_empty(), "{line:?}");
+        }
+        // Another line between them hides nothing.
+        let text = "7f00-7f10 r--s 0 fe:01 5 /a\nrubbish\n7f10-7f20 r--s 0 fe:01 6 /b\n";
+        let inodes: Vec<u64> = parse_maps(text).iter().map(|mapping| mapping.inode).collect();
+        assert_eq!(inodes, [5, 6]);
+    }
 }

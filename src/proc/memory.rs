@@ -29,8 +29,8 @@ impl MachineMemory {
     /// As it is now.
     pub fn read() -> Result<Self> {
         let [available, dirty, writeback] =
-            numbers("/proc/meminfo", ["MemAvailable:", "Dirty:", "Writeback:"])?;
-        let [limit] = numbers("/proc/vmstat", ["nr_dirty_background_threshold"])?;
+            read_numbers("/proc/meminfo", ["MemAvailable:", "Dirty:", "Writeback:"])?;
+        let [limit] = read_numbers("/proc/vmstat", ["nr_dirty_background_threshold"])?;
         let page = rustix::param::page_size() as u64;
         Ok(Self {
             available: available << 10,
@@ -40,15 +40,22 @@ impl MachineMemory {
     }
 }
 
-/// The numbers that a file of /proc has, each in a line, after these names.
-fn numbers<const N: usize>(path: &str, names: [&str; N]) -> Result<[u64; N]> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+fn read_numbers<const N: usize>(path: &str, names: [&str; N]) -> Result<[u64; N]> {
+    let read = || parse_numbers(&fs::read_to_string(path)?, names);
+    read().with_context(|| format!("reading {path}"))
+}
+
+/// The numbers behind these names, of which each begins a line.
+///
+/// # Errors
+/// One of them is not there, or behind it is something else.
+pub fn parse_numbers<const N: usize>(text: &str, names: [&str; N]) -> Result<[u64; N]> {
     let mut found = [0; N];
     for (name, number) in names.iter().zip(&mut found) {
         let mut lines = text.lines().map(str::split_ascii_whitespace);
         let value = lines.find_map(|mut words| (words.next()? == *name).then(|| words.next())?);
-        let value = value.with_context(|| format!("finding {name} in {path}"))?;
-        *number = value.parse().with_context(|| format!("reading {name} in {path}"))?;
+        let value = value.with_context(|| format!("it has no {name}"))?;
+        *number = value.parse().with_context(|| format!("{name} {value:?} is no number"))?;
     }
     Ok(found)
 }
@@ -61,6 +68,23 @@ mod tests {
     fn the_kernel_tells() {
         let memory = MachineMemory::read().unwrap();
         assert!(memory.available > 0 && memory.limit > 0);
-        assert!(numbers("/proc/meminfo", ["NoSuchThing:"]).is_err());
+        assert!(read_numbers("/proc/meminfo", ["NoSuchThing:"]).is_err());
+    }
+
+    #[test]
+    fn numbers_by_their_names() {
+        let text =
+            "MemTotal:       9 kB\nDirty:          12 kB\nDirtyX: 3\nnr_dirty 7\nBare:\nBad: x\n";
+        assert_eq!(parse_numbers(text, ["Dirty:", "nr_dirty"]).unwrap(), [12, 7]);
+        for name in ["Dirt", "Dirty", "Bare:", "Bad:", "12", ""] {
+            assert!(parse_numbers(text, [name]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_numbers_mean() {
+        let memory = MachineMemory { available: 100, dirty: 10, limit: 30 };
+        assert!(memory.has_plenty(49) && !memory.has_plenty(50));
+        assert!(!memory.would_write(20) && memory.would_write(21));
     }
 }

@@ -207,4 +207,91 @@ mod tests {
             assert!(parse_mountinfo(&SAMPLE[..end]).is_err(), "{end}");
         }
     }
+
+    fn line(text: &str) -> Result<Mount> {
+        parse_line(text.as_bytes())
+    }
+
+    #[test]
+    fn lines_of_another_form_are_errors() {
+        const WHOLE: &str = "1 0 0:1 / / rw - ext4 a rw";
+        assert!(line(WHOLE).is_ok());
+        for (what, instead) in [
+            ("1 0", "x 0"),
+            ("1 0", "-1 0"),
+            ("1 0", "1 x"),
+            ("0:1", "01"),
+            ("0:1", "0:x"),
+            ("0:1", "0:4294967296"),
+            (" - ", " "),
+            (" rw - ext4 a rw", ""),
+            (" - ext4 a rw", " - ext4 a"),
+        ] {
+            let other = WHOLE.replacen(what, instead, 1);
+            assert!(line(&other).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn optional_fields_end_at_the_dash() {
+        for (fields, shared) in [
+            ("", false),
+            (" shared:7", true),
+            (" master:1 shared:7", true),
+            (" master:1 propagate_from:2 unbindable", false),
+            (" unshared:7", false),
+        ] {
+            let mount = line(&format!("1 0 0:1 / /m rw{fields} - ext4 - rw")).unwrap();
+            assert_eq!((mount.shared, mount.kind.as_str()), (shared, "ext4"), "{fields:?}");
+            assert_eq!(mount.source.as_bytes(), b"-");
+        }
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        for (written, name) in [
+            (&br"/a\040b"[..], &b"/a b"[..]),
+            (br"/\011\012\134", b"/\t\n\\"),
+            (br"/\377\000", b"/\xff\0"),
+            // What the kernel does not write stays as it is.
+            (br"/\400\08", br"/\400\08"),
+            (br"/\04", br"/\04"),
+            (b"/\xc3\x28", b"/\xc3\x28"),
+        ] {
+            assert_eq!(unescape(written).as_bytes(), name);
+        }
+    }
+
+    #[test]
+    fn who_has_to_be_asked() {
+        for (kind, is_fuse, is_remote) in [
+            ("ext4", false, false),
+            ("overlay", false, false),
+            ("nfs4", false, true),
+            ("fuse", true, true),
+            ("fuse.sshfs", true, true),
+            ("fuseblk", true, true),
+            ("fusectl", false, false),
+        ] {
+            let mount = line(&format!("1 0 0:1 / /m rw - {kind} - rw")).unwrap();
+            assert_eq!((mount.is_fuse(), mount.is_remote()), (is_fuse, is_remote), "{kind}");
+        }
+    }
+
+    #[test]
+    fn hierarchies_show_their_groups() {
+        let unified = line("1 0 0:1 / /c rw - cgroup2 cgroup2 rw,nsdelegate").unwrap();
+        let cpu = line("2 0 0:2 / /c rw - cgroup cgroup rw,cpu,cpuacct").unwrap();
+        let named = line("3 0 0:3 / /c rw - cgroup cgroup rw,name=systemd").unwrap();
+        let text = "0::/d\n5:cpuacct,cpu:/d\n1:name=systemd:/d\n7:memory:/d\n";
+        let groups = super::super::cgroup::parse_cgroup(text).unwrap();
+        for (mount, shown) in [
+            (&unified, [true, false, false, false]),
+            (&cpu, [false, true, false, false]),
+            (&named, [false, false, true, false]),
+        ] {
+            let shows: Vec<bool> = groups.iter().map(|group| mount.shows(group)).collect();
+            assert_eq!(shows, shown, "{}", mount.super_options);
+        }
+    }
 }

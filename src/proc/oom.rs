@@ -7,10 +7,24 @@ const FILE: &str = "/proc/self/oom_score_adj";
 
 /// It is never taken.
 const NEVER: i32 = -1000;
+/// It is taken before all others.
+const FIRST: i32 = 1000;
 
 /// How this process is judged now.
 pub fn score() -> io::Result<i32> {
-    fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)
+    parse_score(&fs::read_to_string(FILE)?)
+}
+
+/// Parses the whole file: a number from -1000, which is never, to 1000, which is first.
+///
+/// # Errors
+/// It is another number, or none.
+pub fn parse_score(text: &str) -> io::Result<i32> {
+    let score = text.trim().parse().map_err(io::Error::other)?;
+    match (NEVER..=FIRST).contains(&score) {
+        true => Ok(score),
+        false => Err(io::Error::other(format!("{score} is no score"))),
+    }
 }
 
 /// Has it judged so.
@@ -42,6 +56,16 @@ pub fn be_last() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scores() {
+        for (text, score) in [("0\n", 0), ("-1000\n", NEVER), ("1000", FIRST), (" -17 \n", -17)] {
+            assert_eq!(parse_score(text).unwrap(), score, "{text:?}");
+        }
+        for wrong in ["", "\n", "x", "1001", "-1001", "5 6", "0x5"] {
+            assert!(parse_score(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn nothing_lower_is_allowed_then() {

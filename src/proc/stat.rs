@@ -89,4 +89,17 @@ mod tests {
         };
         assert!(ends(0x40_0004) && !ends(0x40_0040));
     }
+
+    #[test]
+    fn fields_that_are_no_numbers_are_errors() {
+        for text in ["7 (a) S x 3 6 0", "7 (a) S 3 3 x 0", "7 (a) S 3 3 6 x", "7 (a) S 3 3 6 -1"] {
+            assert!(parse_stat(text.as_bytes()).is_err(), "{text}");
+        }
+        // The name is any bytes; the session of who has none is 0, and in a namespace from outside -1.
+        let stat = parse_stat(b"7 (\xff\n) R 0 0 -1 0").unwrap();
+        assert_eq!((stat.name.as_str(), stat.parent, stat.session), ("\u{fffd}\n", 0, -1));
+        // Counters that are cut are none.
+        let stat = parse_stat(b"7 (a) S 3 7 7 0 -1 x 0 0 0 0 5").unwrap();
+        assert_eq!((stat.worked, stat.started, stat.is_ending), (5, None, false));
+    }
 }

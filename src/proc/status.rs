@@ -49,4 +49,30 @@ mod tests {
         assert!(parse_pids("NSpid:\tx\n", "NSpid").is_err());
         assert_eq!(field("NSpidx:\t1\n", "NSpid"), None);
     }
+
+    #[test]
+    fn fields_by_their_names() {
+        const TEXT: &str =
+            "Name:\ta: b\nUmask:\t0022\nState:\tS (sleeping)\nGroups:\t\nNSpid:\t8\n";
+        for (name, value) in [
+            ("Name", Some("a: b")),
+            ("State", Some("S (sleeping)")),
+            ("Groups", Some("")),
+            ("Umas", None),
+            ("a", None),
+            ("sleeping", None),
+        ] {
+            assert_eq!(field(TEXT, name), value, "{name}");
+        }
+        for (text, numbers) in [
+            ("NSpid:\t1", Some(vec![1])),
+            ("NSpid:  1  2\t3 ", Some(vec![1, 2, 3])),
+            ("NSpid:", Some(vec![])),
+            ("NSpid:\t1 x", None),
+            ("NSpid:\t99999999999", None),
+            ("nspid:\t1", None),
+        ] {
+            assert_eq!(parse_numbers(text, "NSpid").ok(), numbers, "{text:?}");
+        }
+    }
 }

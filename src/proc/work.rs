@@ -36,8 +36,14 @@ fn parents() -> HashMap<Pid, Pid> {
 pub fn done_by(pid: Pid) -> u64 {
     let process = Proc::of(pid);
     let io = fs::read_to_string(process.at("io")).unwrap_or_default();
-    let numbers = io.lines().filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok());
-    numbers.fold(process.stat().map_or(0, |stat| stat.worked), u64::wrapping_add)
+    parse_io(&io).wrapping_add(process.stat().map_or(0, |stat| stat.worked))
+}
+
+/// The sum of all that `io` counts; it has no meaning of its own, but grows with each of them. Lines of
+/// another form are skipped.
+pub fn parse_io(text: &str) -> u64 {
+    let numbers = text.lines().filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok());
+    numbers.fold(0, u64::wrapping_add)
 }
 
 #[cfg(test)]
@@ -45,6 +51,28 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn whatever_io_counts() {
+        for (text, sum) in [
+            ("rchar: 5\nwchar: 7\nsyscr: 1\ncancelled_write_bytes: 0\n", 13),
+            ("rchar: 5\nwchar 7\nsyscr: x\n: 2\nsyscw:3", 7),
+            ("rchar: 18446744073709551615\nwchar: 2\n", 1),
+            ("", 0),
+        ] {
+            assert_eq!(parse_io(text), sum, "{text:?}");
+        }
+    }
+
+    /// The kernel raises no event for what stands in /proc.
+    fn poll_until(is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !is_so() {
+            assert!(Instant::now() < end, "not in 30 seconds");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 
     #[test]
     fn who_waits_does_not_get_on() {
@@ -58,11 +86,11 @@ mod tests {
         assert!(with_descendants(&[Pid::own()]).contains(&pid));
         child.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
         // Until it is in its read.
-        while Proc::of(pid).stat().unwrap().state != 'S' {}
+        poll_until(|| Proc::of(pid).stat().unwrap().state == 'S');
         let before = done_by(pid);
         assert_eq!(done_by(pid), before);
         drop(child.stdin.take());
-        while done_by(pid) == before {}
+        poll_until(|| done_by(pid) != before);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(done_by(pid), 0);

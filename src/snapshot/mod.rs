@@ -105,3 +105,6 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
         None => Some((b"", path)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -577,3 +577,6 @@ fn relative(to: &Path, from: &Path) -> PathBuf {
     let up = start.components().skip(shared).map(|_| Component::ParentDir);
     up.chain(to.components().skip(shared)).collect()
 }
+
+#[cfg(test)]
+mod tests;
