@@ -26,7 +26,7 @@ use ocicle::proc::fdinfo::parse_fdinfo;
 use ocicle::proc::maps::parse_maps;
 use ocicle::proc::mountinfo::parse_mountinfo;
 use ocicle::proc::stat::parse_stat;
-use ocicle::proc::status::parse_numbers;
+use ocicle::proc::status::parse_pids;
 use ocicle::proc::{memory, oom, work};
 use ocicle::snapshot::{Index, LayerReader, pack_tree, unpack_tree};
 use ocicle::store::manifest::Manifest;
@@ -205,7 +205,7 @@ fn stat(bytes: &[u8]) -> Result<()> {
 }
 
 fn status(bytes: &[u8]) -> Result<()> {
-    parse_numbers(&String::from_utf8_lossy(bytes), "NSpid").map(drop)
+    parse_pids(&String::from_utf8_lossy(bytes), "NSpid").map(drop)
 }
 
 fn meminfo(bytes: &[u8]) -> Result<()> {

@@ -260,6 +260,6 @@ mod tests {
         let epoll = "tfd: 7 events: 19\ntfd: 9 events: 19\ntfd: x\n";
         assert_eq!(of(epoll).watched, [7, 9]);
         assert_eq!(of("Pid:\t0\n").target, None, "it is not in our namespace");
-        assert_eq!(of("NSpid:\t0\n").pid, Some(0));
+        assert_eq!(of("NSpid:\t0\n").pid, Some(InnerPid(0)));
     }
 }

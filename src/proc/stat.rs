@@ -97,7 +97,7 @@ mod tests {
         }
         // The name is any bytes; the session of who has none is 0, and in a namespace from outside -1.
         let stat = parse_stat(b"7 (\xff\n) R 0 0 -1 0").unwrap();
-        assert_eq!((stat.name.as_str(), stat.parent, stat.session), ("\u{fffd}\n", 0, -1));
+        assert_eq!((stat.name.as_str(), stat.parent.0, stat.session.0), ("\u{fffd}\n", 0, -1));
         // Counters that are cut are none.
         let stat = parse_stat(b"7 (a) S 3 7 7 0 -1 x 0 0 0 0 5").unwrap();
         assert_eq!((stat.worked, stat.started, stat.is_ending), (5, None, false));

@@ -72,7 +72,7 @@ mod tests {
             ("NSpid:\t99999999999", None),
             ("nspid:\t1", None),
         ] {
-            assert_eq!(parse_numbers(text, "NSpid").ok(), numbers, "{text:?}");
+            assert_eq!(parse_pids(text, "NSpid").ok(), numbers.map(NamespacedPids), "{text:?}");
         }
     }
 }

@@ -139,20 +139,24 @@ impl Now<'_> {
             Verb::Remove if !is_replaced => return self.tell_added(path, changes),
             Verb::Create if !is_replaced => changes.push(Change::of(path, Fate::Removed, vec![])),
             Verb::Remove | Verb::Create => {
-                changes.push(Change::of(path, Fate::Changed, vec![Aspect::Type]));
+                changes.extend(self.compare(path, false)?);
                 if self.look(path)?.is_some_and(|(found, _)| found.shape == Shape::Dir) {
                     self.tell_inside(path, changes)?;
                 }
             }
-            Verb::Link => changes.push(Change::of(path, Fate::Changed, vec![Aspect::Links])),
-            Verb::Replace | Verb::Attributes => {
-                let was = State::of(self.part, self.lower, path)?;
-                let is = self.look(path)?;
-                let is = is.map_or(State::Absent, |(found, entry)| State::Found(found, entry));
-                changes.extend(compare(path, &was, &is, action.verb == Verb::Replace)?);
-            }
+            // The name of a link is gone, or another inode's.
+            Verb::Link | Verb::Replace => changes.extend(self.compare(path, true)?),
+            Verb::Attributes => changes.extend(self.compare(path, false)?),
         }
         Ok(())
+    }
+
+    /// What a path was, and what it is now.
+    fn compare(&self, path: &[u8], other_links: bool) -> Result<Option<Change>> {
+        let was = State::of(self.part, self.lower, path)?;
+        let is = self.look(path)?;
+        let is = is.map_or(State::Absent, |(found, entry)| State::Found(found, entry));
+        compare(path, &was, &is, other_links)
     }
 
     /// A plan removes a tree in one step; all of it was added.

@@ -82,7 +82,7 @@ fn checkpoint() -> BTreeMap<String, Vec<u8>> {
         reg(90, "/"),
         reg(41, "/ocicle/14"),
     ];
-    let lock = FileLock { flag: 1, access: 1, pid: 1, fd: 1, start: 0, length: 0 };
+    let lock = FileLock { flag: 1, access: 1, pid: InnerPid(1), fd: 1, start: 0, length: 0 };
     let one = |fields: &[(u32, u64)]| vec![message(fields).encode()];
     let images = [
         ("inventory", ImageKind::Inventory, one(&[(1, 2)])),
