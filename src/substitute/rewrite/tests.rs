@@ -186,7 +186,7 @@ fn reopened() -> How {
 }
 
 #[track_caller]
-fn assert_changes(id: u32, how: How, drop: bool, expected: &[&str]) {
+fn assert_changes(id: u32, how: &How, drop: bool, expected: &[&str]) {
     let changes = changes(&[treated(id, how.clone(), drop)]).unwrap();
     assert_eq!(changes, expected, "{id} {how:?}");
 }
@@ -195,10 +195,10 @@ fn assert_changes(id: u32, how: How, drop: bool, expected: &[&str]) {
 fn a_regular_file() {
     const WAS: &str = "-file 10 /log mount Some(5) flags Some(2) position 7 size Some(100)";
     const IS: &str = "+file 10 /ocicle/10 mount None flags Some(2) position 0 size None";
-    assert_changes(10, How::Inherit, false, &[IS, WAS]);
+    assert_changes(10, &How::Inherit, false, &[IS, WAS]);
     let forgotten = ["+epoll 12 watches [3]", "-epoll 12 watches [1, 3]", "-lock through 1"];
     let dropped = [forgotten[0], IS, forgotten[1], WAS, forgotten[2]];
-    assert_changes(10, How::Inherit, true, &dropped);
+    assert_changes(10, &How::Inherit, true, &dropped);
     // Others may refer to an entry of type REG: it stays, and what referred to it goes.
     let closed = [
         forgotten[0],
@@ -208,9 +208,9 @@ fn a_regular_file() {
         forgotten[2],
         "-packet of 13 carries [10]",
     ];
-    assert_changes(10, How::Close, true, &closed);
+    assert_changes(10, &How::Close, true, &closed);
     let relaxed = "+file 10 /log mount Some(5) flags Some(2) position 3 size None";
-    assert_changes(10, How::Relax { position: Some(3) }, false, &[relaxed, WAS]);
+    assert_changes(10, &How::Relax { position: Some(3) }, false, &[relaxed, WAS]);
 }
 
 #[test]
@@ -221,11 +221,11 @@ fn what_is_no_regular_file_becomes_one() {
         "-fd 3 is 11 Pipe",
         "-file 11 Pipe",
     ];
-    assert_changes(11, reopened(), false, &opened);
+    assert_changes(11, &reopened(), false, &opened);
     let closed =
         ["+epoll 12 watches [1]", "-epoll 12 watches [1, 3]", "-fd 3 is 11 Pipe", "-file 11 Pipe"];
-    assert_changes(11, How::Close, false, &closed);
-    assert_changes(11, How::Relax { position: None }, false, &[]);
+    assert_changes(11, &How::Close, false, &closed);
+    assert_changes(11, &How::Relax { position: None }, false, &[]);
     // Both halves of a tun device are one file.
     let tun = [
         "+fd 10 is 20 Reg",
@@ -234,7 +234,7 @@ fn what_is_no_regular_file_becomes_one() {
         "-file 20 /dev/net/tun mount Some(5) flags Some(2) position 7 size Some(100)",
         "-file 20 Tun",
     ];
-    assert_changes(20, How::Inherit, false, &tun);
+    assert_changes(20, &How::Inherit, false, &tun);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn what_was_tied_to_it_stays() {
         "-socket 13 peer 101 shut Some(0)",
         "-socket 14 peer 100 shut Some(0)",
     ];
-    assert_changes(13, How::Inherit, false, &socket);
+    assert_changes(13, &How::Inherit, false, &socket);
     // The slave hangs.
     let master = [
         "+fd 11 is 30 Reg",
@@ -260,7 +260,7 @@ fn what_was_tied_to_it_stays() {
         "-tty 4 session Some(9) settings true",
         "-tty 5 session Some(0) settings true",
     ];
-    assert_changes(30, How::Inherit, false, &master);
+    assert_changes(30, &How::Inherit, false, &master);
 }
 
 #[test]
@@ -271,8 +271,8 @@ fn a_file_that_is_also_used_otherwise_is_split() {
         "+file 1 /ocicle/91 mount None flags Some(2) position 0 size None",
         "-fd 7 is 91 Reg",
     ];
-    assert_changes(91, How::Inherit, false, &program);
-    assert_changes(91, How::Close, false, &["-fd 7 is 91 Reg"]);
+    assert_changes(91, &How::Inherit, false, &program);
+    assert_changes(91, &How::Close, false, &["-fd 7 is 91 Reg"]);
 }
 
 #[test]
@@ -282,13 +282,13 @@ fn a_file_whose_name_was_gone() {
         "-file 16 /ghost mount Some(5) flags Some(2) position 7 size Some(100)",
         "-remap of 16",
     ];
-    assert_changes(16, How::Inherit, false, &ghost);
+    assert_changes(16, &How::Inherit, false, &ghost);
     // The other name is still removed, on the mount that it is on.
     let linked = [
         "+file 17 /ocicle/17 mount Some(5) flags Some(2) position 0 size None",
         "-file 17 /linked mount Some(5) flags Some(2) position 7 size Some(100)",
     ];
-    assert_changes(17, How::Inherit, false, &linked);
+    assert_changes(17, &How::Inherit, false, &linked);
 }
 
 #[test]
