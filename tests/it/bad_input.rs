@@ -506,7 +506,7 @@ fn real_path(program: &str) -> String {
 fn versions(machine: &Machine, bundle: &Bundle<'_>) -> Vec<PathBuf> {
     let entries = fs::read_dir(machine.store().join(bundle.id())).into_iter().flatten();
     let names = entries.map(|entry| entry.unwrap().path());
-    names.filter(|path| !path.ends_with("work")).collect()
+    names.filter(|path| !path.ends_with("work") && !path.ends_with("container.json")).collect()
 }
 
 on_each_runtime!(too_little_space, |machine| {
