@@ -36,7 +36,8 @@
 //! | table, layers, digests; with `--leave-running` **the commit**, the manifest | the half-made checkpoint is removed | the same by the guardian; after a stop, the next restore finishes it |
 //!
 //! Where the guardian is killed as well, be it with the whole control group, its
-//! [deputy](guardian) does what it would have done; and where that is killed too, whoever takes the
+//! [deputy](guardian) does what it would have done, and CRIU is [apart] too: killed in the middle of its
+//! work it would take processes with it. Where the deputy is killed too, whoever takes the
 //! container's [lock](store::lock) next, were it by any call of the runtime. Where ocicle or CRIU
 //! hangs instead, the guardian does the same as soon as nobody has got on for `max-freeze`: the
 //! container runs, ocicle is told, and who does not end then is ended.
@@ -65,8 +66,9 @@
 //!    and all `unsafe`.
 //! 3. [`digest`]: digests of bytes and files.
 //! 4. [`proc`]: all that is read of `/proc`.
-//! 5. [`foreign`], [`freezer`], [`runtime`]: files that somebody else keeps; a control group that
-//!    stops, v1 and v2, and the proof that it has; the real runtime and its command line.
+//! 5. [`apart`], [`foreign`], [`freezer`], [`runtime`]: out of the reach of who ends our control groups;
+//!    files that somebody else keeps; a control group that stops, v1 and v2, and the proof that it has;
+//!    the real runtime and its command line.
 //! 6. [`container`]: a bundle, its processes, its volumes, what engines call it.
 //! 7. [`criu`]: the door, and CRIU's images, configuration, log, and the plugin that keeps it from
 //!    files it cannot dump (`plugin/`).
@@ -92,6 +94,7 @@
 //! Only [`output`] writes to the terminal, but for the errors of programs that have no other word:
 //! the shim, which speaks as runc does, the guardian, and what CRIU starts.
 
+pub mod apart;
 pub mod applets;
 pub mod bytes;
 pub mod check;

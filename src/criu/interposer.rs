@@ -13,6 +13,7 @@ use rustix::net::RecvFlags;
 
 use super::plugin;
 use super::protocol::{self, Answer, FIRST_FD, Knock, Work, knock};
+use crate::apart;
 use crate::sys::descriptors;
 use crate::sys::inherited::inherited;
 use crate::sys::process::go_first;
@@ -43,6 +44,9 @@ fn become_criu(arguments: Vec<OsString>) -> Result<std::convert::Infallible> {
     let work = work_of(&arguments)?;
     if let (Work::Other, Some(program)) = (work, std::env::var_os(protocol::PROGRAM)) {
         return become_program(Command::new(program).args(arguments));
+    }
+    if work == Work::Dump {
+        apart::leave_groups();
     }
     let (answer, channel) = knock(&Knock::Criu(work))?;
     let (program, configuration, plugin, inherited) = match answer {

@@ -22,11 +22,10 @@
 //! # Its deputy
 //!
 //! Who ends our whole control group ends the guardian too. So it has a deputy, the same program in a
-//! [control group](deputy) of its own, which is given the same orders, and carries them out when the
+//! [control group](crate::apart) of its own, which is given the same orders, and carries them out when the
 //! guardian and we are both gone. Should all three be killed, the container's
 //! [lock](crate::store::lock) says what has to be thawed, and who takes it next does that.
 
-mod deputy;
 mod patience;
 mod watch;
 

@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::SigSet;
 
 use super::patience::Patience;
-use super::{DEFAULT_LIMIT, Order, Removal, Report, Worker, deputy};
+use super::{DEFAULT_LIMIT, Order, Removal, Report, Worker};
+use crate::apart;
 use crate::bytes::ByteString;
 use crate::criu::protocol::ACTION;
 use crate::freezer::Freezer;
@@ -36,7 +37,7 @@ pub fn main() -> ExitCode {
 /// Its deputy's: the other end of the connection is held by the guardian too, so that it ends
 /// when both have.
 pub fn deputy_main() -> ExitCode {
-    deputy::leave_groups();
+    apart::leave_groups();
     report(super::DEPUTY, Watch::begin().and_then(Watch::keep))
 }
 

@@ -121,7 +121,8 @@ fn journal<'m>(machine: &'m Machine, name: &str) -> Bundle<'m> {
 fn assert_store_is_whole(point: &str, machine: &Machine, bundle: &Bundle<'_>) {
     for entry in fs::read_dir(machine.store().join(bundle.id())).into_iter().flatten().flatten() {
         let path = entry.path();
-        let is_whole = path.ends_with("work") || path.join("ocicle-manifest.json").exists();
+        let is_whole = ["work", "container.json"].iter().any(|name| path.ends_with(name))
+            || path.join("ocicle-manifest.json").exists();
         assert!(is_whole, "{point}: {} is half-made", path.display());
     }
 }
@@ -186,6 +187,11 @@ impl Service {
         inside
     }
 
+    fn has(&self, pid: i32) -> bool {
+        let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap();
+        processes.lines().any(|line| line == pid.to_string())
+    }
+
     fn end(&self) {
         fs::write(self.0.join("cgroup.kill"), "1").unwrap();
     }
@@ -206,6 +212,9 @@ on_each_runtime!(the_whole_service_is_killed, |machine| {
         let control = container.control("/data");
         let mut command = service.holds(&checkpoint(&bundle, machine, &["--leave-running"]));
         let halted = Halted::at(point, machine, &mut command);
+        // Killed at its work it would take processes with it, or not: a matter of luck.
+        let criu = find_criu(halted.child("ocicle-guardian"));
+        assert!(!service.has(criu), "{point}");
         service.end();
         halted.end();
         assert_goes_on(point, &control, &container);

@@ -1,8 +1,13 @@
-//! The deputy's place: outside of whatever ends ocicle and the guardian together.
+//! A place out of the reach of whoever ends ocicle together with all that it has started.
 //!
-//! A session of its own, as the guardian has one, does not help against who ends a control group:
-//! `KillMode=control-group` of systemd.kill(5), `cgroup.kill` of cgroups(7). So the deputy leaves
-//! for a group at the top of the hierarchies by which services are told apart.
+//! A session of its own does not help against who ends a control group: `KillMode=control-group` of
+//! systemd.kill(5), `cgroup.kill` of cgroups(7). So who has to outlive that leaves for a group at the top
+//! of the hierarchies by which services are told apart:
+//!
+//! - the guardian's deputy, which thaws the container then;
+//! - CRIU, while it dumps. Ended in the middle of that it leaves processes where it has led them, at an
+//!   instruction that is not theirs, and they end too, or go on with calls that fail. Left alone it
+//!   finds out that its script is not answered, and puts everything back.
 
 use std::fs;
 use std::path::Path;
@@ -15,8 +20,8 @@ use crate::proc::mountinfo::Mount;
 /// The group, which stays, empty.
 const GROUP: &str = "ocicle";
 
-/// Leaves the caller's control groups. Where that cannot be, it is told, and the deputy stays.
-pub(super) fn leave_groups() {
+/// Leaves the caller's control groups. Where that cannot be, it is told, and this process stays.
+pub fn leave_groups() {
     let mounts = Proc::own().mounts().unwrap_or_else(|error| {
         tracing::debug!("{error:#}");
         Vec::new()
