@@ -8,8 +8,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use ocicle::files::Suspects;
+use ocicle::freezer::{CgroupVersion, Freezer};
 use ocicle::lend::{LoanReply, LoanRequest, Offer};
 use ocicle::snapshot::{
     Compression, DriverSettings, SnapshotOwner, Staging, choose, pack, pack_tree, probe,
@@ -156,7 +158,12 @@ fn part(tree: &Path, work: &Path) -> (Vec<u8>, Vec<u8>) {
     let owner = SnapshotOwner { owner: &out, part: "rootfs", is_alive: &|_| true };
     let (mut driver, _) = choose(&staging, probe(tree).unwrap(), None, &settings, &owner).unwrap();
     driver.prepare(&Suspects::default()).unwrap();
-    driver.take(&Suspects::default()).unwrap();
+    // Nobody is in the group, which only looks like one.
+    fs::write(work.join("cgroup.freeze"), "1\n").unwrap();
+    fs::write(work.join("cgroup.events"), "frozen 1\n").unwrap();
+    let nobody = Freezer::new(CgroupVersion::V2, work.to_owned());
+    let frozen = nobody.freeze(Duration::from_secs(1)).unwrap();
+    driver.take(&frozen, &Suspects::default()).unwrap();
     driver.seal().unwrap();
     let (from, to) = (Directory::open(&staging).unwrap(), Directory::open(&out).unwrap());
     let files = pack(&from, &to, "rootfs", Compression::default(), Staging::Kept, &()).unwrap();

@@ -37,7 +37,7 @@ use crate::criu::{action, failure, phases};
 use crate::fault::{self, Point};
 use crate::files::verify::{Digests, HeldFile};
 use crate::files::{Owned, Suspects, WaitingEvents};
-use crate::freezer::{Frozen, FrozenBy};
+use crate::freezer::{Frozen, FrozenBy, Still};
 use crate::guardian::Guardian;
 use crate::runtime::Family;
 use crate::runtime::arguments::CGROUPS_MODE;
@@ -261,7 +261,7 @@ impl<'a> Dump<'a> {
         let begin = Instant::now();
         let criu = self.start_runtime(plain)?;
         let (process, number) = (criu.process()?, criu.number()?);
-        let mut told = Foreseen::by_looking(self.container, &self.cover, None, plain)?;
+        let mut told = Foreseen::by_looking(self.container, &self.cover, Still::Running, plain)?;
         criu.admit_with(&self.configuration(&told), &[])?;
         fault::point(Point::Admitted);
         let hook = self.await_action(action::PRE_DUMP)?.map_or_else(|| self.failed(), Ok)?;
@@ -293,7 +293,8 @@ impl<'a> Dump<'a> {
         let mut staying: Option<Vec<Failing>> = None;
         for (look, pause) in SETTLING.into_iter().map(Some).chain([None]).enumerate() {
             let frozen = freeze(self.request, &self.container.freezer, &self.guardian)?;
-            let now = Foreseen::by_looking(self.container, &self.cover, Some(&frozen), plain)?;
+            let now =
+                Foreseen::by_looking(self.container, &self.cover, Still::Frozen(&frozen), plain)?;
             let stopping = &now.aside.stopping;
             if stopping.is_empty() {
                 return Ok((frozen, now));
@@ -688,7 +689,7 @@ pub(super) fn take(
     suspects.extend(Suspects::of(&frozen.processes()?));
     let held = match digests {
         Some(digests) => {
-            digests.record(&parts::holders(container)?, &container.bundle, &suspects)?
+            digests.record(frozen, &parts::holders(container)?, &container.bundle, &suspects)?
         }
         None => Vec::new(),
     };

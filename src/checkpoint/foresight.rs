@@ -15,7 +15,7 @@ use super::{CheckpointRequest, connections};
 use crate::container::{Container, Identity};
 use crate::cover::{Aside, Cover};
 use crate::files::{Owned, Unreachable, WaitingEvents, by_path};
-use crate::freezer::Frozen;
+use crate::freezer::Still;
 use crate::hint::WithHint;
 use crate::proc::Proc;
 use crate::proc::cgroup::Membership;
@@ -51,11 +51,11 @@ impl Foreseen {
     pub(super) fn by_looking(
         container: &Container,
         cover: &Cover,
-        frozen: Option<&Frozen<'_>>,
+        still: Still<'_>,
         plain_cgroups: bool,
     ) -> Result<Self> {
-        cover.finder().limit(frozen.is_some());
-        let seen = by_path(&container.dumped_processes()?, frozen.is_some())
+        cover.finder().limit(still);
+        let seen = by_path(&container.dumped_processes()?, still)
             .context("looking for files out of CRIU's reach")?;
         if let Some(served) = seen.served {
             return Err(anyhow!("a process of the container serves the file system at {served}").hint(

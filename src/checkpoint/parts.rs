@@ -168,19 +168,19 @@ fn before(images: &Path, manifest: &Manifest, part: &PartRecord) -> Option<Packe
 pub(super) fn take(
     staged: Vec<PartUnderway>,
     suspects: &Suspects,
-    _frozen: &Frozen<'_>,
+    frozen: &Frozen<'_>,
 ) -> Result<Vec<PartUnderway>> {
     let mut weight = Weight::default();
     staged
         .into_iter()
         .map(|mut staged| {
-            let taken = staged.driver.take(suspects);
-            let frozen = taken.with_context(|| format!("copying {}", staged.part.destination))?;
+            let taken = staged.driver.take(frozen, suspects);
+            let taken = taken.with_context(|| format!("copying {}", staged.part.destination))?;
             weight = weight + staged.driver.weight();
             limits::ensure_weight(weight)?;
             let notes = staged.notes.clone();
             let driver = staged.driver.name();
-            staged.part.taken = Some(DriverReport::of(driver, staged.prepared, frozen, notes));
+            staged.part.taken = Some(DriverReport::of(driver, staged.prepared, taken, notes));
             Ok(staged)
         })
         .collect()

@@ -14,6 +14,7 @@ use super::record::{Begun, FreezeFacts};
 use super::{CheckpointRequest, ImageDirectory, copy_first};
 use crate::container::Container;
 use crate::files::{self, Finder};
+use crate::freezer::Still;
 use crate::guardian::Guardian;
 use crate::machine;
 use crate::restorable::Restorable;
@@ -54,7 +55,8 @@ pub fn under_dump(
     let TakenParts { parts, held: files, begin, end } =
         take(container, &frozen, parts, digests.as_ref(), &suspects)?;
     others.thaw()?;
-    let seen = files::by_path(&container.dumped_processes()?, true).context("looking for locks")?;
+    let seen = files::by_path(&container.dumped_processes()?, Still::Frozen(&frozen))
+        .context("looking for locks")?;
     complete(&request.images, &Locks(seen.locks))?;
     let finder = Finder::of(container.init, &request.runtime)?;
     let links = Links::of_dump(&request.images, container, &finder)?;

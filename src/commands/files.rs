@@ -6,6 +6,7 @@ use super::Machine;
 use crate::container::Container;
 use crate::files::by_process::{self, Branch, HeldHere};
 use crate::files::{OpenFile, Table, write_user_info};
+use crate::freezer::Still;
 use crate::hint::WithHint;
 use crate::output::{self, tree::Node};
 use crate::store::manifest::Manifest;
@@ -85,7 +86,7 @@ fn draw(
         let container = Container::discover(&machine()?.runtime, &reference.id)
             .hint(naming_a_version(reference))?;
         let processes = container.dumped_processes()?;
-        (by_process::tasks_of(&processes), Table::from_processes(&processes, false)?)
+        (by_process::tasks_of(&processes), Table::from_processes(&processes, Still::Running)?)
     };
     by_process::arrange(&tasks, &table).into_iter().for_each(|branch| node(branch).print());
     Ok(())
@@ -115,7 +116,7 @@ fn naming_a_version(reference: &Reference) -> String {
 
 fn of_container(machine: &Machine, id: &str) -> Result<Table> {
     let container = Container::discover(&machine.runtime, id)?;
-    Table::from_processes(&container.dumped_processes()?, false)
+    Table::from_processes(&container.dumped_processes()?, Still::Running)
 }
 
 fn of_checkpoint(store: &Store, reference: &Reference, whose: Whose<'_>) -> Result<Table> {

@@ -3,6 +3,7 @@
 pub mod annotations;
 mod cgroup;
 mod engine;
+mod file_kind;
 mod identity;
 mod process;
 pub mod records;
@@ -27,6 +28,7 @@ use crate::sys::pid::Pid;
 
 pub use cgroup::{cgroup_version, freezer_of_process, group_name, memory_left};
 pub use engine::Engine;
+pub use file_kind::{FileKind, UnknownKind};
 pub use identity::Identity;
 pub use process::{Holder, Process};
 pub use shared::Shared;

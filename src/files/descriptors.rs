@@ -5,10 +5,9 @@ use std::io;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 
-use super::images::kind_of_mode;
-use super::table::FileKind;
-use crate::container::Holder;
 use crate::container::Process;
+use crate::container::{FileKind, Holder};
+use crate::freezer::Still;
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::{Proc, is_zombie};
 use crate::sys::at_once::{self, Stat};
@@ -34,18 +33,18 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Reads every file descriptor of every process.
-pub(super) fn observe(processes: &[Process], frozen: bool) -> Result<Vec<Observed>> {
+pub(super) fn observe(processes: &[Process], still: Still<'_>) -> Result<Vec<Observed>> {
     let mut fds = Vec::new();
     for process in processes.iter().filter(|process| !is_zombie(process.host)) {
         match Proc::of(process.host).descriptors() {
             Ok(numbers) => {
                 for fd in numbers {
-                    let seen = tolerate(Observed::read(*process, fd), frozen)
+                    let seen = tolerate(Observed::read(*process, fd), still)
                         .with_context(|| format!("reading fd {fd} of pid {}", process.inner))?;
                     fds.extend(seen);
                 }
             }
-            Err(error) if !frozen && is_gone(&error) => {}
+            Err(error) if !still.is_frozen() && is_gone(&error) => {}
             Err(error) => {
                 let context = format!("reading the file descriptors of pid {}", process.inner);
                 return Err(error).context(context);
@@ -56,10 +55,10 @@ pub(super) fn observe(processes: &[Process], frozen: bool) -> Result<Vec<Observe
 }
 
 /// Makes nothing of what went away, unless nothing can have.
-pub(super) fn tolerate<T>(result: io::Result<T>, frozen: bool) -> io::Result<Option<T>> {
+pub(super) fn tolerate<T>(result: io::Result<T>, still: Still<'_>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if !frozen && is_gone(&error) => Ok(None),
+        Err(error) if !still.is_frozen() && is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -113,7 +112,7 @@ impl Observed {
                 FileKind::Memfd
             }
             libc::S_IFREG if !self.link.starts_with(b"/") => FileKind::Namespace,
-            _ => kind_of_mode(mode),
+            _ => FileKind::of_mode(mode),
         }
     }
 }

@@ -7,8 +7,9 @@
 use std::fmt;
 
 use super::settings::DumpSettings;
-use super::table::{ExternalFile, FileKind};
+use super::table::ExternalFile;
 use crate::bytes::ByteString;
+use crate::container::FileKind;
 use crate::sys::inode::Device;
 
 /// Where a file is that CRIU saves by its path.

@@ -15,11 +15,12 @@ use super::dumpable::{Described, Detail, Peer, Place, Socket, TCP_CLOSE};
 use super::finder::Finder;
 use super::live::{Survey, survey};
 use super::settings::DumpSettings;
-use super::table::{ExternalFile, FileKind, OpenFile, Table};
+use super::table::{ExternalFile, OpenFile, Table};
 use super::unreachable::{Reach, Reached};
-use crate::container::Holder;
 use crate::container::Process;
+use crate::container::{FileKind, Holder};
 use crate::criu::door::real_criu;
+use crate::freezer::Still;
 use crate::proc::Proc;
 use crate::proc::mountinfo::Mount;
 use crate::sys::at_once::{self, Stat};
@@ -59,7 +60,7 @@ impl<'a> Facts<'a> {
     /// Reads them from processes that may be running: what goes away is left out. The finder finds
     /// files that have no other name.
     pub fn of(processes: &[Process], finder: &'a Finder) -> Result<Self> {
-        let Survey { table, fds, reach } = survey(processes, false)?;
+        let Survey { table, fds, reach } = survey(processes, Still::Running)?;
         let files = {
             let lost = reach.watched(&fds).not_found(finder);
             let mut observer =

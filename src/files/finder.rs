@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::criu::configuration::standing_values;
 use crate::criu::remaps;
+use crate::freezer::Still;
 use crate::proc::Proc;
 use crate::runtime::Runtime;
 use crate::sys::inode::DevIno;
@@ -69,8 +70,8 @@ impl Finder {
     }
 
     /// Reads little from now on, if the container stands still.
-    pub fn limit(&self, frozen: bool) {
-        self.memory.borrow_mut().left = if frozen { MOST_FROZEN } else { MOST };
+    pub fn limit(&self, still: Still<'_>) {
+        self.memory.borrow_mut().left = if still.is_frozen() { MOST_FROZEN } else { MOST };
     }
 
     /// Where files are now, as the container's root directory has it; those that are not found are
@@ -203,6 +204,7 @@ fn open_below(top: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::freezer::Frozen;
     use std::fs;
 
     fn inode(path: &Path) -> DevIno {
@@ -227,7 +229,7 @@ mod tests {
 
         // What moves while little may be read any more is found where it is now, or not at all.
         fs::rename(top.join("a"), top.join("c")).unwrap();
-        finder.limit(true);
+        finder.limit(Still::Frozen(&Frozen::of_nobody()));
         let found = finder.find(&inodes, std::slice::from_ref(&top));
         assert_eq!(found[&inode(&top.join("c/b/file"))], top.join("c/b/file"));
         fs::remove_file(top.join("c/b/file")).unwrap();

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::name;
-use super::table::{ExternalFile, FileId, FileKind, Lock, OpenFile, Table};
-use crate::container::Holder;
+use super::table::{ExternalFile, FileId, Lock, OpenFile, Table};
+use crate::container::{FileKind, Holder};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{
     FdType, FileBody, FileEntry, FileLock, MemfdInode, RegFile, RemapKind, TtyInfo,
@@ -31,12 +31,12 @@ impl Table {
         let flying: HashSet<_> =
             images.packets.iter().flat_map(|packet| packet.rights.iter().copied()).collect();
         let tuns = images.tun_devices();
-        let is_half = |entry: &&FileEntry| entry.kind == FdType::Reg && tuns.contains(&entry.id);
+        let is_half = |entry: &&FileEntry| entry.kind == FdType::REG && tuns.contains(&entry.id);
         let files = images.files.iter().filter(|entry| !is_half(entry)).filter_map(|entry| {
             let in_flight = flying.contains(&entry.id);
             let holders = holders.remove(&entry.id).or(in_flight.then(Vec::new))?;
             let mut file = context.describe(entry);
-            if entry.kind == FdType::Tun {
+            if entry.kind == FdType::TUN {
                 file.flags = context.reg_half(entry.id).unwrap_or(file.flags);
             }
             file.watched = holders.iter().any(|holder| watched.contains(holder));
@@ -111,7 +111,7 @@ impl<'a> Lookup<'a> {
             halves: images
                 .files
                 .iter()
-                .filter(|file| file.kind == FdType::Reg && tuns.contains(&file.id))
+                .filter(|file| file.kind == FdType::REG && tuns.contains(&file.id))
                 .filter_map(|file| Some((file.id, file.flags?)))
                 .collect(),
             deleted: images.remaps.iter().filter(|r| gone(r.kind)).map(|r| r.file).collect(),
@@ -135,7 +135,7 @@ impl<'a> Lookup<'a> {
     fn describe(&self, entry: &FileEntry) -> OpenFile {
         let mut file = OpenFile {
             id: FileId(entry.id),
-            kind: kind_of(entry.kind),
+            kind: entry.kind.kind(),
             name: entry.kind_name().into(),
             flags: entry.flags.unwrap_or_default(),
             position: None,
@@ -210,7 +210,7 @@ impl<'a> Lookup<'a> {
 }
 
 fn describe_reg(file: &mut OpenFile, reg: &RegFile) {
-    file.kind = reg.mode.map_or(FileKind::Reg, kind_of_mode);
+    file.kind = reg.mode.map_or(FileKind::Reg, FileKind::of_mode);
     file.name.clone_from(&reg.name);
     file.position = (reg.position != u64::MAX).then_some(reg.position);
     file.size = reg.size;
@@ -221,50 +221,12 @@ fn describe_reg(file: &mut OpenFile, reg: &RegFile) {
     }
 }
 
-/// The kind that goes with the type bits of a mode.
-pub(super) fn kind_of_mode(mode: u32) -> FileKind {
-    match mode & libc::S_IFMT {
-        libc::S_IFREG => FileKind::Reg,
-        libc::S_IFDIR => FileKind::Dir,
-        libc::S_IFLNK => FileKind::Symlink,
-        libc::S_IFIFO => FileKind::Fifo,
-        libc::S_IFCHR | libc::S_IFBLK => FileKind::Device,
-        _ => FileKind::Unknown,
-    }
-}
-
-fn kind_of(kind: FdType) -> FileKind {
-    match kind {
-        FdType::Reg => FileKind::Reg,
-        FdType::Pipe => FileKind::Pipe,
-        FdType::Fifo => FileKind::Fifo,
-        FdType::Inet => FileKind::Inet,
-        FdType::Unix => FileKind::Unix,
-        FdType::Eventfd => FileKind::Eventfd,
-        FdType::Epoll => FileKind::Epoll,
-        FdType::Inotify => FileKind::Inotify,
-        FdType::Signalfd => FileKind::Signalfd,
-        FdType::Packet => FileKind::Packet,
-        FdType::Tty => FileKind::Tty,
-        FdType::Fanotify => FileKind::Fanotify,
-        FdType::Netlink => FileKind::Netlink,
-        FdType::Namespace => FileKind::Namespace,
-        FdType::Tun => FileKind::Tun,
-        FdType::External => FileKind::External,
-        FdType::Timerfd => FileKind::Timerfd,
-        FdType::Memfd => FileKind::Memfd,
-        FdType::Bpfmap => FileKind::Bpfmap,
-        FdType::Pidfd => FileKind::Pidfd,
-        FdType::Other(_) => FileKind::Unknown,
-    }
-}
-
 impl FileEntry {
     /// The name of an open file of which no more than the type is known.
     fn kind_name(&self) -> String {
-        match self.kind {
-            FdType::Other(number) => format!("type {number}"),
-            kind => kind_of(kind).as_str().to_owned(),
+        match self.kind.kind() {
+            FileKind::Unknown => format!("type {}", self.kind.0),
+            kind => kind.as_str().to_owned(),
         }
     }
 }

@@ -6,14 +6,14 @@ use std::io;
 use anyhow::{Context, Result};
 
 use super::descriptors::{Observed, is_gone, observe};
-use super::images::kind_of_mode;
 use super::name;
 use super::sockets::Sockets;
-use super::table::{FileId, FileKind, OpenFile, Table};
+use super::table::{FileId, OpenFile, Table};
 use super::unreachable::Reach;
 use crate::bytes::ByteString;
-use crate::container::Holder;
 use crate::container::Process;
+use crate::container::{FileKind, Holder};
+use crate::freezer::Still;
 use crate::sys::kcmp;
 
 /// Open files, and the file descriptors that were read for them.
@@ -26,17 +26,17 @@ pub(super) struct Survey {
 impl Table {
     /// The open files of processes, numbered from 1.
     ///
-    /// With `frozen`, whatever vanishes while this reads is an error; without, it is left out.
-    pub fn from_processes(processes: &[Process], frozen: bool) -> Result<Self> {
-        Ok(survey(processes, frozen)?.table)
+    /// When they are frozen, whatever vanishes while this reads is an error; else it is left out.
+    pub fn from_processes(processes: &[Process], still: Still<'_>) -> Result<Self> {
+        Ok(survey(processes, still)?.table)
     }
 }
 
 /// Reads the open files of processes.
-pub(super) fn survey(processes: &[Process], frozen: bool) -> Result<Survey> {
-    let fds = observe(processes, frozen)?;
-    let classes = classify(&fds, frozen)?;
-    let reach = Reach::of(processes, frozen)?;
+pub(super) fn survey(processes: &[Process], still: Still<'_>) -> Result<Survey> {
+    let fds = observe(processes, still)?;
+    let classes = classify(&fds, still)?;
+    let reach = Reach::of(processes, still)?;
     let mut sockets = Sockets::default();
     let mut files: Vec<_> =
         classes.iter().map(|class| describe(&fds, class, &mut sockets, &reach)).collect();
@@ -53,11 +53,11 @@ type Class = Vec<usize>;
 
 /// Tells equal open files from different ones: by cheap identity first, by the kernel's order
 /// among those that have the same.
-fn classify(fds: &[Observed], frozen: bool) -> Result<Vec<Class>> {
+fn classify(fds: &[Observed], still: Still<'_>) -> Result<Vec<Class>> {
     let mut groups: BTreeMap<_, Vec<Class>> = BTreeMap::new();
     for (index, fd) in fds.iter().enumerate() {
         let classes = groups.entry(fd.key()).or_default();
-        place(fds, classes, index, frozen).with_context(|| {
+        place(fds, classes, index, still).with_context(|| {
             format!("comparing fd {} of pid {} with others", fd.fd, fd.process.inner)
         })?;
     }
@@ -65,7 +65,12 @@ fn classify(fds: &[Observed], frozen: bool) -> Result<Vec<Class>> {
 }
 
 /// Puts a file descriptor into its class, or into a new one at the place that keeps the order.
-fn place(fds: &[Observed], classes: &mut Vec<Class>, new: usize, frozen: bool) -> io::Result<()> {
+fn place(
+    fds: &[Observed],
+    classes: &mut Vec<Class>,
+    new: usize,
+    still: Still<'_>,
+) -> io::Result<()> {
     loop {
         match search(fds, classes, new) {
             Ok(Ok(class)) => {
@@ -76,7 +81,7 @@ fn place(fds: &[Observed], classes: &mut Vec<Class>, new: usize, frozen: bool) -
                 classes.insert(at, vec![new]);
                 return Ok(());
             }
-            Err((_, error)) if frozen || !is_gone(&error) => return Err(error),
+            Err((_, error)) if still.is_frozen() || !is_gone(&error) => return Err(error),
             Err(_) if !fds[new].is_there() => return Ok(()),
             Err((class, _)) => forget_gone(fds, classes, class),
         }
@@ -120,7 +125,7 @@ fn describe(fds: &[Observed], class: &Class, sockets: &mut Sockets, reach: &Reac
     let (text, deleted) = strip_deleted(fd, text, reach);
     let external = class.iter().find_map(|member| reach.unreachable(&fds[*member]));
     let mode = fd.stat.st_mode;
-    let has_path = kind_of_mode(mode) == kind && kind != FileKind::Unknown;
+    let has_path = FileKind::of_mode(mode) == kind && kind != FileKind::Unknown;
     let has_position = (has_path && kind != FileKind::Fifo) || kind == FileKind::Memfd;
     OpenFile {
         id: FileId(0),
@@ -198,6 +203,7 @@ fn mark_watched(files: &mut [OpenFile], fds: &[Observed]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::freezer::Frozen;
     use crate::proc::is_zombie;
     use crate::sys::pid::InnerPid;
     use crate::sys::pid::Pid;
@@ -225,7 +231,7 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let gone = tempfile::tempfile_in(dir.path()).unwrap();
 
-        let table = Table::from_processes(&[own()], false).unwrap();
+        let table = Table::from_processes(&[own()], Still::Running).unwrap();
         let file = held(&table, &first);
         assert_eq!(file.name, path.as_path().into());
         assert_eq!((file.kind, file.position, file.size), (FileKind::Reg, Some(3), Some(5)));
@@ -248,7 +254,7 @@ mod tests {
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
         let data = epoll::EventData::new_u64(1);
         epoll::add(&poll, &event, data, epoll::EventFlags::IN).unwrap();
-        let table = Table::from_processes(&[own()], false).unwrap();
+        let table = Table::from_processes(&[own()], Still::Running).unwrap();
         assert!(held(&table, &event).watched);
         assert!(!held(&table, &poll).watched);
         assert_eq!(held(&table, &poll).kind, FileKind::Epoll);
@@ -265,7 +271,12 @@ mod tests {
         rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap();
         assert!(is_zombie(host));
         let zombie = Process { host, inner: InnerPid(2) };
-        assert!(Table::from_processes(&[zombie], true).unwrap().files.is_empty());
+        assert!(
+            Table::from_processes(&[zombie], Still::Frozen(&Frozen::of_nobody()))
+                .unwrap()
+                .files
+                .is_empty()
+        );
         child.wait().unwrap();
     }
 
@@ -274,8 +285,9 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         let gone = Process { host: Pid::of(&child), inner: InnerPid(2) };
-        assert!(Table::from_processes(&[gone], false).unwrap().files.is_empty());
-        let error = Table::from_processes(&[gone], true).unwrap_err();
+        assert!(Table::from_processes(&[gone], Still::Running).unwrap().files.is_empty());
+        let error =
+            Table::from_processes(&[gone], Still::Frozen(&Frozen::of_nobody())).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.starts_with("reading the file descriptors of pid 2"), "{text}");
     }

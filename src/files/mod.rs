@@ -19,13 +19,14 @@ mod user_info;
 
 pub mod verify;
 
+pub use crate::container::FileKind;
 pub use crate::proc::fdinfo::LockKind;
 pub use finder::Finder;
 pub use lost_locks::lost_locks;
 pub use problems::{FileUser, FoundFile, Problem, Role, Wrong, preflight};
 pub use settings::{DumpSettings, bytes_of};
 pub use suspects::Suspects;
-pub use table::{ExternalFile, FileId, FileKind, Lock, OpenFile, SCHEMA, Table};
+pub use table::{ExternalFile, FileId, Lock, OpenFile, SCHEMA, Table};
 pub use unreachable::{Owned, SeenByPath, Unreachable, WaitingEvents, Watched, by_path};
 pub use user_info::{UserInfo, parse_user_info, write_user_info};
 

@@ -4,10 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-use super::images::kind_of_mode;
-use super::table::{FileId, FileKind};
+use super::table::FileId;
 use crate::bytes::ByteString;
-use crate::container::Holder;
+use crate::container::{FileKind, Holder};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{FileBody, RegFile, Remap, RemapKind};
 use crate::sys::pid::InnerPid;
@@ -276,7 +275,7 @@ fn missing(found: FoundFile) -> Option<Wrong> {
 fn wrong(reg: &RegFile, found: FoundFile) -> Option<Wrong> {
     let FoundFile::Present { mode, size } = found else { return missing(found) };
     let saved = reg.mode.unwrap_or(mode);
-    let (is, was) = (kind_of_mode(mode), kind_of_mode(saved));
+    let (is, was) = (FileKind::of_mode(mode), FileKind::of_mode(saved));
     if mode & libc::S_IFMT != saved & libc::S_IFMT {
         return Some(Wrong::Type { found: is, expected: was });
     }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::descriptors::Observed;
 use super::name;
-use super::table::FileKind;
 use crate::bytes::ByteString;
+use crate::container::FileKind;
 use crate::proc::Proc;
 use crate::sys::pid::Pid;
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::ByteString;
-use crate::container::Holder;
+use crate::container::{FileKind, Holder};
 use crate::proc::fdinfo::LockKind;
 use crate::sys::pid::InnerPid;
 
@@ -34,107 +34,6 @@ impl FromStr for FileId {
         text.parse().map(Self)
     }
 }
-
-macro_rules! kinds {
-    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal,)*) => {
-        /// What an open file is.
-        #[derive(
-            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-        )]
-        pub enum FileKind {
-            $($(#[doc = $doc])* #[serde(rename = $name)] $variant,)*
-        }
-
-        impl FileKind {
-            /// Every kind.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The name it is shown and selected by.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-        }
-    };
-}
-
-kinds! {
-    /// A regular file.
-    Reg = "reg",
-    /// A directory.
-    Dir = "dir",
-    /// A symbolic link, opened with `O_PATH`.
-    Symlink = "symlink",
-    /// A character or block device that is no terminal.
-    Device = "device",
-    /// One end of a pipe.
-    Pipe = "pipe",
-    /// A named pipe.
-    Fifo = "fifo",
-    /// A terminal.
-    Tty = "tty",
-    /// A unix socket.
-    Unix = "unix",
-    /// An IP socket.
-    Inet = "inet",
-    /// A netlink socket.
-    Netlink = "netlink",
-    /// A packet socket.
-    Packet = "packet",
-    /// An eventfd.
-    Eventfd = "eventfd",
-    /// An epoll instance.
-    Epoll = "epoll",
-    /// A timerfd.
-    Timerfd = "timerfd",
-    /// A signalfd.
-    Signalfd = "signalfd",
-    /// An inotify instance.
-    Inotify = "inotify",
-    /// A fanotify group.
-    Fanotify = "fanotify",
-    /// A memfd.
-    Memfd = "memfd",
-    /// A pidfd.
-    Pidfd = "pidfd",
-    /// A tun or tap device.
-    Tun = "tun",
-    /// A namespace.
-    Namespace = "namespace",
-    /// A BPF map.
-    Bpfmap = "bpfmap",
-    /// A file that a plugin of CRIU handles.
-    External = "external",
-    /// Anything else.
-    Unknown = "unknown",
-}
-
-impl FileKind {
-    /// Whether it is a socket of any family.
-    pub fn is_socket(self) -> bool {
-        matches!(self, Self::Unix | Self::Inet | Self::Netlink | Self::Packet)
-    }
-}
-
-impl fmt::Display for FileKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for FileKind {
-    type Err = UnknownKind;
-
-    fn from_str(text: &str) -> Result<Self, UnknownKind> {
-        Self::ALL.iter().find(|kind| kind.as_str() == text).copied().ok_or(UnknownKind)
-    }
-}
-
-/// A word that is the name of no kind.
-#[derive(Debug, thiserror::Error)]
-#[error("it is no type of open file")]
-pub struct UnknownKind;
 
 /// A file from outside the container's mounts, as CRIU names it: `file[<mount>:<inode>]`, both in
 /// hexadecimal (`dump_one_reg_file` in criu/files-reg.c).

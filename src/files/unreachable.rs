@@ -13,10 +13,11 @@ use rustix::io::Errno;
 
 use super::descriptors::{self, Observed};
 use super::finder::Finder;
-use super::table::{ExternalFile, FileKind, Lock};
+use super::table::{ExternalFile, Lock};
 use crate::bytes::ByteString;
-use crate::container::Holder;
 use crate::container::Process;
+use crate::container::{FileKind, Holder};
+use crate::freezer::Still;
 use crate::proc::fdinfo::{HeldLock, LockKind, Watch};
 use crate::proc::mountinfo::{self, Mount};
 use crate::proc::{Proc, is_ending, is_zombie};
@@ -125,10 +126,10 @@ pub struct WaitingEvents {
 ///
 /// Those that CRIU saves by their path (`dump_one_file` in criu/files.c): regular files,
 /// directories, links, named pipes and memory devices. Terminals, sockets and anonymous files
-/// have ways of their own. With `frozen`, whatever vanishes while this reads is an error.
-pub fn by_path(processes: &[Process], frozen: bool) -> Result<SeenByPath> {
-    let reach = Reach::of(processes, frozen)?;
-    let fds = descriptors::observe(processes, frozen)?;
+/// have ways of their own. When they are frozen, whatever vanishes while this reads is an error.
+pub fn by_path(processes: &[Process], still: Still<'_>) -> Result<SeenByPath> {
+    let reach = Reach::of(processes, still)?;
+    let fds = descriptors::observe(processes, still)?;
     let unreachable = fds.iter().filter_map(|fd| {
         let file = reach.unreachable(fd)?;
         let path = fd.link.as_slice().into();
@@ -140,8 +141,11 @@ pub fn by_path(processes: &[Process], frozen: bool) -> Result<SeenByPath> {
         locks: fds.iter().flat_map(locks).collect(),
         served: reach.served(&fds),
         watched: reach.watched(&fds),
-        unnamed: if frozen { Watched::default() } else { reach.unnamed(processes) },
-        events: if frozen { lost_events(&fds) } else { Vec::new() },
+        unnamed: match still {
+            Still::Running => reach.unnamed(processes),
+            Still::Frozen(_) => Watched::default(),
+        },
+        events: if still.is_frozen() { lost_events(&fds) } else { Vec::new() },
     })
 }
 
@@ -195,7 +199,7 @@ pub(super) struct Reached {
 }
 
 impl Reach {
-    pub(super) fn of(processes: &[Process], frozen: bool) -> Result<Self> {
+    pub(super) fn of(processes: &[Process], still: Still<'_>) -> Result<Self> {
         let mut reach = Self::default();
         let mut seen = HashSet::new();
         for process in processes.iter().filter(|process| !is_zombie(process.host)) {
@@ -204,7 +208,7 @@ impl Reach {
             if read.is_err() && is_ending(process.host) {
                 continue;
             }
-            descriptors::tolerate(read, frozen)
+            descriptors::tolerate(read, still)
                 .with_context(|| format!("reading the mounts of pid {}", process.inner))?;
         }
         Ok(reach)
@@ -399,6 +403,7 @@ fn is_saved_by_path(fd: &Observed) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::freezer::Frozen;
 
     #[test]
     fn a_process_that_does_not_move() {
@@ -406,7 +411,9 @@ mod tests {
         child.stdin(std::process::Stdio::piped()).stdout(std::fs::File::open("/dev/null").unwrap());
         let mut child = child.stderr(std::process::Stdio::null()).spawn().unwrap();
         let host = Pid::of(&child);
-        let found = by_path(&[Process { host, inner: InnerPid(1) }], true).unwrap().unreachable;
+        let frozen = Frozen::of_nobody();
+        let still = Still::Frozen(&frozen);
+        let found = by_path(&[Process { host, inner: InnerPid(1) }], still).unwrap().unreachable;
         assert!(found.iter().all(|file| file.fd > 2), "{found:?}");
         drop(child.stdin.take());
         child.wait().unwrap();
@@ -417,13 +424,13 @@ mod tests {
         let own = Process { host: Pid::own(), inner: InnerPid(1) };
         let file = std::fs::File::open("/dev/null").unwrap();
         use std::os::fd::AsRawFd;
-        let fds = descriptors::observe(&[own], false).unwrap();
+        let fds = descriptors::observe(&[own], Still::Running).unwrap();
         let fd = fds.iter().find(|fd| fd.fd == file.as_raw_fd()).unwrap();
         let external = Reach::default().unreachable(fd).unwrap();
         assert_eq!(external.inode, fd.stat.inode.ino);
         assert_eq!(external.mount, fd.info.mount);
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let fds = descriptors::observe(&[own], false).unwrap();
+        let fds = descriptors::observe(&[own], Still::Running).unwrap();
         let fd = fds.iter().find(|fd| fd.fd == pipe.as_raw_fd()).unwrap();
         assert_eq!(Reach::default().unreachable(fd), None);
     }

@@ -5,9 +5,9 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::table::{FileId, FileKind, Table};
+use super::table::{FileId, Table};
 use crate::bytes::ByteString;
-use crate::container::Holder;
+use crate::container::{FileKind, Holder};
 
 /// A line of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]

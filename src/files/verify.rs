@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Suspects;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
+use crate::freezer::Frozen;
 use crate::proc::{Proc, is_zombie};
 use crate::sys;
 use crate::sys::extent::next_data;
@@ -133,6 +134,7 @@ impl Digests {
     /// without a trace in their times.
     pub fn record(
         &self,
+        _frozen: &Frozen<'_>,
         processes: &[Pid],
         bundle: &Bundle,
         suspects: &Suspects,

@@ -73,6 +73,23 @@ pub struct Frozen<'a> {
     ended: bool,
 }
 
+/// Whether the processes of a container can change what is looked at. While they can, what vanishes
+/// meanwhile is no error.
+#[derive(Clone, Copy, Debug)]
+pub enum Still<'a> {
+    /// They run.
+    Running,
+    /// They are stopped.
+    Frozen(&'a Frozen<'a>),
+}
+
+impl Still<'_> {
+    /// Whether they are stopped.
+    pub fn is_frozen(self) -> bool {
+        matches!(self, Self::Frozen(_))
+    }
+}
+
 impl Freezer {
     /// The freezer of the control group at `directory`, an absolute path in a mounted hierarchy.
     pub fn new(version: CgroupVersion, directory: PathBuf) -> Self {
@@ -354,6 +371,18 @@ fn collect_processes(directory: &Path, into: &mut Vec<Pid>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Frozen<'static> {
+    /// The proof that nobody runs, of a group that nobody is in: a directory that looks like one.
+    pub(crate) fn of_nobody() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("cgroup.freeze"), "1\n").unwrap();
+        fs::write(directory.path().join("cgroup.events"), "populated 0\nfrozen 1\n").unwrap();
+        let freezer = Freezer::new(CgroupVersion::V2, directory.path().to_owned());
+        Box::leak(Box::new(freezer)).freeze_now(Duration::from_secs(1)).unwrap()
+    }
 }
 
 #[cfg(test)]

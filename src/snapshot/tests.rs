@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, ut
 
 use super::*;
 use crate::files::Suspects;
+use crate::freezer::Frozen;
 use crate::sys::directory::Directory;
 
 /// A change, and what comes of it.
@@ -95,7 +96,7 @@ fn taken(root: &Path, top: &Path, version: &str, base: Option<(&PackedPart, &Pat
     let base = base.map(|(base, _)| base);
     let (mut driver, _) = choose(&staging, root, base, &settings, &owner).unwrap();
     driver.prepare(&Suspects::default()).unwrap();
-    driver.take(&Suspects::default()).unwrap();
+    driver.take(&Frozen::of_nobody(), &Suspects::default()).unwrap();
     driver.seal().unwrap();
     let (from, to) = (Directory::open(&staging).unwrap(), Directory::open(&out).unwrap());
     let record = pack(&from, &to, "rootfs", Compression::None, Staging::Kept, &()).unwrap();

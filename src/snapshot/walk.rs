@@ -17,6 +17,7 @@ use super::probe::{Overlay, Root};
 use super::{join, shown};
 use crate::criu::remaps;
 use crate::files::Suspects;
+use crate::freezer::Still;
 use crate::limits::Limit;
 use crate::sys::fs;
 use crate::sys::inode::{DevIno, Device};
@@ -45,11 +46,13 @@ impl Weigh for Seen {
 /// All that a walk found.
 pub(super) type Tree = Paths<Seen>;
 
-/// Whether the container runs meanwhile: then what vanishes is no error.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Still {
-    Frozen,
-    Running,
+/// What is walked.
+#[derive(Clone, Copy)]
+pub(super) enum Walking<'a> {
+    /// What a container has. While it runs, what vanishes is no error.
+    Live(Still<'a>),
+    /// A snapshot, which nobody changes.
+    Kept,
 }
 
 /// What a walk found, and where it has to be looked for content.
@@ -200,7 +203,7 @@ const AT_ONCE: usize = 256;
 /// Walks a root. Of what is as `earlier` says only `suspects` count as changed.
 pub(super) fn walk(
     root: &Root,
-    still: Still,
+    walking: Walking<'_>,
     earlier: Earlier,
     suspects: &Suspects,
 ) -> Result<Walked> {
@@ -224,7 +227,7 @@ pub(super) fn walk(
     };
     let walk = Walk {
         root,
-        still,
+        walking,
         begun,
         doubtful: &doubtful,
         suspects,
@@ -251,10 +254,10 @@ pub(super) fn walk(
 }
 
 /// Whether an error only says that the running container was faster.
-fn is_race(still: Still, error: &io::Error) -> bool {
+fn is_race(walking: Walking<'_>, error: &io::Error) -> bool {
     // ELOOP: a directory has become a link; ESTALE: an inode has gone below an overlay.
     let code = error.raw_os_error();
-    still == Still::Running
+    matches!(walking, Walking::Live(Still::Running))
         && (matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
             || code == Some(libc::ELOOP)
             || code == Some(libc::ESTALE))
@@ -283,7 +286,7 @@ enum Name {
 /// A walk under way.
 struct Walk<'a> {
     root: &'a Root,
-    still: Still,
+    walking: Walking<'a>,
     /// When the walk before began, and the directories of which it has not seen all.
     begun: Time,
     doubtful: &'a HashSet<Id>,
@@ -297,7 +300,9 @@ impl Walk<'_> {
         match self.try_read_dir(tree, dir) {
             Ok(read) => Ok(read),
             Err(error) => match error.downcast_ref::<io::Error>() {
-                Some(io) if is_race(self.still, io) => Ok(Read { missed: true, ..Read::default() }),
+                Some(io) if is_race(self.walking, io) => {
+                    Ok(Read { missed: true, ..Read::default() })
+                }
                 _ => Err(error).with_context(|| format!("reading {}", shown(&tree.path(dir.dir)))),
             },
         }
@@ -378,7 +383,7 @@ impl Walk<'_> {
             bail!("a path in it is longer than {most} bytes: remove it, or leave it out");
         }
         let path = || shown(&join(&tree.path(dir.dir), name));
-        let looked = look(self.root, dir, view, name, self.still)
+        let looked = look(self.root, dir, view, name, self.walking)
             .with_context(|| format!("reading the attributes of {}", path()))?;
         Ok(match looked {
             Some(looked) => Name::Looked(name.to_vec(), looked),
@@ -476,7 +481,7 @@ fn look(
     dir: &Pending,
     view: View<'_>,
     name: &[u8],
-    still: Still,
+    walking: Walking<'_>,
 ) -> Result<Option<Looked>> {
     let Some(entry) = fs::open_entry(view.merged, name)? else {
         // What the upper layer names and the overlay does not show is a whiteout, whichever of its
@@ -486,7 +491,7 @@ fn look(
         return Ok(is_whiteout.then_some(whiteout));
     };
     let found = match Found::look(&entry) {
-        Err(error) if is_race(still, &error) => return Ok(None),
+        Err(error) if is_race(walking, &error) => return Ok(None),
         other => other?,
     };
     if is_crius_link(&found, name) {
@@ -551,7 +556,7 @@ mod tests {
         }
         let root = probe(top.path()).unwrap();
         let nobody = Suspects::default();
-        let walk = |earlier| super::walk(&root, Still::Frozen, earlier, &nobody).unwrap();
+        let walk = |earlier| super::walk(&root, Walking::Kept, earlier, &nobody).unwrap();
         let mut first = walk(Earlier::default());
         // What comes through from the first walk is known by this.
         for seen in first.tree.values_mut() {
@@ -587,7 +592,7 @@ mod tests {
         fs::write(top.path().join("file"), "").unwrap();
         let root = probe(top.path()).unwrap();
         let nobody = Suspects::default();
-        let walk = |earlier| super::walk(&root, Still::Frozen, earlier, &nobody).unwrap();
+        let walk = |earlier| super::walk(&root, Walking::Kept, earlier, &nobody).unwrap();
         let first = walk(Earlier::default());
         let begun = found(&first.tree, "file").unwrap().identity.ctime;
         let again = walk(Earlier::of(&root, first, begun, |_| true));
@@ -601,7 +606,7 @@ mod tests {
         fs::write(top.path().join("file"), "").unwrap();
         let root = probe(top.path()).unwrap();
         let nobody = Suspects::default();
-        let walk = |earlier| super::walk(&root, Still::Frozen, earlier, &nobody).unwrap();
+        let walk = |earlier| super::walk(&root, Walking::Kept, earlier, &nobody).unwrap();
         let names = |missed: bool| {
             let mut first = walk(Earlier::default());
             first.tree.clear(Id::ROOT);
@@ -621,7 +626,7 @@ mod tests {
         }
         let root = probe(top.path()).unwrap();
         let nobody = Suspects::default();
-        let walk = |earlier| super::walk(&root, Still::Frozen, earlier, &nobody).unwrap();
+        let walk = |earlier| super::walk(&root, Walking::Kept, earlier, &nobody).unwrap();
         let first = walk(Earlier::default());
         for dir in ["goes", "becomes"] {
             fs::remove_dir_all(path(dir)).unwrap();

@@ -12,10 +12,11 @@ use crate::support::{
 };
 use nix::mount::{MntFlags, umount2};
 use ocicle::criu::images::Images;
-use ocicle::criu::images::entries::{FdType, FileEntry};
+use ocicle::criu::images::entries::FileEntry;
 use ocicle::criu::images::image::{EntryChange, Image, ImageKind};
 use ocicle::criu::images::wire::{BadMessage, Message};
 use ocicle::digest::FileRecord;
+use ocicle::files::FileKind;
 use serde_json::{Value, json};
 
 /// A container that holds open files and changes nothing.
@@ -183,10 +184,10 @@ on_each_runtime!(open_files_with_one_identifier, |machine| {
     let images = Images::load(&version).unwrap();
     let held: Vec<u32> = images.fds().map(|(_, fd)| fd.file).collect();
     let of = |kind| {
-        let is_one = |file: &&FileEntry| file.kind == kind && held.contains(&file.id);
+        let is_one = |file: &&FileEntry| file.kind.kind() == kind && held.contains(&file.id);
         images.files.iter().find(is_one).unwrap().id
     };
-    let (event, file) = (of(FdType::Eventfd), of(FdType::Reg));
+    let (event, file) = (of(FileKind::Eventfd), of(FileKind::Reg));
     rewrite_image(&version, ImageKind::Files, "files.img", |entry| {
         /// Where its body is.
         const EVENT: u32 = 8;

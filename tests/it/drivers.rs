@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::{
-    self, Dice, Picture, Refused, assert_same, assert_still_shown, changes, file_system, opened,
-    picture, private, scratch, shown_at_all, subvolume,
+    self, Dice, Picture, Refused, assert_same, assert_still_shown, changes, file_system,
+    nobody_runs, opened, picture, private, scratch, shown_at_all, subvolume,
 };
 use nix::errno::Errno;
 use ocicle::files::Suspects;
@@ -44,7 +44,7 @@ impl Subject {
         let (mut driver, notes) = self.begin(version, base);
         let prepared = driver.prepare(&Suspects::default()).unwrap();
         meanwhile();
-        let frozen = driver.take(&Suspects::default()).unwrap();
+        let frozen = driver.take(&nobody_runs(), &Suspects::default()).unwrap();
         let taken = DriverReport::of(driver.name(), prepared, frozen, notes);
         let shown = shown_at_all(&*driver, &self.root);
         driver.seal().unwrap();
@@ -229,7 +229,7 @@ fn a_snapshot_that_was_left_behind_is_removed_by_the_next() {
         fs::write(subject.root.join("file"), "content").unwrap();
         // Whoever dies here has neither sealed nor discarded anything.
         let (mut driver, _) = subject.begin("a", None);
-        driver.take(&Suspects::default()).unwrap();
+        driver.take(&nobody_runs(), &Suspects::default()).unwrap();
         let left = kept(&pool);
         assert_eq!(left.len(), 2, "the snapshot and its record: {left:?}");
         // As long as the process lives, it is not taken for one.
@@ -243,7 +243,7 @@ fn a_snapshot_that_was_left_behind_is_removed_by_the_next() {
         assert!(kept(&pool).iter().all(|name| !left.contains(name)), "{:?}", kept(&pool));
         // What the guardian does.
         let (mut driver, _) = subject.begin("d", None);
-        driver.take(&Suspects::default()).unwrap();
+        driver.take(&nobody_runs(), &Suspects::default()).unwrap();
         let held = driver.held().unwrap().clone();
         drop(driver);
         held.discard().unwrap();

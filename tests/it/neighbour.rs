@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use crate::support::{opened, private, scratch};
+use crate::support::{nobody_runs, opened, private, scratch};
 use ocicle::files::Suspects;
 use ocicle::snapshot::{Compression, CopyDriver, Driver, PackedPart, Staging, pack, plan, probe};
 
@@ -41,7 +41,7 @@ fn snapshot(root: &Path, top: &Path) -> PackedPart {
     fs::create_dir(&staging).unwrap();
     fs::create_dir(&out).unwrap();
     let mut stage = CopyDriver::create(&staging, probe(root).unwrap(), None).unwrap();
-    stage.take(&Suspects::default()).unwrap();
+    stage.take(&nobody_runs(), &Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
     let how = Compression::default();
     let record = pack(&opened(&staging), &opened(&out), "volume", how, Staging::Kept, &()).unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::support::{self, Container, Machine, file_system, opened, tree_of};
 use ocicle::files::Suspects;
+use ocicle::freezer::{CgroupVersion, Freezer};
 use ocicle::snapshot::{
     Compression, DriverSettings, SnapshotOwner, Staging, choose, pack, plan, probe,
 };
@@ -43,9 +44,11 @@ fn is_true(machine: &Machine, container: &Container<'_>, root: &Path, dir: &str)
             choose(&staging, probe(root).unwrap(), None, &settings, &purpose).unwrap();
         driver.prepare(&before).unwrap();
         container.freeze();
+        let freezer = Freezer::new(version(machine), container.freezer());
+        let frozen = freezer.freeze(Duration::from_secs(10)).unwrap();
         let mut suspects = before;
         suspects.extend(Suspects::of(&pids(container)));
-        let stats = driver.take(&suspects).unwrap();
+        let stats = driver.take(&frozen, &suspects).unwrap();
         let truth = tree_of(&root.join(dir));
         container.thaw();
         driver.seal().unwrap();
@@ -109,6 +112,10 @@ on_each_runtime!(on_xfs, |machine| writes_in_every_way(machine, Some("xfs")));
 on_each_runtime!(on_btrfs, |machine| writes_in_every_way(machine, Some("btrfs")));
 
 on_each_runtime!(on_ext4, |machine| writes_in_every_way(machine, Some("ext4")));
+
+fn version(machine: &Machine) -> CgroupVersion {
+    if machine.variant().has_cgroup2() { CgroupVersion::V2 } else { CgroupVersion::V1 }
+}
 
 /// The processes of a container, as the library numbers them.
 fn pids(container: &Container<'_>) -> Vec<Pid> {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{
-    Dice, Picture, all_paths, assert_same, assert_still_shown, changes, opened, picture, private,
-    scratch, set_times, shown_at_all,
+    Dice, Picture, all_paths, assert_same, assert_still_shown, changes, nobody_runs, opened,
+    picture, private, scratch, set_times, shown_at_all,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
@@ -44,7 +44,7 @@ fn compressed(
     fs::create_dir(&staging).unwrap();
     fs::create_dir_all(&out).unwrap();
     let mut stage = CopyDriver::create(&staging, probe(root).unwrap(), base).unwrap();
-    stage.take(&Suspects::default()).unwrap();
+    stage.take(&nobody_runs(), &Suspects::default()).unwrap();
     let shown = shown_at_all(&stage, root);
     Box::new(stage).seal().unwrap();
     let record = pack(&opened(&staging), &opened(&out), "rootfs", how, Staging::Kept, &()).unwrap();
@@ -333,7 +333,7 @@ fn a_copy_in_advance_is_not_trusted() {
         File::options().read(true).custom_flags(libc::O_DIRECT).open(root.join("volatile"));
     let suspects = Suspects::of(&[ocicle::sys::pid::Pid::own()]);
     drop(direct.unwrap());
-    let second = stage.take(&suspects).unwrap();
+    let second = stage.take(&nobody_runs(), &suspects).unwrap();
     assert_eq!((second.copied, second.kept), (3, 1), "{second:?}");
     Box::new(stage).seal().unwrap();
     let record = pack(
@@ -416,7 +416,7 @@ fn what_is_packed_for_good_is_not_kept_twice() {
     let staging = top.path().join("staging-b");
     fs::create_dir(&staging).unwrap();
     let mut stage = CopyDriver::create(&staging, probe(&root).unwrap(), Some(&base)).unwrap();
-    stage.take(&Suspects::default()).unwrap();
+    stage.take(&nobody_runs(), &Suspects::default()).unwrap();
     Box::new(stage).seal().unwrap();
     let out = top.path().join("out-a");
     let how = Compression::default();

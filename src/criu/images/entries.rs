@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::image::{BadImage, Image};
 use super::wire::{BadMessage, Message};
 use crate::bytes::ByteString;
+use crate::container::FileKind;
 use crate::sys::pid::InnerPid;
 
 type Result<T> = std::result::Result<T, BadMessage>;
@@ -129,129 +130,93 @@ impl Core {
     }
 }
 
-/// The types of open files (`fd_types` of fdinfo.proto).
+/// CRIU's number for what an open file is (`fd_types` of fdinfo.proto).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FdType {
-    /// A file that is reopened by its path.
-    Reg,
-    /// One end of a pipe.
-    Pipe,
-    /// A named pipe.
-    Fifo,
-    /// An IP socket.
-    Inet,
-    /// A unix socket.
-    Unix,
-    /// An eventfd.
-    Eventfd,
-    /// An epoll instance.
-    Epoll,
-    /// An inotify instance.
-    Inotify,
-    /// A signalfd.
-    Signalfd,
-    /// A packet socket.
-    Packet,
-    /// A terminal.
-    Tty,
-    /// A fanotify group.
-    Fanotify,
-    /// A netlink socket.
-    Netlink,
-    /// A namespace.
-    Namespace,
-    /// A tun or tap device.
-    Tun,
-    /// A file that a plugin of CRIU dumped.
-    External,
-    /// A timerfd.
-    Timerfd,
-    /// A memfd.
-    Memfd,
-    /// A BPF map.
-    Bpfmap,
-    /// A pidfd.
-    Pidfd,
-    /// A type that this version of ocicle does not know.
-    Other(u32),
-}
+pub struct FdType(pub u32);
 
 impl FdType {
-    /// The number that CRIU gives to REG.
-    pub const REG: u64 = 1;
+    /// A file that is reopened by its path.
+    pub const REG: Self = Self(1);
+    /// A tun or tap device.
+    pub const TUN: Self = Self(15);
 
-    fn of(number: u32) -> Self {
-        match number {
-            1 => Self::Reg,
-            2 => Self::Pipe,
-            3 => Self::Fifo,
-            4 => Self::Inet,
-            5 => Self::Unix,
-            6 => Self::Eventfd,
-            7 => Self::Epoll,
-            8 => Self::Inotify,
-            9 => Self::Signalfd,
-            10 => Self::Packet,
-            11 => Self::Tty,
-            12 => Self::Fanotify,
-            13 => Self::Netlink,
-            14 => Self::Namespace,
-            15 => Self::Tun,
-            16 => Self::External,
-            17 => Self::Timerfd,
-            18 => Self::Memfd,
-            19 => Self::Bpfmap,
-            20 => Self::Pidfd,
-            other => Self::Other(other),
-        }
+    /// What the numbers mean, from 1.
+    const KINDS: [FileKind; 20] = [
+        FileKind::Reg,
+        FileKind::Pipe,
+        FileKind::Fifo,
+        FileKind::Inet,
+        FileKind::Unix,
+        FileKind::Eventfd,
+        FileKind::Epoll,
+        FileKind::Inotify,
+        FileKind::Signalfd,
+        FileKind::Packet,
+        FileKind::Tty,
+        FileKind::Fanotify,
+        FileKind::Netlink,
+        FileKind::Namespace,
+        FileKind::Tun,
+        FileKind::External,
+        FileKind::Timerfd,
+        FileKind::Memfd,
+        FileKind::Bpfmap,
+        FileKind::Pidfd,
+    ];
+
+    /// What it means; [`FileKind::Unknown`] for a number that this version of ocicle does not know. Of
+    /// a file that is reopened by its path, only the mode says whether it is a regular one.
+    pub fn kind(self) -> FileKind {
+        let known = (self.0 as usize).checked_sub(1).and_then(|at| Self::KINDS.get(at));
+        known.copied().unwrap_or(FileKind::Unknown)
     }
 
     /// The field of `file_entry` that describes such a file, and in it those of its identifier,
     /// its flags and its owner for signals, as far as there are such.
     fn body(self) -> Option<u32> {
-        Some(match self {
-            Self::Reg => 3,
-            Self::Inet => 4,
-            Self::Namespace => 5,
-            Self::Packet => 6,
-            Self::Netlink => 7,
-            Self::Eventfd => 8,
-            Self::Epoll => 9,
-            Self::Signalfd => 10,
-            Self::Tun => 11,
-            Self::Timerfd => 12,
-            Self::Inotify => 13,
-            Self::Fanotify => 14,
-            Self::External => 15,
-            Self::Unix => 16,
-            Self::Fifo => 17,
-            Self::Pipe => 18,
-            Self::Tty => 19,
-            Self::Memfd => 20,
-            Self::Bpfmap => 21,
-            Self::Pidfd => 22,
-            Self::Other(_) => return None,
+        Some(match self.kind() {
+            FileKind::Reg => 3,
+            FileKind::Inet => 4,
+            FileKind::Namespace => 5,
+            FileKind::Packet => 6,
+            FileKind::Netlink => 7,
+            FileKind::Eventfd => 8,
+            FileKind::Epoll => 9,
+            FileKind::Signalfd => 10,
+            FileKind::Tun => 11,
+            FileKind::Timerfd => 12,
+            FileKind::Inotify => 13,
+            FileKind::Fanotify => 14,
+            FileKind::External => 15,
+            FileKind::Unix => 16,
+            FileKind::Fifo => 17,
+            FileKind::Pipe => 18,
+            FileKind::Tty => 19,
+            FileKind::Memfd => 20,
+            FileKind::Bpfmap => 21,
+            FileKind::Pidfd => 22,
+            _ => return None,
         })
     }
 
     /// Where the body has its flags (`O_…`).
     fn flags(self) -> Option<u32> {
-        match self {
-            Self::Inet => Some(9),
-            Self::Unix => Some(5),
-            Self::Netlink => Some(6),
-            Self::Namespace | Self::Packet => Some(4),
-            Self::Tty | Self::Pipe | Self::Pidfd => Some(3),
-            Self::Reg
-            | Self::Eventfd
-            | Self::Epoll
-            | Self::Signalfd
-            | Self::Timerfd
-            | Self::Inotify
-            | Self::Fanotify
-            | Self::Memfd
-            | Self::Bpfmap => Some(2),
-            Self::Tun | Self::Fifo | Self::External | Self::Other(_) => None,
+        match self.kind() {
+            FileKind::Inet => Some(9),
+            FileKind::Unix => Some(5),
+            FileKind::Netlink => Some(6),
+            FileKind::Namespace | FileKind::Packet => Some(4),
+            FileKind::Tty | FileKind::Pipe | FileKind::Pidfd => Some(3),
+            FileKind::Reg
+            | FileKind::Eventfd
+            | FileKind::Epoll
+            | FileKind::Signalfd
+            | FileKind::Timerfd
+            | FileKind::Inotify
+            | FileKind::Fanotify
+            | FileKind::Memfd
+            | FileKind::Bpfmap => Some(2),
+            _ => None,
         }
     }
 }
@@ -277,7 +242,7 @@ impl FdEntry {
     pub fn read(message: &Message<'_>) -> Result<Self> {
         Ok(Self {
             file: message.need_u32(Self::FILE, "id")?,
-            kind: FdType::of(message.need_u32(Self::TYPE, "type")?),
+            kind: FdType(message.need_u32(Self::TYPE, "type")?),
             fd: positive(message, 4, "fd")?,
         })
     }
@@ -302,7 +267,7 @@ impl FileEntry {
 
     /// Reads an entry.
     pub fn read(message: &Message<'_>) -> Result<Self> {
-        let kind = FdType::of(message.need_u32(1, "type")?);
+        let kind = FdType(message.need_u32(1, "type")?);
         let id = message.need_u32(Self::ID, "id")?;
         let Some(number) = kind.body() else {
             return Ok(Self { id, kind, flags: None, body: FileBody::Other });
@@ -384,25 +349,25 @@ pub enum FileBody {
 
 impl FileBody {
     fn read(kind: FdType, body: &Message<'_>) -> Result<Self> {
-        Ok(match kind {
-            FdType::Reg => Self::Reg(RegFile::read(body)?),
-            FdType::Pipe => Self::Pipe { pipe: body.need_u32(2, "pipe_id")? },
-            FdType::Fifo => Self::Fifo { path: body.u32(3, "regf_id")? },
-            FdType::Inet => Self::Inet(InetSocket::read(body)?),
-            FdType::Unix => Self::Unix(UnixSocketEntry::read(body)?),
-            FdType::Netlink => Self::Netlink { protocol: body.need_u32(3, "protocol")? },
-            FdType::Tty => {
+        Ok(match kind.kind() {
+            FileKind::Reg => Self::Reg(RegFile::read(body)?),
+            FileKind::Pipe => Self::Pipe { pipe: body.need_u32(2, "pipe_id")? },
+            FileKind::Fifo => Self::Fifo { path: body.u32(3, "regf_id")? },
+            FileKind::Inet => Self::Inet(InetSocket::read(body)?),
+            FileKind::Unix => Self::Unix(UnixSocketEntry::read(body)?),
+            FileKind::Netlink => Self::Netlink { protocol: body.need_u32(3, "protocol")? },
+            FileKind::Tty => {
                 Self::Tty { info: body.need_u32(2, "tty_info_id")?, path: body.u32(6, "regf_id")? }
             }
-            FdType::Epoll => Self::Epoll { watched: read_watched(body)? },
-            FdType::Eventfd => Self::Eventfd { counter: body.need_u64(4, "counter")? },
-            FdType::Memfd => Self::Memfd {
+            FileKind::Epoll => Self::Epoll { watched: read_watched(body)? },
+            FileKind::Eventfd => Self::Eventfd { counter: body.need_u64(4, "counter")? },
+            FileKind::Memfd => Self::Memfd {
                 position: body.need_u64(3, "pos")?,
                 inode: body.need_u32(5, "inode_id")?,
             },
-            FdType::Pidfd => Self::Pidfd { pid: InnerPid(body.need_i32(4, "nspid")?) },
-            FdType::Tun => Self::Tun { device: body.bytes(2).map(ByteString::from) },
-            FdType::Namespace => Self::Namespace {
+            FileKind::Pidfd => Self::Pidfd { pid: InnerPid(body.need_i32(4, "nspid")?) },
+            FileKind::Tun => Self::Tun { device: body.bytes(2).map(ByteString::from) },
+            FileKind::Namespace => Self::Namespace {
                 id: body.need_u32(2, "ns_id")?,
                 flag: body.need_u32(3, "ns_cflag")?,
             },

@@ -256,7 +256,7 @@ impl Images {
     /// The identifiers of tun devices. Each has an entry of type REG before its own, with the same
     /// identifier (`dump_tunfile` in criu/tun.c).
     pub fn tun_devices(&self) -> HashSet<u32> {
-        self.files.iter().filter(|file| file.kind == FdType::Tun).map(|file| file.id).collect()
+        self.files.iter().filter(|file| file.kind == FdType::TUN).map(|file| file.id).collect()
     }
 
     /// The open file with that identifier.

@@ -11,6 +11,7 @@ use super::registry::{Claim, Lease, new_name};
 use super::{CopyStats, Driver, DriverName, DriverSettings, SnapshotOwner};
 use crate::fault::{self, Point};
 use crate::files::Suspects;
+use crate::freezer::Frozen;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
 use crate::snapshot::shows::{ShownAt, Shows, shown_below};
@@ -104,7 +105,7 @@ impl Driver for ProgramDriver {
         Ok(CopyStats::default())
     }
 
-    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+    fn take(&mut self, _frozen: &Frozen<'_>, suspects: &Suspects) -> Result<CopyStats> {
         let name = json!({ "name": self.name_of_snapshot() });
         let Done {} = self.program.ask("take", &self.path, name)?;
         fault::point(Point::ProgramTaken);

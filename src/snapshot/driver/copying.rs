@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::{CopyStats, Driver, DriverName, Lease};
 use crate::files::Suspects;
+use crate::freezer::{Frozen, Still};
 use crate::limits::Weight;
 use crate::snapshot::attributes::{Found, Shape, identity, is_racy};
 use crate::snapshot::cache::Cache;
@@ -29,7 +30,7 @@ use crate::snapshot::shows::{ShownAt, Shows, shown_in};
 use crate::snapshot::staging::{
     BLOBS, STAGED_INDEX, StagedContent, content_of, entries, known_content, write_base, write_whole,
 };
-use crate::snapshot::walk::{Earlier, Seen, Still, Tree, Walked, walk};
+use crate::snapshot::walk::{Earlier, Seen, Tree, Walked, Walking, walk};
 use crate::sys::fs;
 use crate::sys::inode::DevIno;
 use crate::sys::process::go_first;
@@ -99,9 +100,9 @@ impl CopyDriver {
     }
 
     /// One walk and the copies that it asks for.
-    fn pass(&mut self, suspects: &Suspects, still: Still) -> Result<(CopyStats, Walked)> {
+    fn pass(&mut self, suspects: &Suspects, still: Still<'_>) -> Result<(CopyStats, Walked)> {
         let known = std::mem::take(&mut self.earlier);
-        let walked = walk(&self.root, still, known, suspects)?;
+        let walked = walk(&self.root, Walking::Live(still), known, suspects)?;
         self.weight = walked.tree.weight();
         let Walked { tree, fresh, kept, .. } = &walked;
         let entries = tree.count() as u64;
@@ -136,7 +137,7 @@ impl CopyDriver {
     }
 
     /// Copies files side by side; of a running container, those that are still there.
-    fn copy_all(&self, tree: &Tree, wanted: &[(Id, bool)], still: Still) -> Result<Copies> {
+    fn copy_all(&self, tree: &Tree, wanted: &[(Id, bool)], still: Still<'_>) -> Result<Copies> {
         let dirs = Dirs {
             merged: Opened::below(self.root.top()),
             upper: self.root.overlay().map(|overlay| Opened::below(overlay.upper.as_fd())),
@@ -174,24 +175,24 @@ impl CopyDriver {
         place: &Place<'_>,
         walked: &Fingerprint,
         volatile: bool,
-        still: Still,
+        still: Still<'_>,
     ) -> Result<Option<(u64, CopiedFile)>> {
         for _ in 0..4 {
             // Direct I/O may be under way since before we looked who does it: what it writes while
             // the container runs is known by the time of that look only.
-            let started = if still == Still::Running { self.since } else { Time::coarse_now() };
+            let started = if still.is_frozen() { Time::coarse_now() } else { self.since };
             let Some(source) = self.open_source(place)? else {
-                if still == Still::Running {
+                if !still.is_frozen() {
                     return Ok(None);
                 }
                 bail!("it is gone, although its container is frozen");
             };
-            if still == Still::Running {
+            if !still.is_frozen() {
                 settle(&source)?;
             }
             let before = identity(&fs::stat(&source.merged)?);
             let (size, blob, shared) = match self.copy_blob(&source) {
-                Err(error) if still == Still::Running && !is_full(&error) => {
+                Err(error) if !still.is_frozen() && !is_full(&error) => {
                     tracing::debug!("copying {} ahead: {error:#}", place.shown());
                     return Ok(None);
                 }
@@ -204,7 +205,7 @@ impl CopyDriver {
                 && tells_changes(&source)
                 && !is_racy(before.ctime, started);
             let unchanged = *walked == before && before == after && size == after.size;
-            if still == Still::Running || unchanged {
+            if !still.is_frozen() || unchanged {
                 let identity = trusted.then_some(before);
                 return Ok(Some((size, CopiedFile { blob, identity, shared })));
             }
@@ -290,9 +291,9 @@ impl Driver for CopyDriver {
 
     /// Looks at everything again, and copies what [`Self::prepare`] has not, or what has changed
     /// since.
-    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+    fn take(&mut self, frozen: &Frozen<'_>, suspects: &Suspects) -> Result<CopyStats> {
         let hurry = rayon::ThreadPoolBuilder::new().start_handler(|_| go_first()).build()?;
-        let (stats, walked) = hurry.install(|| self.pass(suspects, Still::Frozen))?;
+        let (stats, walked) = hurry.install(|| self.pass(suspects, Still::Frozen(frozen)))?;
         self.taken = Some(walked.tree);
         Ok(stats)
     }

@@ -21,7 +21,7 @@ use crate::snapshot::probe::Root;
 use crate::snapshot::staging::{
     Base, StagedContent, as_paths, content_of, known_content, read_json, write_json,
 };
-use crate::snapshot::walk::{Earlier, Still, walk};
+use crate::snapshot::walk::{Earlier, Walking, walk};
 use crate::sys::directory::Directory;
 use crate::sys::fs::check_name;
 use crate::sys::inode::Device;
@@ -134,7 +134,7 @@ impl DriverSnapshot {
     ) -> Result<(Index<StagedContent>, HeldContent)> {
         let (root, pool) =
             self.open().with_context(|| format!("opening the snapshot {}", self.claim.name))?;
-        let all = walk(&root, Still::Frozen, Earlier::default(), &Suspects::default())?;
+        let all = walk(&root, Walking::Kept, Earlier::default(), &Suspects::default())?;
         let known = base.map_or_else(HashMap::new, |base| known_content(&base.index));
         let entries = as_paths(&all.tree, |found| {
             let identity = &found.identity;

@@ -25,6 +25,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::files::Suspects;
+use crate::freezer::Frozen;
 use crate::limits::Weight;
 use crate::snapshot::shows::Shows;
 
@@ -52,7 +53,7 @@ pub trait Driver: Shows + Send {
     fn prepare(&mut self, suspects: &Suspects) -> Result<CopyStats>;
 
     /// Takes the snapshot while the container is frozen.
-    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats>;
+    fn take(&mut self, frozen: &Frozen<'_>, suspects: &Suspects) -> Result<CopyStats>;
 
     /// Undoes what [`take`](Self::take) has done, for it was for nothing, and is done again when the
     /// container is frozen the next time. What was copied stays.

@@ -11,6 +11,7 @@ use super::registry::{Claim, Lease, new_name};
 use super::{CopyStats, Driver, DriverName, SnapshotOwner};
 use crate::fault::{self, Point};
 use crate::files::Suspects;
+use crate::freezer::Frozen;
 use crate::snapshot::part::PackedPart;
 use crate::snapshot::probe::Root;
 use crate::snapshot::shows::{ShownAt, Shows, shown_below};
@@ -103,9 +104,9 @@ impl Driver for SubvolumeDriver {
         Ok(CopyStats::default())
     }
 
-    fn take(&mut self, suspects: &Suspects) -> Result<CopyStats> {
+    fn take(&mut self, frozen: &Frozen<'_>, suspects: &Suspects) -> Result<CopyStats> {
         if let Some(stage) = &mut self.instead {
-            return stage.take(suspects);
+            return stage.take(frozen, suspects);
         }
         let top = self.root()?.top();
         if btrfs::holds_others(top)? {
@@ -115,7 +116,7 @@ impl Driver for SubvolumeDriver {
             );
             let root = self.root.take().context("the root was handed on")?;
             let stage = self.instead.insert(CopyDriver::copying(&self.staging, root)?);
-            return stage.take(suspects);
+            return stage.take(frozen, suspects);
         }
         btrfs::snapshot(top, self.pool.registry.directory(), &self.held.claim.name, true)
             .context("making a btrfs snapshot")?;

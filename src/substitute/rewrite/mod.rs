@@ -266,7 +266,7 @@ fn refusals(images: &Images, treatments: &[Treatment], chosen: &BTreeSet<u32>) -
     let mut refused = Vec::new();
     for one in treatments {
         let id = one.id.0;
-        let is_half = |file: &FileEntry| file.kind == FdType::Reg && tuns.contains(&id);
+        let is_half = |file: &FileEntry| file.kind == FdType::REG && tuns.contains(&id);
         let entries: Vec<_> =
             images.files.iter().filter(|file| file.id == id && !is_half(file)).collect();
         let why = match entries[..] {
@@ -358,7 +358,7 @@ type Rewritten = Result<EntryChange, BadMessage>;
 fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     let file = FileEntry::read(message)?;
     if let Some(position) = plan.relaxed.get(&file.id)
-        && file.kind == FdType::Reg
+        && file.kind == FdType::REG
     {
         return Ok(EntryChange::Replace(of_any_size(message, *position)?));
     }
@@ -366,7 +366,7 @@ fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewr
     let id = plan.seen_as(file.id);
     let entry = match plan.treatments.get(&file.id) {
         // Its other half takes the replacement.
-        Some(How::Inherit | How::Reopen { .. }) if file.kind == FdType::Tun => {
+        Some(How::Inherit | How::Reopen { .. }) if file.kind == FdType::TUN => {
             return Ok(EntryChange::Remove);
         }
         Some(How::Inherit) => RegEntry {
@@ -386,7 +386,7 @@ fn rewrite_file(images: &Images, plan: &Plan<'_>, message: &Message<'_>) -> Rewr
         },
         // CRIU has no use for one that nobody holds, but for those of type REG, which others
         // refer to: a remap, say (`collect_one_remap` in criu/files-reg.c).
-        Some(How::Close) if file.kind != FdType::Reg && !is_split => {
+        Some(How::Close) if file.kind != FdType::REG && !is_split => {
             return Ok(EntryChange::Remove);
         }
         None => return rewrite_other(plan, &file, message),
@@ -431,7 +431,7 @@ impl RegEntry<'_> {
             reg.set_number(7, u64::from(((mount << 1) ^ (mount >> 31)) as u32));
         }
         let mut entry = Message::default();
-        entry.set_number(1, FdType::REG);
+        entry.set_number(1, FdType::REG.0.into());
         entry.set_number(FileEntry::ID, self.id.into());
         entry.push_bytes(3, &reg.encode());
         entry.encode()
@@ -501,7 +501,7 @@ fn rewrite_fd(plan: &Plan<'_>, message: &Message<'_>) -> Rewritten {
     }
     let mut message = message.clone();
     message.set_number(FdEntry::FILE, plan.seen_as(id).into());
-    message.set_number(FdEntry::TYPE, FdType::REG);
+    message.set_number(FdEntry::TYPE, FdType::REG.0.into());
     Ok(EntryChange::Replace(message.encode()))
 }
 

@@ -19,6 +19,7 @@ mod bundle;
 mod container;
 mod daemon;
 mod filesystems;
+mod frozen;
 mod image;
 mod machine;
 mod picture;
@@ -37,6 +38,7 @@ pub use self::{
     container::{Container, Control},
     daemon::{Containerd, Docker},
     filesystems::{SmallStore, file_system, opened, private, scratch, subvolume},
+    frozen::nobody_runs,
     machine::{
         Machine, Shim, Variant, doors, manifest, on_machine, private_criu_settings,
         private_network, rewrite_manifest, run, try_run,
