@@ -153,12 +153,12 @@ impl Freezer {
             self.request(true)?;
         }
         if !self.wait_frozen(requested + limit, by)? {
-            let stuck = stuck::describe(self);
+            let suspects = stuck::look(self);
             frozen.end()?;
-            return Err(anyhow!("it did not freeze within {} s: {stuck}", limit.as_secs_f32()).hint(
-                "it runs again; a process that waits for a device or a network file system stops \
-                 when that answers (freeze-timeout in the configuration gives it more time)",
-            ));
+            let stuck = suspects.stuck(by == FrozenBy::Ocicle && self.version == CgroupVersion::V1);
+            let limit = limit.as_secs_f32();
+            return Err(anyhow!("it did not freeze within {limit} s: {}", stuck.text)
+                .hint(if stuck.waits { WAITS } else { AGAIN }));
         }
         frozen.reached = Instant::now();
         Ok(frozen)
@@ -328,6 +328,11 @@ impl Drop for Frozen<'_> {
         }
     }
 }
+
+const WAITS: &str = "it runs again; a process that waits for a device or a network file system stops when \
+                     that answers (freeze-timeout in the configuration gives it more time)";
+const AGAIN: &str =
+    "it runs again: try again; freeze-timeout in the configuration gives it more time";
 
 /// Reads a file of the kernel from its start, through a descriptor that waits for its changes.
 fn read_again(mut file: &fs::File) -> std::io::Result<String> {
