@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 
-use super::file::{check_new, check_options, open_flags, seek};
+use super::file::{check_new, check_options, open_flags, seek, seek_new};
 use super::{Around, Site, check_access, check_directory, file_type};
 use crate::bytes::ByteString;
 use crate::files::{FoundFile, OpenFile};
@@ -66,7 +66,8 @@ pub(super) fn prepare(
     };
     check_options(source, is_regular, flags)?;
     let size = if source.truncate { 0 } else { size };
-    let position = if is_regular { Some(position(source, file, size)?) } else { None };
+    let seek = if is_new { seek_new(source, file)? } else { seek(source, file)? };
+    let position = is_regular.then(|| position(seek, size));
     let change = change(source, &site, is_new);
     let host_path = site.directory.as_ref().map(|directory| directory.join(&site.relative));
     Ok(Reopen { path: source.path.clone(), flags, position, host_path, change })
@@ -121,12 +122,12 @@ fn check_parent(source: &FileSource, around: &Around<'_>) -> Result<(), String> 
     }
 }
 
-fn position(source: &FileSource, file: &OpenFile, size: u64) -> Result<u64, String> {
-    Ok(match seek(source, file)? {
+fn position(seek: Option<SeekFrom>, size: u64) -> u64 {
+    match seek {
         Some(SeekFrom::Start(position)) => position,
         Some(_) => size,
         None => 0,
-    })
+    }
 }
 
 fn change(source: &FileSource, site: &Site, is_new: bool) -> Option<(PathBuf, PathBuf, Change)> {

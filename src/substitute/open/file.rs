@@ -110,7 +110,7 @@ fn prepare_new(
         return Err("the directory to make it in is missing".to_owned());
     }
     check_new(file)?;
-    Ok(Pending::New { path: path.to_owned(), resolve, flags, seek: seek(source, file)? })
+    Ok(Pending::New { path: path.to_owned(), resolve, flags, seek: seek_new(source, file)? })
 }
 
 /// Whether a new regular file can take the place of this.
@@ -121,7 +121,15 @@ pub(super) fn check_new(file: &OpenFile) -> Result<(), String> {
     Ok(())
 }
 
-/// Where a regular file goes on.
+/// Where a file begins that is made for the rule: there is nothing yet for a position to be kept in.
+pub(super) fn seek_new(source: &FileSource, file: &OpenFile) -> Result<Option<SeekFrom>, String> {
+    match source.position {
+        Some(_) => seek(source, file),
+        None => Ok(None),
+    }
+}
+
+/// Where a regular file that is there goes on.
 pub(super) fn seek(source: &FileSource, file: &OpenFile) -> Result<Option<SeekFrom>, String> {
     let kept = match (source.position, file.position) {
         (Some(Position::End), _) => return Ok(Some(SeekFrom::End(0))),
