@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 use crate::container::ensure_name;
+use crate::foreign::Reader;
 use crate::hint::{WithHint, hint_of};
 use crate::locations::{configuration, named_configuration};
 use crate::output::harmless;
@@ -36,7 +37,25 @@ pub fn main() -> ExitCode {
 }
 
 fn is_passed_on(line: &CommandLine) -> bool {
-    !matches!(line.command(), Some("checkpoint" | "restore"))
+    match line.command() {
+        Some("checkpoint" | "restore") => false,
+        // What they say of ocicle is looked at while it can still be corrected.
+        Some("create" | "run") => !is_annotated(&bundle_of(&line.rest)),
+        _ => true,
+    }
+}
+
+/// The bundle that a `create` or `run` names.
+pub fn bundle_of(rest: &[OsString]) -> PathBuf {
+    let named = value_of(rest, "--bundle").or_else(|| value_of(rest, "-b"));
+    named.map_or_else(|| ".".into(), PathBuf::from)
+}
+
+/// Whether a bundle may have annotations of ocicle's: whether the text is there at all.
+fn is_annotated(bundle: &Path) -> bool {
+    const PREFIX: &[u8] = b"\"org.ocicle.";
+    let text = Reader::of_root().read(&bundle.join("config.json")).ok().flatten();
+    text.is_some_and(|text| text.windows(PREFIX.len()).any(|part| part == PREFIX))
 }
 
 /// Becomes `ocicle` under this program's name, with the same arguments; returns only when that fails.
@@ -96,26 +115,35 @@ fn configured() -> Result<Option<PathBuf>> {
 /// Tells an error as runc does: to the log that the caller asked for, in its format, and to
 /// standard error.
 pub fn report(globals: &[OsString], error: &anyhow::Error) {
+    say(globals, "error", error);
+}
+
+/// Tells of a mistake that stops nothing, in the same way.
+pub fn warn(globals: &[OsString], error: &anyhow::Error) {
+    say(globals, "warning", error);
+}
+
+fn say(globals: &[OsString], level: &str, error: &anyhow::Error) {
     let mut message = format!("{error:#}");
     if let Some(hint) = hint_of(error) {
         message = format!("{message} (hint: {hint})");
     }
-    eprintln!("ocicle-runtime: {}", harmless(&message));
+    let kind = if level == "error" { "" } else { "warning: " };
+    eprintln!("ocicle-runtime: {kind}{}", harmless(&message));
     if let Some(log) = file_of(globals) {
         let json = value_of(globals, "--log-format").is_some_and(|format| format == "json");
-        if let Err(failed) = log_to(&log, &message, json) {
+        if let Err(failed) = log_to(&log, level, &message, json) {
             eprintln!("ocicle-runtime: {failed:#}");
         }
     }
 }
 
-fn log_to(log: &Path, message: &str, json: bool) -> Result<()> {
+fn log_to(log: &Path, level: &str, message: &str, json: bool) -> Result<()> {
     let time = jiff::Timestamp::now();
     let line = if json {
-        serde_json::json!({ "level": "error", "msg": message, "time": time.to_string() })
-            .to_string()
+        serde_json::json!({ "level": level, "msg": message, "time": time.to_string() }).to_string()
     } else {
-        format!("time=\"{time}\" level=error msg={message:?}")
+        format!("time=\"{time}\" level={level} msg={message:?}")
     };
     append(log, format!("{line}\n").as_bytes())
 }
@@ -128,8 +156,8 @@ mod tests {
     fn a_log_is_added_to_in_its_format() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
-        log_to(&log, "a \"b\"\nc", true).unwrap();
-        log_to(&log, "a \"b\"\nc", false).unwrap();
+        log_to(&log, "error", "a \"b\"\nc", true).unwrap();
+        log_to(&log, "error", "a \"b\"\nc", false).unwrap();
         let text = std::fs::read_to_string(&log).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "a line each, whatever is in the message: {text}");

@@ -10,12 +10,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::check::mistakes;
 use crate::checkpoint::{self, checkpoint};
 use crate::config::Config;
-use crate::container::Container;
+use crate::container::{Bundle, Container};
 use crate::container::{Volumes, ensure_name};
+use crate::hint::WithHint;
 use crate::lend::Handed;
-use crate::passing::{pass_on, report};
+use crate::passing::{bundle_of, pass_on, report, warn};
 use crate::restore;
 use crate::runtime::Runtime;
 use crate::runtime::arguments::{Call, CommandLine, without};
@@ -58,7 +60,22 @@ fn serve(line: &CommandLine, inherited: InheritedFds) -> Result<ExitCode> {
             let config = Config::load()?;
             serve_restore(find(&config)?, &config, call, inherited, &line.rest)
         }
+        (Some("create" | "run"), _) => {
+            look_at_annotations(line);
+            pass_on(line)
+        }
         _ => pass_on(line),
+    }
+}
+
+/// Says what is wrong with the annotations of a container that is about to be made. It is made all the
+/// same: it may never be checkpointed.
+fn look_at_annotations(line: &CommandLine) {
+    // What is wrong with the bundle itself, the runtime says.
+    let Ok(bundle) = Bundle::read(&bundle_of(&line.rest)) else { return };
+    for mistake in mistakes(&bundle) {
+        let mistake = mistake.context("this container cannot be checkpointed as it is");
+        warn(&line.globals, &mistake.hint("correct the annotation, and make the container anew"));
     }
 }
 

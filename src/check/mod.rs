@@ -5,6 +5,7 @@
 //! processes use beside, [`mounts`] what is mounted; [`others`] says who is no part of the
 //! checkpoint and may write what is. All of it is in a [`CheckReport`].
 
+mod annotated;
 mod kept;
 mod mounts;
 mod others;
@@ -32,6 +33,7 @@ use crate::substitute::{
     Allow, Mismatch, OnUnsupported, Resolved, Substitution, ensure_allowed, judge,
 };
 
+pub use annotated::mistakes;
 pub use kept::KeptBy;
 
 /// What is asked.
