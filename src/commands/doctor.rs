@@ -16,7 +16,10 @@ use crate::output::{self, Tone, toned};
 pub struct DoctorOptions {
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: Format,
+    /// Print only what is missing or could be better
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// Prints what this machine has and lacks; fails where something is missing.
@@ -27,9 +30,29 @@ pub fn run(config: &Result<Config>, store: &Path, options: &DoctorOptions) -> Re
         output::json(&json!({ "schema": 1, "healthy": healthy, "findings": findings }))?;
     } else {
         let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or_default();
-        findings.iter().for_each(|finding| output::line(&line(finding, width)));
+        let told =
+            findings.iter().filter(|finding| !options.quiet || finding.verdict != Health::Good);
+        told.for_each(|finding| output::line(&line(finding, width)));
+        if !options.quiet {
+            output::line("");
+            output::line(&conclusion(&findings));
+        }
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What all of it comes to.
+fn conclusion(findings: &[Diagnosis]) -> String {
+    let of = |verdict: Health| -> Vec<&str> {
+        let all = findings.iter().filter(|finding| finding.verdict == verdict);
+        all.map(|finding| finding.what.as_str()).collect()
+    };
+    let (missing, advice) = (of(Health::Missing), of(Health::Advice));
+    match (&missing[..], &advice[..]) {
+        ([], []) => "everything is as it should be".to_owned(),
+        ([], _) => format!("ocicle works here; look at: {}", advice.join(", ")),
+        _ => format!("ocicle does not work here; missing: {}", missing.join(", ")),
+    }
 }
 
 fn line(finding: &Diagnosis, width: usize) -> String {

@@ -19,11 +19,8 @@ pub struct PsOptions {
     no_trunc: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: Format,
 }
-
-/// How much of an identifier is shown, as podman and docker do.
-const SHORT: usize = 12;
 
 /// Prints the containers of every engine.
 pub fn run(store: &Store, root: Option<&Path>, options: &PsOptions) -> Result<()> {
@@ -39,14 +36,8 @@ pub fn run(store: &Store, root: Option<&Path>, options: &PsOptions) -> Result<()
 }
 
 fn row(listed: &Listed, whole: bool) -> Vec<String> {
-    let is_digest = listed.id.len() == 64 && listed.id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let id = if is_digest && !whole { &listed.id[..SHORT] } else { &listed.id };
+    let id = if whole { &listed.id } else { output::short_id(&listed.id) };
     let user = listed.user.map_or(String::new(), |user| format!(" (user {user})"));
-    let checkpoints: Vec<String> = listed
-        .checkpoints
-        .iter()
-        .map(|checkpoint| ByteString::from(&*checkpoint.name).to_string())
-        .collect();
     vec![
         format!("{}{user}", listed.engine.as_str()),
         if id.is_empty() { "-".to_owned() } else { id.to_owned() },
@@ -54,8 +45,22 @@ fn row(listed: &Listed, whole: bool) -> Vec<String> {
         status_of(listed),
         if listed.frozen { toned(Tone::Warning, "frozen") } else { "-".to_owned() },
         listed.runtime.unwrap_or("-").to_owned(),
-        if checkpoints.is_empty() { "-".to_owned() } else { checkpoints.join(",") },
+        checkpoints_of(listed),
     ]
+}
+
+/// The names of its checkpoints; of more than three, the first, the last and how many.
+fn checkpoints_of(listed: &Listed) -> String {
+    let names: Vec<String> = listed
+        .checkpoints
+        .iter()
+        .map(|checkpoint| ByteString::from(&*checkpoint.name).to_string())
+        .collect();
+    match &names[..] {
+        [] => "-".to_owned(),
+        [first, .., last] if names.len() > 3 => format!("{first} … {last} ({})", names.len()),
+        few => few.join(","),
+    }
 }
 
 /// The name with what it belongs to: a pod, or a namespace of containerd's.

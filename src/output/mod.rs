@@ -4,13 +4,14 @@ pub mod progress;
 pub mod tree;
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::bytes::is_unsafe;
-use crate::hint::hint_of;
+use crate::hint::{WithHint, hint_of};
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default();
@@ -51,10 +52,16 @@ pub fn start_log(debug: bool) {
     let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        .with_ansi(has_colours())
         .with_target(false)
         .without_time()
         .init();
+}
+
+/// Whether standard error shows colours: a terminal whose user has not said otherwise (`NO_COLOR`).
+fn has_colours() -> bool {
+    anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
 }
 
 /// Text in which nothing acts on a terminal but colours: much of it comes out of archives, in errors
@@ -87,9 +94,35 @@ fn colour(text: &str) -> Option<usize> {
     numbers[end..].starts_with('m').then_some(end + 3)
 }
 
-/// Prints a line. Whoever closed the pipe does not want it.
+/// The first error of standard output.
+static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Notes that something could not be printed. Whoever closed the pipe does not want it.
+fn note_failure(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// Makes sure that everything is printed.
+///
+/// # Errors
+/// What kept any of it from standard output: what was printed is not whole.
+pub fn finish() -> Result<()> {
+    note_failure(io::stdout().flush());
+    match FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        None => Ok(()),
+        Some(error) => Err(error)
+            .context("writing to standard output")
+            .hint("what the command has done stays; what it printed is cut"),
+    }
+}
+
+/// Prints a line.
 pub fn line(text: &str) {
-    let _ = writeln!(anstream::stdout(), "{}", harmless(text));
+    note_failure(writeln!(anstream::stdout(), "{}", harmless(text)));
 }
 
 /// Makes a text stand out on a terminal.
@@ -99,12 +132,12 @@ pub fn strong(text: &str) -> String {
 
 /// Prints text that has its own line ends.
 pub fn text(text: &str) {
-    let _ = write!(anstream::stdout(), "{}", harmless(text));
+    note_failure(write!(anstream::stdout(), "{}", harmless(text)));
 }
 
 /// Prints a remark, to a person only.
 pub fn note(text: &str) {
-    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+    if io::stderr().is_terminal() {
         let _ = writeln!(anstream::stderr(), "{}", harmless(text));
     }
 }
@@ -127,6 +160,16 @@ pub fn error(error: &anyhow::Error) {
     if let Some(hint) = hint_of(error) {
         let _ = writeln!(stderr, "{HINT}hint:{HINT:#} {}", harmless(hint));
     }
+}
+
+/// Prints an error as one line of JSON, to standard error.
+pub fn error_as_json(error: &anyhow::Error) {
+    let line = serde_json::json!({
+        "schema": 1,
+        "error": format!("{error:#}"),
+        "hint": hint_of(error),
+    });
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Columns with headings.
@@ -153,8 +196,30 @@ impl TextTable {
         for (at, column) in self.0.column_iter_mut().enumerate() {
             column.set_padding((0, if at + 1 == columns { 0 } else { 2 }));
         }
+        if let Some(width) = width_of_terminal() {
+            self.0.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+            self.0.set_width(width);
+        }
         line(&self.0.trim_fmt());
     }
+}
+
+/// The columns of the terminal that standard output is.
+fn width_of_terminal() -> Option<u16> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(size.ws_col).filter(|columns| *columns > 0)
+}
+
+/// How much of an engine's identifier is shown, as podman and docker do.
+const SHORT: usize = 12;
+
+/// An identifier for a reader: of the 64 digits of an engine's, the first twelve.
+pub fn short_id(id: &str) -> &str {
+    let is_digest = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_digest { &id[..SHORT] } else { id }
 }
 
 /// A number of bytes for a reader.
@@ -164,7 +229,7 @@ pub fn bytes(number: u64) -> String {
 
 /// A time for a reader, in the machine's time zone.
 pub fn local_time(time: jiff::Timestamp) -> String {
-    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %H:%M %Z").to_string()
 }
 
 #[cfg(test)]

@@ -21,11 +21,15 @@ pub enum Shown {
     None,
 }
 
+/// What is done sooner needs no bar.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// The progress of one kind of work.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
     is_drawn: bool,
+    begun: Instant,
     lines: Option<Mutex<Lines>>,
 }
 
@@ -40,7 +44,7 @@ impl Bar {
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(work);
         let lines = (shown == Shown::Json).then(|| Mutex::new(Lines::of(work)));
-        Self { bar, is_drawn: shown == Shown::Auto, lines }
+        Self { bar, is_drawn: shown == Shown::Auto, begun: Instant::now(), lines }
     }
 
     fn tell(&self, count: impl FnOnce(&mut Lines)) {
@@ -55,14 +59,14 @@ impl Bar {
 
 impl Progress for Bar {
     fn expect(&self, bytes: u64) {
-        if self.is_drawn && bytes > 0 && self.bar.is_hidden() {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
         self.bar.inc_length(bytes);
         self.tell(|lines| lines.total += bytes);
     }
 
     fn advance(&self, bytes: u64) {
+        if self.is_drawn && self.bar.is_hidden() && self.begun.elapsed() >= PATIENCE {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
         self.bar.inc(bytes);
         self.tell(|lines| lines.done += bytes);
     }

@@ -3,8 +3,12 @@
 use crate::output::{Tone, toned};
 use crate::store::manifest::Phase;
 
-/// How wide the whole of it is.
-const WIDTH: f64 = 50.0;
+/// How wide the bars are at most, and at least; and what a line is to fit into.
+const WIDEST: usize = 50;
+const NARROWEST: usize = 20;
+const LINE: usize = 80;
+/// What stands beside the bar: the time, and blanks.
+const BESIDE: usize = 16;
 
 /// A line for each step: its name, where it lies, how long it took.
 pub(super) fn lines(phases: &[Phase]) -> Vec<String> {
@@ -13,7 +17,8 @@ pub(super) fn lines(phases: &[Phase]) -> Vec<String> {
         return Vec::new();
     }
     let names = phases.iter().map(|phase| shown(phase).chars().count()).max().unwrap_or_default();
-    in_order(phases).map(|phase| line(phase, end, names)).collect()
+    let width = LINE.saturating_sub(names + BESIDE).clamp(NARROWEST, WIDEST);
+    in_order(phases).map(|phase| line(phase, end, names, width)).collect()
 }
 
 /// Each step, and behind it those that are part of it.
@@ -32,12 +37,13 @@ fn shown(phase: &Phase) -> String {
     format!("{indent}{}", crate::bytes::ByteString::from(&*phase.name))
 }
 
-fn line(phase: &Phase, end: f64, names: usize) -> String {
-    let column = |time: f64| (time / end * WIDTH).clamp(0.0, WIDTH).round() as usize;
-    let first = column(phase.begin).min(WIDTH as usize - 1);
+fn line(phase: &Phase, end: f64, names: usize, width: usize) -> String {
+    let whole = width as f64;
+    let column = |time: f64| (time / end * whole).clamp(0.0, whole).round() as usize;
+    let first = column(phase.begin).min(width - 1);
     let last = column(phase.end).max(first + 1);
     let bar = toned(Tone::Good, &"█".repeat(last - first));
-    let blank = " ".repeat(WIDTH as usize - last);
+    let blank = " ".repeat(width - last);
     let took = (phase.end - phase.begin).max(0.0);
     format!("{:names$}  {}{bar}{blank}  {took:>9.1} ms", shown(phase), " ".repeat(first))
 }
