@@ -56,6 +56,8 @@ install:
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(doc)/
 	install -m 644 docs/*.md $(doc)/docs/
 	install -m 644 docs/engines/*.md $(doc)/docs/engines/
+	sed -i -E 's,\[([^]]*)\]\((\.\./)*(src|tests|examples|fuzz|CONTRIBUTING)[^)]*\),\1,g' \
+	    $(doc)/*.md $(doc)/docs/*.md $(doc)/docs/*/*.md
 	sed -i 's,\(](\(\.\./\)*\)config/,\1examples/,g; s,](\.\./hooks/drivers,](../../../../libexec/ocicle/drivers,' \
 	    $(doc)/README.md $(doc)/docs/*.md $(doc)/docs/*/*.md
 	cp -r config/. $(doc)/examples/
@@ -65,7 +67,7 @@ install:
 	cp -r hooks $(doc)/examples/
 	rm -r $(doc)/examples/hooks/drivers
 	cp -r hooks/drivers $(DESTDIR)$(PREFIX)/libexec/ocicle/
-	find $(doc)/examples $(DESTDIR)$(PREFIX)/libexec/ocicle/drivers -type f -exec $(at_prefix) {} +
+	find $(doc) $(DESTDIR)$(PREFIX)/libexec/ocicle/drivers -type f -exec $(at_prefix) {} +
 	install -d $(DESTDIR)$(SYSCONFDIR)/ocicle $(DESTDIR)$(SYSCONFDIR)/containers/containers.conf.d
 	test -e $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml || \
 	    install -m 644 $(doc)/examples/ocicle.toml $(DESTDIR)$(SYSCONFDIR)/ocicle/ocicle.toml

@@ -127,6 +127,7 @@ fn make_installs_where_it_is_told_and_takes_that_back() {
     let named = output(Command::new("grep").args(["-rhoE", named, "."]).current_dir(root).args([
         "--include=*.conf",
         "--include=*.json",
+        "--include=*.md",
         "--exclude-dir=drivers",
     ]));
     assert!(named.lines().count() >= 4, "{named}");
@@ -138,9 +139,7 @@ fn make_installs_where_it_is_told_and_takes_that_back() {
     for page in installed.iter().filter(|file| file.ends_with(".md")) {
         let page = root.join(page);
         for link in links.captures_iter(&fs::read_to_string(&page).unwrap()) {
-            // The sources, and what runs in them.
-            if !["https:", "../src/", "../tests/", "/run"].iter().any(|part| link[1].contains(part))
-            {
+            if !link[1].starts_with("https:") {
                 let target = page.parent().unwrap().join(&link[1]);
                 assert!(target.exists(), "{} links {}", page.display(), &link[1]);
             }
