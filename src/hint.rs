@@ -73,8 +73,11 @@ fn hint_of_system(cause: &(dyn std::error::Error + 'static)) -> Option<&'static 
     };
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(FULL),
+        ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => {
+            Some("run it as root, with sudo say")
+        }
         ErrorKind::ReadOnlyFilesystem => {
-            Some("it is mounted read-only: name a directory elsewhere")
+            Some("it is mounted read-only: name a directory elsewhere, with --store")
         }
         _ => None,
     }
@@ -82,6 +85,11 @@ fn hint_of_system(cause: &(dyn std::error::Error + 'static)) -> Option<&'static 
 
 /// What to do about a full disk.
 pub const FULL: &str = "free some space there, or keep checkpoints on another file system";
+
+/// What to do about an annotation that means nothing: an engine writes `config.json` anew from what it
+/// was told when the container was made.
+pub const CORRECT: &str = "correct it in config.json; below an engine, make the container anew with the \
+                       annotation corrected";
 
 /// What to do about a checkpoint that is not as it was written.
 pub const DAMAGED: &str = "nothing was changed; copy it again from where it came from, or use another \

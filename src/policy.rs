@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::Identity;
 use crate::glob;
+use crate::hint::WithHint;
 use crate::substitute::Origin;
 
 /// The annotation that holds policies; `ANNOTATION.NAME` does too.
@@ -115,7 +116,9 @@ impl FromStr for Policy {
             Self { pattern: pattern.trim().to_owned(), missing: None, grown: None, shrunk: None };
         policy.ensure_pattern()?;
         for word in said.split(',').map(str::trim) {
-            policy.say(word).with_context(|| format!("reading {word:?}"))?;
+            let read = policy.say(word);
+            // Alone it is what the caller says that it reads.
+            if word == text { read? } else { read.with_context(|| format!("reading {word:?}"))? }
         }
         Ok(policy)
     }
@@ -160,6 +163,13 @@ impl Policy {
 fn read<T: for<'de> Deserialize<'de>>(value: &str, known: &str) -> Result<T> {
     let word = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(value);
     T::deserialize(word).map_err(|_| anyhow!("it is {known}, not {value:?}"))
+}
+
+/// Reads a policy of a command line.
+pub fn parse_typed(text: &str) -> Result<Policy> {
+    text.parse()
+        .with_context(|| format!("reading the policy {text:?}"))
+        .hint("such as missing=recreate,grown=truncate,shrunk=accept:/var/log/**")
 }
 
 /// Reads several policies, one a line or with semicolons between.

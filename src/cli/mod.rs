@@ -1,6 +1,8 @@
 //! The command line of `ocicle`.
 
 mod arguments;
+#[cfg(test)]
+mod hints;
 
 use std::process::ExitCode;
 
@@ -16,17 +18,46 @@ use crate::store::versions::{Store, Whose};
 use crate::sys::process::InheritedFds;
 use arguments::{Arguments, Command};
 
+/// The exit status for a command line that means nothing, as clap has it.
+const MISUSE: u8 = 2;
+
 /// The operator's program.
 pub fn main() -> ExitCode {
     let inherited = InheritedFds::capture();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
     output::start_log(arguments.debug);
-    match inherited.and_then(|inherited| run(arguments, inherited)) {
+    // What the command line alone shows is wrong before anything is looked at.
+    let tell = match arguments.command.is_for_programs() {
+        true => output::error_as_json,
+        false => output::error,
+    };
+    if let Err(error) = arguments.command.check() {
+        tell(&error);
+        return MISUSE.into();
+    }
+    let done = inherited.and_then(|inherited| run(arguments, inherited));
+    match done.and_then(|status| output::finish().map(|()| status)) {
         Ok(status) => status,
         Err(error) => {
-            output::error(&error);
+            tell(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints what clap has to say: help and the version to standard output, mistakes to standard error.
+fn usage(said: &clap::Error) -> ExitCode {
+    let printed = said.print();
+    let is_wanted = |error: &std::io::Error| error.kind() != std::io::ErrorKind::BrokenPipe;
+    match printed {
+        Err(error) if !said.use_stderr() && is_wanted(&error) => {
+            output::error(&anyhow::Error::new(error).context("writing to standard output"));
+            ExitCode::FAILURE
+        }
+        _ => u8::try_from(said.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
     }
 }
 
@@ -55,6 +86,7 @@ fn run(arguments: Arguments, inherited: InheritedFds) -> Result<ExitCode> {
         };
         Ok(Machine {
             runtime: runtime.with_globals(globals),
+            runtime_is_chosen: arguments.runtime.is_some(),
             config: config.clone(),
             store: store.clone(),
         })

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::checkpoint::{CoverOptions, CriuOptions};
+use super::naming::Named;
 use super::{Format, Machine};
 use crate::check::{self, CheckReport, Finding};
-use crate::container::{Container, Shared, Volumes, ensure_name};
+use crate::container::{Shared, Volumes, ensure_name};
 use crate::machine;
 use crate::output;
 use crate::restorable::Restorable;
@@ -31,9 +32,16 @@ pub struct CheckOptions {
     shared: Option<Shared>,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: Format,
     #[command(flatten)]
     criu: CriuOptions,
+}
+
+impl CheckOptions {
+    /// Looks at what the command line alone shows.
+    pub fn check(&self) -> Result<()> {
+        self.cover.check().with_context(|| format!("checking {}", self.id))
+    }
 }
 
 /// The exit status when a checkpoint would fail.
@@ -41,7 +49,10 @@ const WOULD_FAIL: u8 = 3;
 
 /// Prints whether a checkpoint would work, and of every open file what would become of it.
 pub fn run(machine: &Machine, options: &CheckOptions) -> Result<ExitCode> {
-    let id = &options.id;
+    let context = || format!("checking {}", options.id);
+    machine::ensure_capable().and_then(|()| machine::ensure_criu()).with_context(context)?;
+    let Named { machine, id } = machine.named(&options.id).with_context(context)?;
+    let (machine, id) = (&machine, &id);
     ensure_name(id)?;
     let settings = options.criu.settings(&machine.config);
     let configured = machine.config.check(machine.runtime.clone(), id, settings);
@@ -52,9 +63,7 @@ pub fn run(machine: &Machine, options: &CheckOptions) -> Result<ExitCode> {
         shared: options.shared.unwrap_or(machine.config.shared),
         ..configured
     };
-    let context = || format!("checking {id}");
-    machine::ensure_capable().and_then(|()| machine::ensure_criu()).with_context(context)?;
-    let container = Container::discover(&machine.runtime, id).with_context(context)?;
+    let container = machine.discover(id).with_context(context)?;
     let in_place = machine.config.in_place(&machine.runtime, &container);
     let restorable: Option<&dyn Restorable> = match options.leave_running {
         true => None,

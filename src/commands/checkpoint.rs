@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
-use super::Machine;
+use super::naming::Named;
+use super::{Format, Machine, managed};
 use crate::checkpoint::{self, ImagesIn, checkpoint};
 use crate::config::Config;
 use crate::container::{Container, Identity, Shared, Volumes, ensure_name};
@@ -18,7 +20,7 @@ use crate::snapshot::Compression;
 use crate::store::choices::{self, Filesystem, Keep, Purpose};
 use crate::store::lock::ContainerLock;
 use crate::store::shelf::{ContainerKey, Shelf, StoredVersion};
-use crate::substitute::OnUnsupported;
+use crate::substitute::{OnUnsupported, Origin, parse_each};
 
 /// What can be asked of a checkpoint.
 #[derive(Debug, clap::Args)]
@@ -53,17 +55,30 @@ pub struct CheckpointOptions {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     progress: Shown,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
     /// What is done about volumes that another container can write too
     #[arg(long, value_enum, value_name = "RULE")]
     shared: Option<Shared>,
     /// End the container although a restore where it is would be refused
     #[arg(long)]
     unrestorable_ok: bool,
+    /// End the container although an engine looks after it, which will not know of the checkpoint
+    #[arg(long, conflicts_with = "leave_running")]
+    force: bool,
     #[command(flatten)]
     criu: CriuOptions,
 }
 
 impl CheckpointOptions {
+    /// Looks at what the command line alone shows.
+    pub fn check(&self) -> Result<()> {
+        let context = || format!("checkpointing {}", self.id);
+        ensure_name(&self.id).and_then(|()| ensure_stage(self)).with_context(context)?;
+        self.cover.check().with_context(context)
+    }
+
     fn filesystem(&self) -> Option<Filesystem> {
         self.filesystem.or(self.purpose.map(Purpose::filesystem))
     }
@@ -85,7 +100,7 @@ impl CheckpointOptions {
         entry: &StoredVersion,
         base: Option<PathBuf>,
     ) -> Result<checkpoint::CheckpointRequest> {
-        let configured = config.checkpoint(runtime.clone(), &self.id, entry.directory.clone());
+        let configured = config.checkpoint(runtime.clone(), &entry.id, entry.directory.clone());
         Ok(checkpoint::CheckpointRequest {
             work: Some(entry.work()?),
             flags: config.criu.complete(self.flags()),
@@ -119,29 +134,37 @@ pub struct CoverOptions {
 }
 
 impl CoverOptions {
+    /// Looks at what the command line alone shows.
+    pub(super) fn check(&self) -> Result<()> {
+        parse_each(&self.substitute, &Origin::CommandLine).map(drop)
+    }
+
     /// Of those that no rule covers.
     pub(super) fn rest(&self, config: &Config) -> OnUnsupported {
         self.on_unsupported.unwrap_or(config.on_unsupported)
     }
 }
 
+/// The heading of what the runtime hands to CRIU.
+const CRIU: &str = "Passed to CRIU";
+
 /// Flags that the runtime hands to CRIU, for a checkpoint and a restore.
 #[derive(Debug, clap::Args)]
 pub struct CriuOptions {
     /// Allow established TCP connections
-    #[arg(long)]
+    #[arg(long, help_heading = CRIU)]
     tcp_established: bool,
     /// Allow file locks
-    #[arg(long)]
+    #[arg(long, help_heading = CRIU)]
     file_locks: bool,
     /// Allow connections to unix sockets outside the container
-    #[arg(long)]
+    #[arg(long, help_heading = CRIU)]
     ext_unix_sk: bool,
     /// Allow a session and terminal that began outside the container
-    #[arg(long)]
+    #[arg(long, help_heading = CRIU)]
     shell_job: bool,
     /// How CRIU manages control groups: soft, full, strict or ignore
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, help_heading = CRIU, value_name = "MODE", value_parser = ["soft", "full", "strict", "ignore"])]
     manage_cgroups_mode: Option<String>,
 }
 
@@ -195,18 +218,20 @@ fn shelf_of(machine: &Machine, container: &Container, held: &ContainerLock) -> R
 
 /// Makes the next version of a container, and prints its name.
 pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
-    let id = &options.id;
-    let context = || format!("checkpointing {id}");
-    ensure_name(id)?;
-    ensure_stage(options).with_context(context)?;
+    let context = || format!("checkpointing {}", options.id);
     machine::ensure_capable().with_context(context)?;
+    let Named { machine, id } = machine.named(&options.id).with_context(context)?;
+    let (machine, id) = (&machine, &id);
     if let Some(purpose) = options.purpose {
         output::remark(&purpose.explain(options.filesystem, options.keep));
     }
     let held = ContainerLock::take(id).with_context(context)?;
     // Before a directory is made for it.
     machine::ensure_criu().with_context(context)?;
-    let container = Container::discover(&machine.runtime, id).with_context(context)?;
+    let container = machine.discover(id).with_context(context)?;
+    if !options.leave_running && !options.force {
+        managed::ensure_may_end(&container).with_context(context)?;
+    }
     let shelf = shelf_of(machine, &container, &held).with_context(context)?;
     let base = shelf.newest().with_context(context)?;
     let entry = shelf.claim(&held).with_context(context)?;
@@ -216,11 +241,27 @@ pub fn run(machine: &Machine, options: &CheckpointOptions) -> Result<()> {
     let made = checkpoint(&request, &container, &in_place, &held, &progress);
     let manifest =
         made.with_context(context).inspect_err(|_| entry.discard_unless_complete(&held))?;
-    output::line(&format!("{id}@{}", entry.version));
-    output::note(&format!("frozen for {:.0} ms", manifest.freeze.milliseconds));
+    let milliseconds = manifest.freeze.milliseconds;
+    if options.format == Format::Table {
+        output::line(&format!("{id}@{}", entry.version));
+        output::note(&format!("frozen for {milliseconds:.0} ms"));
+    }
     let kept = options.keep(machine);
-    for removed in shelf.prune(kept, &held).with_context(context)? {
+    let removed = shelf.prune(kept, &held).with_context(context)?;
+    for removed in &removed {
         output::remark(&format!("removed {id}@{removed}: {kept} versions are kept"));
     }
-    Ok(())
+    match options.format {
+        Format::Table => Ok(()),
+        Format::Json => output::json(&json!({
+            "schema": 1,
+            "checkpoint": format!("{id}@{}", entry.version),
+            "container": id,
+            "version": entry.version.to_string(),
+            "directory": entry.directory,
+            "frozen_ms": milliseconds,
+            "left": manifest.left,
+            "removed": removed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })),
+    }
 }

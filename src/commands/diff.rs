@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Format;
+use super::naming::find;
 use crate::bytes::ByteString;
 use crate::container::Bundle;
 use crate::hint::WithHint;
@@ -35,7 +36,7 @@ pub struct DiffOptions {
     exit_code: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: Format,
 }
 
 /// Lists what was added, changed and removed.
@@ -69,7 +70,7 @@ fn open(
     reference: &Reference,
     whose: Whose<'_>,
 ) -> Result<(StoredVersion, Manifest)> {
-    let entry = store.find(reference, whose)?;
+    let entry = find(store, whose, reference)?;
     let manifest = Manifest::read(&entry.directory)?;
     ensure!(manifest.is_complete(), "it was interrupted before its end");
     let takes = format!("it was made with --filesystem {}", manifest.filesystem);

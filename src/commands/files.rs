@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::Machine;
-use crate::container::Container;
+use super::naming::{Named, find};
 use crate::files::by_process::{self, Branch, HeldHere};
 use crate::files::{OpenFile, Table, write_user_info};
 use crate::freezer::Still;
@@ -21,14 +21,15 @@ pub struct FilesOptions {
     reference: Reference,
     /// How to print them
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: FilesFormat,
     /// Draw the processes with what they have open, and what they share
     #[arg(long, conflicts_with = "format")]
     tree: bool,
 }
 
+/// How open files are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub enum FilesFormat {
     /// Columns
     #[default]
     Table,
@@ -53,13 +54,14 @@ pub fn run(
     let table = if reference.has_version() {
         of_checkpoint(store, reference, whose)
     } else {
-        of_container(&machine()?, &reference.id).hint(naming_a_version(reference))
+        let Named { machine, id } = machine()?.named(&reference.id)?;
+        of_container(&machine, &id).map_err(|error| naming_a_version(store, reference, error))
     };
     let table = table.with_context(|| format!("listing the open files of {}", reference.id))?;
     match options.format {
-        Format::Json => output::json(&serde_json::to_value(&table)?)?,
-        Format::UserInfo => output::text(&write_user_info(&table)),
-        Format::Table => {
+        FilesFormat::Json => output::json(&serde_json::to_value(&table)?)?,
+        FilesFormat::UserInfo => output::text(&write_user_info(&table)),
+        FilesFormat::Table => {
             if !reference.has_version() {
                 output::note(
                     "the identifiers that `ocicle restore -s` takes are a checkpoint's, not these",
@@ -80,11 +82,12 @@ fn draw(
     machine: impl FnOnce() -> Result<Machine>,
 ) -> Result<()> {
     let (tasks, table) = if reference.has_version() {
-        let tasks = by_process::tasks_of_images(&store.find(reference, whose)?.directory)?;
+        let tasks = by_process::tasks_of_images(&find(store, whose, reference)?.directory)?;
         (tasks, of_checkpoint(store, reference, whose)?)
     } else {
-        let container = Container::discover(&machine()?.runtime, &reference.id)
-            .hint(naming_a_version(reference))?;
+        let Named { machine, id } = machine()?.named(&reference.id)?;
+        let container =
+            machine.discover(&id).map_err(|error| naming_a_version(store, reference, error))?;
         let processes = container.dumped_processes()?;
         (by_process::tasks_of(&processes), Table::from_processes(&processes, Still::Running)?)
     };
@@ -110,17 +113,24 @@ fn leaf(held: &HeldHere) -> String {
     format!("{fds} → {id} {}{shared}", held.text)
 }
 
-fn naming_a_version(reference: &Reference) -> String {
-    format!("for a checkpoint, name its version: ocicle files {}@v1", reference.id)
+/// Advises to name a version of a container that does not run, if it has one.
+fn naming_a_version(store: &Store, reference: &Reference, error: anyhow::Error) -> anyhow::Error {
+    let id = &reference.id;
+    match find(store, Whose::Anyone, reference) {
+        Ok(_) => {
+            error.hint(format!("for its checkpoint, name a version: ocicle files {id}@latest"))
+        }
+        Err(_) => error,
+    }
 }
 
 fn of_container(machine: &Machine, id: &str) -> Result<Table> {
-    let container = Container::discover(&machine.runtime, id)?;
+    let container = machine.discover(id)?;
     Table::from_processes(&container.dumped_processes()?, Still::Running)
 }
 
 fn of_checkpoint(store: &Store, reference: &Reference, whose: Whose<'_>) -> Result<Table> {
-    let directory = store.find(reference, whose)?.directory;
+    let directory = find(store, whose, reference)?.directory;
     let manifest = Manifest::read(&directory)?;
     match manifest.files.iter().find(|record| record.name == crate::files::TABLE) {
         Some(record) => {

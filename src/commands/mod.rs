@@ -8,6 +8,8 @@ pub mod files;
 pub mod generate;
 pub mod inspect;
 pub mod list;
+mod managed;
+pub mod naming;
 pub mod ps;
 pub mod restore;
 pub mod thaw;
@@ -18,10 +20,12 @@ use crate::runtime::Runtime;
 use crate::store::versions::Store;
 
 /// What commands that touch containers work with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     /// The real runtime.
     pub runtime: Runtime,
+    /// Whether it is the one that the command line names.
+    pub runtime_is_chosen: bool,
     /// The administrator's configuration.
     pub config: Config,
     /// Where checkpoints are.

@@ -2,21 +2,25 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
 use super::checkpoint::CriuOptions;
-use super::{Format, Machine};
+use super::naming::find as find_in;
+use super::{Format, Machine, managed};
 use crate::container::{Bundle, Volumes};
 use crate::lend::{Handed, Lent};
 use crate::machine;
 use crate::output;
 use crate::output::progress::{Bar, Shown};
+use crate::policy::parse_typed;
 use crate::restore::{self, Forecast};
 use crate::store::lock::ContainerLock;
-use crate::store::manifest::{Manifest, Trust};
+use crate::store::manifest::{self, Manifest, Trust};
 use crate::store::reference::{Reference, Version, Which};
 use crate::store::shelf::StoredVersion;
 use crate::store::versions::Whose;
+use crate::substitute::{Origin, parse_each};
 use crate::sys::named::Names;
 use crate::sys::process::InheritedFds;
 
@@ -46,9 +50,9 @@ pub struct RestoreOptions {
     /// Show what would be done, which rule wins for each open file and why, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// How to print what would be done
-    #[arg(long, value_enum, default_value_t, requires = "dry_run")]
-    format: Format,
+    /// How the result is printed, or what would be done
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
     /// The bundle of the new container; that of the old one if unsaid and if nobody but root can have
     /// written it
     #[arg(short, long, value_name = "DIR")]
@@ -69,21 +73,39 @@ pub struct RestoreOptions {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     progress: Shown,
+    /// Start the container although an engine looks after it, which will not know that it runs
+    #[arg(long, conflicts_with = "dry_run")]
+    force: bool,
     #[command(flatten)]
     criu: CriuOptions,
 }
 
+impl RestoreOptions {
+    /// Looks at what the command line alone shows.
+    pub fn check(&self) -> Result<()> {
+        let context = || format!("restoring {}", self.reference.id);
+        parse_each(&self.substitute, &Origin::CommandLine).with_context(context)?;
+        let mut policies = self.policy.iter();
+        policies.try_for_each(|text| parse_typed(text).map(drop)).with_context(context)
+    }
+}
+
 /// Restores a container in the background, and prints its name.
 pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds) -> Result<()> {
-    let id = &options.reference.id;
-    let context = || format!("restoring {id}");
+    let context = || format!("restoring {}", options.reference.id);
     machine::ensure_capable().with_context(context)?;
+    let (machine, entry) = find(machine, options).with_context(context)?;
+    let (machine, id) = (&machine, &entry.id);
     let held = ContainerLock::take(id).with_context(context)?;
-    let entry = find(machine, options).with_context(context)?;
+    ensure!(manifest::is_there(&entry.directory), "restoring {id}: {} is gone", entry.version);
     let bundle = match &options.bundle {
         Some(bundle) => bundle.clone(),
         None => bundle_of(&entry).with_context(context)?,
     };
+    if !options.force && !options.dry_run {
+        managed::ensure_may_start(id, &Bundle::read(&bundle).with_context(context)?)
+            .with_context(context)?;
+    }
     let config = &machine.config;
     let images = entry.directory.clone();
     let configured = config.restore(machine.runtime.clone(), id, images, bundle);
@@ -110,17 +132,30 @@ pub fn run(machine: &Machine, options: &RestoreOptions, inherited: InheritedFds)
     if !ended.success() {
         bail!("restoring {id}: {} restore ended with {ended}", machine.runtime.name());
     }
-    output::line(&format!("{id}@{}", entry.version));
+    let name = format!("{id}@{}", entry.version);
+    match options.format {
+        Format::Table => output::line(&name),
+        Format::Json => output::json(&json!({
+            "schema": 1,
+            "restored": name,
+            "container": id,
+            "version": entry.version.to_string(),
+            "pid": machine.runtime.state(id).ok().map(|state| state.pid),
+        }))?,
+    }
     Ok(())
 }
 
 /// The version that is asked for: of this container, or, with a bundle for it, of another one.
-fn find(machine: &Machine, options: &RestoreOptions) -> Result<StoredVersion> {
+fn find(machine: &Machine, options: &RestoreOptions) -> Result<(Machine, StoredVersion)> {
     let Reference { id, version } = options.reference.clone();
     let reference = Reference { id, version: options.version.map_or(version, Which::Numbered) };
-    let own = machine.store.find(&reference, Whose::Of(&machine.runtime.state_root()));
+    let own = machine.stored(&reference);
     match &options.bundle {
-        Some(_) if own.is_err() => machine.store.find(&reference, Whose::Anyone),
+        Some(_) if own.is_err() => {
+            let entry = find_in(&machine.store, Whose::Anyone, &reference)?;
+            Ok((machine.clone(), entry))
+        }
         _ => own,
     }
 }

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 
 use super::Machine;
-use crate::container::Container;
+use super::naming::Named;
+use crate::freezer::FreezerState;
 use crate::output;
 use crate::store::lock::heal;
 
@@ -17,11 +18,19 @@ pub struct ThawOptions {
 
 /// Lets a container run, whoever froze it.
 pub fn run(machine: &Machine, options: &ThawOptions) -> Result<()> {
-    let id = &options.id;
+    let Named { machine, id } = machine.named(&options.id)?;
+    let id = &id;
     // What is noted of it would be thawed once more, behind the back of who freezes it next.
     heal(id)?;
-    let thaw = || Container::discover(&machine.runtime, id)?.freezer.thaw();
-    thaw().with_context(|| format!("thawing {id}"))?;
+    let thaw = || -> Result<bool> {
+        let freezer = machine.discover(id)?.freezer;
+        let was_frozen = freezer.state()? != Some(FreezerState::Thawed);
+        freezer.thaw()?;
+        Ok(was_frozen)
+    };
+    if !thaw().with_context(|| format!("thawing {id}"))? {
+        output::remark(&format!("{id} was not frozen"));
+    }
     output::line(id);
     Ok(())
 }

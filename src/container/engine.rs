@@ -32,6 +32,37 @@ impl Engine {
         }
     }
 
+    /// Whether it looks after its containers: it knows of each whether it runs, and starts it again.
+    pub fn looks_after_them(self) -> bool {
+        self != Self::Runtime
+    }
+
+    /// What its user types for a checkpoint of a container that is called so.
+    pub fn checkpoint_command(self, name: &str, namespace: Option<&str>) -> String {
+        match (self, namespace) {
+            (Self::Podman, _) => format!("podman container checkpoint {name}"),
+            (Self::Docker, _) => format!("docker checkpoint create {name} c1"),
+            (Self::CriO, _) | (Self::Containerd, Some("k8s.io")) => {
+                format!("crictl checkpoint --export=web.tar {name}")
+            }
+            (Self::Containerd, Some(namespace)) => {
+                format!("ctr --namespace {namespace} tasks checkpoint {name}")
+            }
+            (Self::Containerd, None) => format!("ctr tasks checkpoint {name}"),
+            (Self::Runtime, _) => format!("ocicle checkpoint {name}"),
+        }
+    }
+
+    /// What its user types to go on from that, where that is one command.
+    pub fn restore_command(self, name: &str) -> Option<String> {
+        match self {
+            Self::Podman => Some(format!("podman container restore {name}")),
+            Self::Docker => Some(format!("docker start --checkpoint c1 {name}")),
+            Self::Runtime => Some(format!("ocicle restore {name}")),
+            Self::CriO | Self::Containerd => None,
+        }
+    }
+
     /// The engine that says it of a container in its annotations: `io.container.manager` of podman
     /// and CRI-O, or those of containerd's CRI.
     pub fn of_annotations<'a>(

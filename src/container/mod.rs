@@ -63,13 +63,18 @@ impl Bundle {
     /// Reads a bundle's `config.json`.
     pub fn read(directory: &Path) -> Result<Self> {
         let directory = fs::canonicalize(directory)
-            .with_context(|| format!("opening the bundle {}", directory.display()))?;
+            .with_context(|| format!("opening the bundle {}", directory.display()))
+            .hint("it was moved or removed; a restore takes another one: --bundle DIR")?;
         let config = directory.join("config.json");
-        let spec = read_spec(&config).with_context(|| format!("reading {}", config.display()))?;
+        let spec =
+            read_spec(&config).with_context(|| format!("reading {}", config.display())).hint(
+                "a bundle is a directory with a config.json; a restore takes another: --bundle DIR",
+            )?;
         let root = spec.root().as_ref().context("config.json names no root file system")?;
         let rootfs = directory.join(root.path());
         let rootfs = fs::canonicalize(&rootfs)
-            .with_context(|| format!("opening the root file system {}", rootfs.display()))?;
+            .with_context(|| format!("opening the root file system {}", rootfs.display()))
+            .hint("mount it or put it back; a restore takes another bundle: --bundle DIR")?;
         Ok(Self { directory, rootfs, spec })
     }
 
@@ -89,6 +94,13 @@ impl Bundle {
                 "if its config.json is as it should be, name it: --bundle {}",
                 directory.display()
             ))
+    }
+
+    /// The engine whose bundle it is.
+    pub fn engine(&self) -> Engine {
+        let all = self.spec.annotations().iter().flatten();
+        let pairs = all.map(|(name, value)| (name.as_str(), value.as_str()));
+        Engine::of_annotations(pairs).unwrap_or_else(|| Engine::of_bundle(&self.directory))
     }
 
     /// What is mounted into the container from outside, in the order of mounting.
@@ -239,11 +251,18 @@ impl Container {
     }
 }
 
+/// More bytes than this has no name of a directory, and so no name of a container.
+const NAME_MAX: usize = 255;
+
 /// Refuses a name that no runtime accepts: it becomes part of paths.
 pub fn ensure_name(id: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
     ensure!(
-        !id.is_empty() && id.len() <= 1024 && id != "." && id != ".." && id.bytes().all(allowed),
+        !id.is_empty()
+            && id.len() <= NAME_MAX
+            && id != "."
+            && id != ".."
+            && id.bytes().all(allowed),
         "{id:?} is no container name"
     );
     Ok(())
@@ -258,6 +277,7 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "../x", "a b", "a\n"] {
             assert!(ensure_name(bad).is_err(), "{bad:?}");
         }
-        assert!(ensure_name("web-1_2.3+x").is_ok());
+        assert!(ensure_name("web-1_2.3+x").is_ok() && ensure_name(&"x".repeat(255)).is_ok());
+        assert!(ensure_name(&"x".repeat(256)).is_err());
     }
 }

@@ -149,11 +149,11 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
     (
         &["Connected TCP socket"],
-        "there are established TCP connections: --tcp-established keeps them, --tcp-close drops them",
+        "there are established TCP connections, and `ocicle check` lists them: --tcp-established keeps them, -s 'all remote:*:*=reset' drops them",
     ),
     (
         &["In-flight connection"],
-        "a connection is being made: try again, or drop such ones with --tcp-skip-in-flight",
+        "a connection is being made: try again, or drop such ones with `tcp-skip-in-flight` in CRIU's configuration",
     ),
     (&["Some file locks are hold"], "the container holds file locks: --file-locks keeps them"),
     (
@@ -162,8 +162,8 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
     (
         &["Can't create link remap"],
-        "a file was removed while another hard link to it remains: --link-remap allows CRIU to \
-         link it for the time of the checkpoint",
+        "a file was removed while another hard link to it remains: `link-remap` in CRIU's \
+         configuration lets it link the file for the time of the checkpoint",
     ),
     (
         &["Can't dump that handle"],
@@ -208,15 +208,15 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
     (
         &["doesn't have a proper root mount"],
-        "a mount comes from outside the container: name it with --external mnt[…]",
+        "a mount comes from outside the container: name it with `external mnt[…]` in CRIU's configuration",
     ),
     (
         &["is autodetected external mount"],
-        "a mount comes from outside the container: name it with --external mnt[…]",
+        "a mount comes from outside the container: name it with `external mnt[…]` in CRIU's configuration",
     ),
     (
         &["unreachable sharing"],
-        "a mount's propagation leads out of the container: --enable-external-masters allows it",
+        "a mount's propagation leads out of the container: `enable-external-masters` in CRIU's configuration allows it",
     ),
     (
         &["Can't dump nested"],

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use crate::choice::Choice;
-use crate::container::{Bind, Bundle, Volumes, shared};
+use crate::container::{Bind, Bundle, Engine, Volumes, shared};
 use crate::hint::WithHint;
 use crate::limits::{self, Weight};
 use crate::locations;
-use crate::snapshot::{self, DriverSettings, HeldLocally, PackedPart, Plan, Progress, Root};
+use crate::snapshot::{self, DriverSettings, Form, HeldLocally, PackedPart, Plan, Progress, Root};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{self, Manifest};
 use crate::sys::pid::Pid;
@@ -221,10 +221,24 @@ pub(super) fn root_of_same_image(manifest: &Manifest, bundle: &Bundle) -> Result
     if differences.is_empty() {
         return Ok(root);
     }
+    if manifest.root.driver == Form::Overlay && root.identity().driver == Form::Directory {
+        return Err(not_mounted(&manifest.container.id, bundle));
+    }
     Err(anyhow!(
         "the root file system {} is another: {}",
         bundle.rootfs.display(),
         differences.join("; ")
     )
     .hint("name with --bundle one that is made of the same image"))
+}
+
+/// Says that an overlay is wanted where there is a directory: engines unmount it when a container ends.
+fn not_mounted(id: &str, bundle: &Bundle) -> anyhow::Error {
+    let rootfs = bundle.rootfs.display();
+    let hint = match bundle.engine() {
+        Engine::Podman => format!("`podman mount {id}` mounts it"),
+        _ => "mount the overlay of its image there".to_owned(),
+    };
+    anyhow!("the root file system {rootfs} is not mounted: the snapshot is of an overlay")
+        .hint(format!("{hint}; or name with --bundle one that is made of the same image"))
 }

@@ -17,9 +17,11 @@ use crate::container::{Bundle, Identity};
 use crate::criu::images::Images;
 use crate::criu::images::entries::{FileBody, FileEntry, RegFile};
 use crate::files::{FileId, Problem, Role, Wrong};
-use crate::hint::WithHint;
+use crate::hint::{CORRECT, WithHint};
 use crate::locations;
-use crate::policy::{ANNOTATION, Grown, Missing, Policies, Shrunk, Standing, parse_policies};
+use crate::policy::{
+    ANNOTATION, Grown, Missing, Policies, Shrunk, Standing, parse_policies, parse_typed,
+};
 use crate::store::manifest::Manifest;
 use crate::substitute::{How, Origin, Treatment};
 use crate::sys::fs as sys;
@@ -33,18 +35,13 @@ pub(super) fn gather(request: &RestoreRequest, bundle: &Bundle) -> Result<Polici
         all.push(Standing { policy: configured.policy(), origin: origin.clone() });
     }
     for (name, value) in bundle.annotations(ANNOTATION) {
-        let parsed = parse_policies(&value)
-            .with_context(|| format!("annotation {name}"))
-            .hint("correct it in config.json")?;
+        let parsed =
+            parse_policies(&value).with_context(|| format!("annotation {name}")).hint(CORRECT)?;
         let origin = Origin::Annotation(name);
         all.extend(parsed.into_iter().map(|policy| Standing { policy, origin: origin.clone() }));
     }
     for text in &request.policies {
-        let policy = text
-            .parse()
-            .with_context(|| format!("reading the policy {text:?}"))
-            .hint("such as missing=recreate,grown=truncate,shrunk=accept:/var/log/**")?;
-        all.push(Standing { policy, origin: Origin::CommandLine });
+        all.push(Standing { policy: parse_typed(text)?, origin: Origin::CommandLine });
     }
     Ok(Policies(all))
 }

@@ -47,6 +47,14 @@ const COMMAND_VALUES: [&str; 21] = [
     "--lend",
 ];
 
+/// Switches of theirs that messages name.
+const SWITCHES: [&str; 3] = ["--leave-running", "--detach", "--pre-dump"];
+
+/// Whether runc or crun may be given a flag of that name.
+pub fn is_flag_of_runtimes(flag: &str) -> bool {
+    GLOBAL_VALUES.iter().chain(&COMMAND_VALUES).chain(&SWITCHES).any(|known| *known == flag)
+}
+
 /// A command line, cut where the command's name stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {

@@ -55,7 +55,8 @@ impl Runtime {
         let program = if path.components().count() > 1 {
             Some(path.to_owned())
         } else {
-            find_program(path.to_str().unwrap_or_default(), is_ourselves)
+            let name = path.to_str().unwrap_or_default();
+            find_program(name, is_ourselves).or_else(|| find_program(name, |_| false))
         };
         let program = program
             .filter(|program| is_program(program))
@@ -71,6 +72,16 @@ impl Runtime {
     /// The same runtime, called with these global flags.
     pub fn with_globals(self, globals: Vec<OsString>) -> Self {
         Self { globals, ..self }
+    }
+
+    /// The same runtime, for the containers in that state directory.
+    pub fn with_root(self, root: &Path) -> Self {
+        if self.root().is_some_and(|own| resolved(&own) == resolved(root)) {
+            return self;
+        }
+        let globals = arguments::without(&self.globals, "--root");
+        let root = ["--root".into(), root.to_owned().into_os_string()];
+        self.with_globals(globals.into_iter().chain(root).collect())
     }
 
     /// A runtime at a known path.
@@ -132,10 +143,12 @@ impl Runtime {
 
     /// The program, its global flags, and `rest`.
     pub fn command_line(&self, rest: &[OsString]) -> Vec<OsString> {
-        std::iter::once(self.program.clone().into_os_string())
+        let words: Vec<OsString> = std::iter::once(self.program.clone().into_os_string())
             .chain(self.globals.iter().cloned())
             .chain(rest.iter().cloned())
-            .collect()
+            .collect();
+        tracing::debug!("calling {words:?}");
+        words
     }
 
     /// Becomes the runtime; returns only when that fails.

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use anyhow::{Result, anyhow};
 
 use crate::container::ensure_name;
-use crate::hint::WithHint;
 
 /// The number of a version, written `vN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +77,7 @@ impl FromStr for Reference {
             None => (text, Which::Unsaid),
         };
         ensure_name(id).map_err(|error| match id.split_once(':') {
-            Some((id, version)) => error.hint(format!("a version is named {id}@{version}")),
+            Some((id, version)) => anyhow!("{error}: a version is named {id}@{version}"),
             None => error,
         })?;
         Ok(Self { id: id.to_owned(), version })
@@ -117,6 +116,6 @@ mod tests {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
         let error = "web:v1".parse::<Reference>().unwrap_err();
-        assert_eq!(crate::hint::hint_of(&error), Some("a version is named web@v1"));
+        assert!(error.to_string().ends_with("a version is named web@v1"), "{error}");
     }
 }

@@ -43,6 +43,7 @@ impl Timeline {
 
     fn add(&self, within: Option<String>, name: &str, begin: f64, end: f64) {
         let thousandths = |time: f64| (time * 1000.0).round() / 1000.0;
+        tracing::debug!("{name}: from {begin:.1} to {end:.1} ms");
         let (name, begin, end) = (name.to_owned(), thousandths(begin), thousandths(end));
         self.phases.borrow_mut().push(Phase { name, begin, end, within });
     }

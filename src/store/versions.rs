@@ -111,6 +111,16 @@ impl Store {
         }
     }
 
+    /// Whether it has a checkpoint of a container of that identifier.
+    pub fn has(&self, id: &str) -> Result<bool> {
+        for shelf in self.shelves_of(id)? {
+            if shelf.newest()?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Every container of the store.
     pub fn shelves(&self) -> Result<Vec<Shelf>> {
         let names = names_in(&self.root)?.into_iter();

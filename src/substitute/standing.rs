@@ -11,7 +11,7 @@ use super::source::Source;
 use crate::bytes::ByteString;
 use crate::container::{Bundle, Identity};
 use crate::glob;
-use crate::hint::WithHint;
+use crate::hint::{CORRECT, WithHint};
 use crate::locations;
 
 /// The annotation that holds rules; `ANNOTATION.NAME` does too.
@@ -106,8 +106,7 @@ fn of_annotations(annotations: &[(String, String)]) -> Result<Vec<Rule>> {
     for (name, value) in annotations {
         let origin = Origin::Annotation(name.clone());
         let parsed = parse_list(value, &origin);
-        let parsed =
-            parsed.with_context(|| origin.to_string()).hint("correct it in config.json")?;
+        let parsed = parsed.with_context(|| origin.to_string()).hint(CORRECT)?;
         rules.extend(parsed);
         if rules.len() > ANNOTATED_RULES {
             let what = format!("annotations {ANNOTATION} hold more than {ANNOTATED_RULES} rules");

@@ -27,6 +27,7 @@ mod hooks;
 mod kinds;
 mod limits;
 mod main_job;
+mod mistakes;
 mod names;
 mod neighbour;
 mod parts;

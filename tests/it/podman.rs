@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::{
-    self, IMAGE, Machine, Podman, Shim, Terminal, first_number, holders, in_shell, lending, outcome,
+    self, IMAGE, Machine, Podman, Shim, Terminal, first_number, holders, in_shell, lending,
+    outcome, run,
 };
 use regex::Regex;
 
@@ -647,4 +648,47 @@ with_podman!(shared_memory_of_another_container, |machine| {
     assert_eq!(podman.exec("web", &["cat", "/dev/shm/note"]), "since\n", "it is the owner's");
     podman.remove("web");
     podman.remove("owner");
+});
+
+/// `ocicle` as somebody calls it who knows no more than the container's name.
+fn by_hand(machine: &Machine, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ocicle"));
+    command.env("OCICLE_RUNTIME", machine.variant().runtime());
+    command.arg("--store").arg(machine.store()).args(words);
+    command
+}
+
+with_podman!(a_container_of_podmans_is_not_ended_behind_its_back, |machine| {
+    let podman = Podman::new(machine, Shim::Ocicle);
+    start(&podman, "web", &[], "while :; do read line; done");
+    let id = podman.run(&["inspect", "--format", "{{.Id}}", "web"]).trim().to_owned();
+    let flags = machine.variant().criu_flags();
+    // By the engine's name, the first digits of its identifier, and the whole of it.
+    for name in ["web", &id[..12], &id] {
+        let mut command = by_hand(machine, &["checkpoint", name]);
+        let (ended, _, said) = outcome(command.args(flags));
+        assert!(!ended && said.contains("it is podman's container web"), "{said}");
+        assert!(said.contains("hint: `podman container checkpoint web`"), "{said}");
+        run(&mut by_hand(machine, &["files", name]));
+    }
+    assert_eq!(podman.run(&["inspect", "--format", "{{.State.Status}}", "web"]), "running\n");
+
+    let made = run(by_hand(machine, &["checkpoint", "-R", "web"]).args(flags));
+    assert_eq!(made, format!("{id}@v1\n"));
+    for name in ["web@v1", "web@latest", &format!("{}@v1", &id[..12])] {
+        run(&mut by_hand(machine, &["inspect", name]));
+    }
+    let table = run(&mut by_hand(machine, &["list"]));
+    assert!(table.contains(&format!("{}@v1 web", &id[..12])), "{table}");
+    podman.run(&["stop", "--time", "0", "web"]);
+    let (ended, _, said) = outcome(by_hand(machine, &["checkpoint", "web"]).args(flags));
+    assert!(!ended && said.contains("hint: "), "{said}");
+    for name in ["web", &id] {
+        let (ended, _, said) = outcome(by_hand(machine, &["restore", name]).args(flags));
+        assert!(!ended && said.contains("podman would start it a second time"), "{said}");
+        let mut command = by_hand(machine, &["restore", "--force", name]);
+        let (ended, _, said) = outcome(command.args(flags));
+        assert!(!ended && said.contains("is not mounted"), "{said}");
+        assert!(said.contains("hint: `podman mount "), "{said}");
+    }
 });

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Format;
+use super::naming::{Located, locate};
 use crate::bytes::ByteString;
 use crate::engines::stored_image;
 use crate::files::OpenFile;
 use crate::inspect::{ArchiveForm, InspectReport, PartSummary, inspect, inspect_unpacked};
 use crate::output::{self, TextTable, Tone, toned};
-use crate::store::reference::Reference;
 use crate::store::versions::{Store, Whose};
 
 /// What can be asked of a look into a checkpoint.
@@ -29,7 +29,7 @@ pub struct InspectOptions {
     timeline: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    pub format: Format,
 }
 
 /// Prints what is in a checkpoint.
@@ -42,6 +42,10 @@ pub fn run(store: &Store, whose: Whose<'_>, options: &InspectOptions) -> Result<
     print_origin(&report);
     if options.timeline {
         section("TIMELINE", &bars::lines(&report.timeline));
+        if let Some(record) = &report.ocicle {
+            let milliseconds = record.freeze.milliseconds;
+            output::line(&format!("\nthe container stood still for {milliseconds:.1} ms"));
+        }
         return Ok(());
     }
     section("PROCESSES", &processes::lines(&report.processes));
@@ -53,20 +57,18 @@ pub fn run(store: &Store, whose: Whose<'_>, options: &InspectOptions) -> Result<
     Ok(())
 }
 
-/// A path, or a checkpoint of the store, or an image of podman's: what is there is a path.
+/// A checkpoint of the store, or what is at a path, or an image of podman's.
 fn look_into(store: &Store, whose: Whose<'_>, what: &Path) -> Result<InspectReport> {
-    let Some(name) = what.to_str().filter(|_| !what.exists()) else { return inspect(what) };
-    let reference = name.parse::<Reference>().ok();
-    let stored = reference.map(|reference| store.find(&reference, whose));
-    if let Some(Ok(entry)) = stored {
-        return inspect(&entry.directory);
-    }
-    if let Some(image) = stored_image(name) {
-        return inspect_unpacked(&image.layer, &image.reference, &image.manifest);
-    }
-    match stored {
-        Some(Err(error)) => Err(error),
-        _ => inspect(what),
+    let Some(name) = what.to_str() else { return inspect(what) };
+    let refused = match locate(store, whose, name) {
+        Ok(Located::Stored(entry)) => return inspect(&entry.directory),
+        Ok(Located::Path(path)) => return inspect(&path),
+        Err(error) => error,
+    };
+    match stored_image(name) {
+        Some(image) => inspect_unpacked(&image.layer, &image.reference, &image.manifest),
+        None if name.contains('/') => inspect(what),
+        None => Err(refused),
     }
 }
 
