@@ -28,7 +28,7 @@ struct Suspect {
 
 /// The threads of a group that may not have been stopped by its freezer, one for each process.
 #[derive(Debug)]
-pub(super) struct Suspects(Option<Vec<Suspect>>);
+pub(super) struct Unstopped(Option<Vec<Suspect>>);
 
 /// What kept a group from freezing.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,12 +40,12 @@ pub(super) struct Stuck {
 }
 
 /// Looks at a group that does not freeze, as long as that has been asked of it.
-pub(super) fn look(freezer: &Freezer) -> Suspects {
+pub(super) fn look(freezer: &Freezer) -> Unstopped {
     let processes = freezer.processes().ok();
-    Suspects(processes.map(|all| all.into_iter().filter_map(suspect).collect()))
+    Unstopped(processes.map(|all| all.into_iter().filter_map(suspect).collect()))
 }
 
-impl Suspects {
+impl Unstopped {
     /// Those that were not frozen: where the group has been `thawed` since by the freezer that leaves
     /// threads where they sleep, without those that have gone on.
     pub(super) fn stuck(self, thawed: bool) -> Stuck {
@@ -122,7 +122,7 @@ mod tests {
             waits_in: Some(waits_in.to_owned()),
             may_be_frozen,
         };
-        let stuck = |suspects, thawed| Suspects(Some(suspects)).stuck(thawed);
+        let stuck = |suspects, thawed| Unstopped(Some(suspects)).stuck(thawed);
         // This thread sleeps nowhere: what waited there has gone on.
         let all = stuck(vec![suspect("hrtimer_nanosleep", true)], true);
         assert_eq!(all.text, "every process looks frozen, the kernel does not say so");
