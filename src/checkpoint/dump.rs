@@ -45,6 +45,7 @@ use crate::runtime::exit::Ended;
 use crate::runtime::log::Diverted;
 use crate::store::manifest::{self, Manifest, Owner};
 use crate::store::{DumpFacts, Timeline};
+use crate::sys::directory::Directory;
 use crate::sys::inode::DevIno;
 use crate::sys::pid::Pid;
 use crate::sys::process::{pidfd, wait_readable};
@@ -132,7 +133,9 @@ impl<'a> Dump<'a> {
         timeline: Timeline,
     ) -> Result<Self> {
         let door = Door::open()?;
-        guardian.remove_if_we_die(door.directory())?;
+        let (doors, name) =
+            Directory::above(door.directory()).context("opening where doors are")?;
+        guardian.remove_if_we_die(&doors, &name, None)?;
         let errors = tempfile::tempfile().context("making a file for the runtime's errors")?;
         let diverted = Diverted::to(door.directory(), &request.runtime);
         let memory = ImagesInMemory::for_images(request, needed)?;
@@ -337,7 +340,8 @@ impl<'a> Dump<'a> {
         if watched.is_empty() {
             return Ok(None);
         }
-        self.guardian.remove_if_we_die(&WatchedPaths::path(criu)?)?;
+        let (work, name) = WatchedPaths::place(criu)?;
+        self.guardian.remove_if_we_die(&work, name.as_bytes(), None)?;
         let files = watched.iter().map(|(inode, path)| (*inode, &**path));
         WatchedPaths::write(criu, files).context("telling CRIU where watched files are").map(Some)
     }

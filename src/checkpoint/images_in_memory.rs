@@ -4,7 +4,6 @@
 //! dies leaves nothing of it behind. After the thaw they are moved to the image directory. That is
 //! for containers that go on; one that ends must be on disk before it does.
 
-use std::fs::{self, File};
 use std::io::BufReader;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use crate::container::memory_left;
 use crate::proc::Proc;
 use crate::proc::memory::MachineMemory;
 use crate::sys::direct::DirectStream;
+use crate::sys::directory::Directory;
 use crate::sys::mount;
 use crate::sys::pid::Pid;
 
@@ -58,14 +58,15 @@ impl ImagesInMemory {
     /// Copies the images to the image directory. They are not synced.
     pub(super) fn move_to(self, directory: &Path) -> Result<()> {
         let from = self.path();
-        for entry in fs::read_dir(&from).context("reading the images in memory")? {
-            let entry = entry?;
-            let to = directory.join(entry.file_name());
-            ensure!(entry.file_type()?.is_file(), "{} is no file", entry.path().display());
+        let from = Directory::open(&from).context("opening the images in memory")?;
+        let moving = || format!("moving the images to {}", directory.display());
+        let to = Directory::open(directory).with_context(moving)?;
+        for name in from.names().context("reading the images in memory")? {
+            let name = String::from_utf8(name).context("reading the name of an image")?;
             // Memory is given back file by file.
-            copy(&entry.path(), &to)
-                .and_then(|()| Ok(fs::remove_file(entry.path())?))
-                .with_context(|| format!("moving the images to {}", to.display()))?;
+            copy(&from, &to, &name)
+                .and_then(|()| Ok(from.remove(&name)?))
+                .with_context(|| format!("moving {name} to {}", directory.display()))?;
         }
         Ok(())
     }
@@ -78,13 +79,15 @@ fn must_be_on_disk(request: &CheckpointRequest) -> bool {
     !request.leave_running || several
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+fn copy(from: &Directory, to: &Directory, name: &str) -> Result<()> {
     // By its buffer, where std::io::copy would read 8 KiB at a time.
-    let mut source = BufReader::with_capacity(1 << 20, File::open(from)?);
-    let mut target = DirectStream::new(File::create(to)?);
+    let source = from.file(name)?.context("it is missing")?;
+    let mut source = BufReader::with_capacity(1 << 20, source);
+    let (target, new) = to.begin(name)?;
+    let mut target = DirectStream::new(target);
     std::io::copy(&mut source, &mut target)?;
     target.finish()?;
-    Ok(())
+    Ok(new.finish()?)
 }
 
 /// The machine's memory, as far as the control group lets us have it: what CRIU writes counts as ours.

@@ -8,7 +8,7 @@
 //! script's answer is the time to write it.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -29,19 +29,16 @@ pub struct WatchedPaths {
 }
 
 impl WatchedPaths {
-    /// Where it will be for a CRIU that waits in its pre-dump script.
-    pub fn path(criu: Pid) -> Result<PathBuf> {
-        let directory = Proc::of(criu).at("cwd");
-        let reading = || format!("reading {}", directory.display());
-        let directory = std::fs::read_link(&directory).with_context(reading)?;
-        Ok(directory.join(NAME))
+    /// Where it will be for a CRIU that waits in its pre-dump script: the directory, and the name.
+    pub fn place(criu: Pid) -> Result<(Directory, &'static str)> {
+        let work = Proc::of(criu).at("cwd");
+        let directory = Directory::open(&work);
+        Ok((directory.with_context(|| format!("opening {}", work.display()))?, NAME))
     }
 
     /// Writes it for a CRIU that waits in its pre-dump script: inodes and paths.
     pub fn write<'a>(criu: Pid, files: impl Iterator<Item = (DevIno, &'a Path)>) -> Result<Self> {
-        let work = Proc::of(criu).at("cwd");
-        let opening = || format!("opening {}", work.display());
-        let directory = Directory::open(&work).with_context(opening)?;
+        let (directory, _) = Self::place(criu)?;
         let entries = files.map(|(inode, path)| entry(inode, path));
         let image = Image::empty(ImageKind::WatchedPaths).with(entries);
         // Nothing of it has to outlive a crash.
@@ -88,8 +85,7 @@ mod tests {
         let inode = |major, minor, ino| DevIno { device: Device::new(major, minor), ino };
         let files = [(inode(0, 0x2a, 7), Path::new("/data/x")), (inode(8, 1, 2), Path::new("/"))];
         let watched = WatchedPaths::write(criu, files.into_iter()).unwrap();
-        let path = WatchedPaths::path(criu).unwrap();
-        assert_eq!(path, scratch.path().canonicalize().unwrap().join(NAME));
+        let path = scratch.path().join(WatchedPaths::place(criu).unwrap().1);
         let image = Image::parse(ImageKind::WatchedPaths, std::fs::read(&path).unwrap()).unwrap();
         let read = |message: &Message<'_>| {
             let path = message.need_bytes(3, "path")?.to_vec();

@@ -47,6 +47,7 @@ use crate::proc::OWN_PROGRAM;
 use crate::runtime::exit::Ended;
 use crate::snapshot::DriverSnapshot;
 use crate::store::lock::{ContainerLock, Ledger};
+use crate::sys::directory::Directory;
 use crate::sys::process::wait_readable;
 use crate::sys::socket::Channel;
 
@@ -77,7 +78,7 @@ enum Order {
     /// Wait for the process of the descriptor that comes along, before the container is thawed for
     /// the last time.
     Await(Worker),
-    /// Remove this if we die.
+    /// Remove this of the directory that comes along if we die.
     Remove(Removal),
     /// Remove a snapshot if we die, unless the file exists by then.
     Discard { held: Box<DriverSnapshot>, unless: PathBuf },
@@ -111,13 +112,13 @@ fn expired(seconds: f32) -> String {
     format!("the container was frozen for {seconds} s in which nothing got on, and runs again")
 }
 
-/// Something half-made.
+/// Something half-made in an opened directory; the paths are relative to that.
 #[derive(Debug, Serialize, Deserialize)]
 struct Removal {
     /// A file, or a directory with all that is in it.
-    path: PathBuf,
+    path: ByteString,
     /// It stays if this exists.
-    unless: Option<PathBuf>,
+    unless: Option<ByteString>,
 }
 
 /// Our side of the connection to a guardian.
@@ -180,15 +181,16 @@ impl Guardian {
         self.order_with(&Order::Await(Worker::Criu), &[criu.as_fd()])
     }
 
-    /// Has a file, or a directory with all that is in it, removed if we die.
-    pub fn remove_if_we_die(&self, path: &Path) -> Result<()> {
-        self.order(&Order::Remove(Removal { path: path.to_owned(), unless: None }))
-    }
-
-    /// The same, unless `exists` is there by then.
-    pub fn remove_if_we_die_unless(&self, path: &Path, exists: &Path) -> Result<()> {
-        let (path, unless) = (path.to_owned(), Some(exists.to_owned()));
-        self.order(&Order::Remove(Removal { path, unless }))
+    /// Has a file below a directory, or a directory with all that is in it, removed if we die, unless
+    /// there is a file `unless` below it by then. Wherever the directory is moved: it is this one.
+    pub fn remove_if_we_die(
+        &self,
+        within: &Directory,
+        path: &[u8],
+        unless: Option<&[u8]>,
+    ) -> Result<()> {
+        let removal = Removal { path: path.into(), unless: unless.map(ByteString::from) };
+        self.order_with(&Order::Remove(removal), &[within.as_fd()])
     }
 
     /// Has a snapshot removed that a driver holds, unless `exists` is there by then.

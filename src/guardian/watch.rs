@@ -1,7 +1,7 @@
 //! The guardian's own side, and its deputy's.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -22,8 +22,10 @@ use crate::proc::{Proc, number_of};
 use crate::runtime::exit::Ended;
 use crate::snapshot::DriverSnapshot;
 use crate::store::lock::Ledger;
+use crate::sys::fs::{open_dir, open_entry, split};
 use crate::sys::pid::Pid;
 use crate::sys::process::{kill, pidfd, wait_readable};
+use crate::sys::remove;
 use crate::sys::socket::Channel;
 
 /// How long somebody has who was told to end.
@@ -63,7 +65,7 @@ struct Watch {
     /// Who is told when nobody is needed any more.
     deputy: Option<Channel>,
     thaw: Vec<Freezer>,
-    remove: Vec<Removal>,
+    remove: Vec<(OwnedFd, Removal)>,
     discard: Vec<(Box<DriverSnapshot>, PathBuf)>,
     /// The lock of the container, and what is noted in it.
     held: Vec<Ledger>,
@@ -166,7 +168,10 @@ impl Watch {
                 self.forget_ended()?;
             }
             Order::Await(worker) => self.working.extend(fds.into_iter().map(|fd| (worker, fd))),
-            Order::Remove(removal) => self.remove.push(removal),
+            Order::Remove(removal) => {
+                let within = fds.into_iter().next().context("no directory came along")?;
+                self.remove.push((within, removal));
+            }
             Order::Discard { held, unless } => self.discard.push((held, unless)),
             Order::Farewell => {}
             Order::Run { command, environment } => self.run(&command, &environment, fds)?,
@@ -265,7 +270,8 @@ impl Watch {
             .filter(|(_, unless)| fs::symlink_metadata(unless).is_err())
             .map(|(held, _)| held.discard())
             .fold(Ok(()), Result::and);
-        let removed = self.remove.iter().map(Removal::carry_out).fold(Ok(()), Result::and);
+        let removed = self.remove.iter().map(|(within, removal)| removal.carry_out(within));
+        let removed = removed.fold(Ok(()), Result::and);
         first.and(let_go).and(waited).and(again).and(discarded).and(removed)
     }
 
@@ -357,17 +363,28 @@ fn start(
 }
 
 impl Removal {
-    fn carry_out(&self) -> Result<()> {
-        let path = &self.path;
-        if self.unless.as_ref().is_some_and(|unless| fs::symlink_metadata(unless).is_ok()) {
-            return Ok(());
+    fn carry_out(&self, within: &OwnedFd) -> Result<()> {
+        match &self.unless {
+            Some(unless) if is_there(within, unless.as_bytes())? => Ok(()),
+            _ => ignore_missing(remove::tree(within, self.path.as_bytes())),
         }
-        let removed = match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-            Ok(_) => fs::remove_file(path),
-        };
-        removed.with_context(|| format!("removing {}", path.display()))
     }
+}
+
+fn is_there(within: &OwnedFd, path: &[u8]) -> Result<bool> {
+    let (directory, name) = split(path).context("a directory itself is no file in it")?;
+    let looked = open_dir(within, directory).and_then(|directory| open_entry(directory, name));
+    match looked {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context("looking whether a checkpoint is complete"),
+    }
+}
+
+/// Where the directory is gone, so is what was in it.
+fn ignore_missing(removed: Result<()>) -> Result<()> {
+    removed.or_else(|error| match error.downcast_ref::<std::io::Error>() {
+        Some(cause) if cause.kind() == ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })
 }

@@ -21,9 +21,9 @@ use super::node::make_node;
 use super::opened::Opened;
 use super::paths::Id;
 use super::plan::{Plan, PlanStep, Verb, look_lower};
-use super::{Progress, remove, shown};
-use crate::sys::fs;
+use super::{Progress, shown};
 use crate::sys::inode::DevIno;
+use crate::sys::{fs, remove};
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -40,7 +40,6 @@ mod part;
 mod paths;
 mod plan;
 mod probe;
-mod remove;
 mod shows;
 mod staging;
 mod stored;
@@ -68,6 +67,8 @@ pub use shows::{ShownAt, Shows};
 pub use tar::{Headers, Limits, padding};
 pub use tmpfs::{LeadsOut, pack_tree, unpack_tree};
 
+use crate::sys::fs::{join, shown, split};
+
 /// Bytes read or written at once.
 const BUFFER: usize = 1 << 20;
 
@@ -83,27 +84,6 @@ pub trait Progress: Sync {
 impl Progress for () {
     fn expect(&self, _bytes: u64) {}
     fn advance(&self, _bytes: u64) {}
-}
-
-/// A path as it stands in errors: escaped, and the root with a name.
-fn shown(path: &[u8]) -> String {
-    format!("/{}", crate::bytes::ByteString::from(path))
-}
-
-/// `parent/name`, where the root is the empty path.
-fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
-}
-
-/// The parent and the last name of a path; the root has neither.
-fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    if path.is_empty() {
-        return None;
-    }
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => Some((&path[..slash], &path[slash + 1..])),
-        None => Some((b"", path)),
-    }
 }
 
 #[cfg(test)]

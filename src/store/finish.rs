@@ -124,8 +124,7 @@ pub fn complete(
     manifest.commit(images)?;
     fault::point(Point::ManifestWritten);
     release(images, &manifest.parts);
-    let staging = images.join(STAGING);
-    fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
+    open(images)?.remove_tree(STAGING)?;
     sync_directory(images)?;
     Ok(manifest)
 }
@@ -225,7 +224,7 @@ fn pack_and_digest(
 
 fn pack(images: &Path, staged: &Manifest, progress: &dyn Progress) -> Result<Vec<PartRecord>> {
     // What is committed as it is staged can be packed again, by whoever finds it.
-    let is_committed = images.join(manifest::NAME).exists();
+    let is_committed = manifest::is_there(images);
     let fate = if is_committed { Staging::Kept } else { Staging::Consumed };
     let compression = staged.compression;
     let out = open(images)?;
@@ -256,10 +255,10 @@ fn release(images: &Path, parts: &[PartRecord]) {
 /// that an engine may write beside it.
 fn records(images: &Path) -> Result<Vec<FileRecord>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(images).with_context(|| format!("reading {}", images.display()))? {
-        let entry = entry?;
-        if let Ok(name) = entry.file_name().into_string()
-            && entry.file_type()?.is_file()
+    let directory = open(images)?;
+    for name in directory.names()? {
+        if let Ok(name) = String::from_utf8(name)
+            && directory.look(&name)?.is_some_and(|(kind, _)| kind.is_file())
             && (name.ends_with(".img")
                 || [files::TABLE, files::USER_INFO, "descriptors.json"].contains(&name.as_str()))
         {
@@ -271,11 +270,12 @@ fn records(images: &Path) -> Result<Vec<FileRecord>> {
 }
 
 fn sync<'a>(images: &Path, records: impl IntoIterator<Item = &'a FileRecord>) -> Result<()> {
+    let directory = open(images)?;
     for record in records {
-        let path = images.join(&record.name);
-        fs::File::open(&path)
+        let file = directory.file(&record.name).transpose();
+        file.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
             .and_then(|file| file.sync_all())
-            .with_context(|| format!("syncing {}", path.display()))?;
+            .with_context(|| format!("syncing {}", images.join(&record.name).display()))?;
     }
     Ok(())
 }

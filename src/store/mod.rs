@@ -47,6 +47,9 @@ pub use timeline::Timeline;
 /// The directory, in an image directory, that holds what is not packed yet.
 pub const STAGING: &str = "ocicle-staging";
 
+/// The directory in that one in which each part is staged, in a directory of its name.
+pub const STAGED_PARTS: &str = "parts";
+
 /// Opens what is staged of a part; `None` if there is nothing.
 ///
 /// # Errors
@@ -54,7 +57,7 @@ pub const STAGING: &str = "ocicle-staging";
 pub fn open_staged(images: &Path, part: &str) -> io::Result<Option<Directory>> {
     let images = Directory::open(images)?;
     let Some(staging) = images.sub(STAGING)? else { return Ok(None) };
-    let Some(parts) = staging.sub("parts")? else { return Ok(None) };
+    let Some(parts) = staging.sub(STAGED_PARTS)? else { return Ok(None) };
     parts.sub(part)
 }
 

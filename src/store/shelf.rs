@@ -78,11 +78,15 @@ impl StoredVersion {
         if self.is_complete() {
             return;
         }
-        if let Err(error) = fs::remove_dir_all(&self.directory)
-            && error.kind() != ErrorKind::NotFound
-        {
-            tracing::warn!("removing {}: {error}", self.directory.display());
+        if let Err(error) = self.remove() {
+            tracing::warn!("{error:#}");
         }
+    }
+
+    fn remove(&self) -> Result<()> {
+        let removing = || format!("removing {}", self.directory.display());
+        let (shelf, _) = Directory::above(&self.directory).with_context(removing)?;
+        shelf.remove_tree(&self.version.to_string()).with_context(removing)
     }
 
     fn is_complete(&self) -> bool {
@@ -171,12 +175,7 @@ impl Shelf {
     /// Removes what interrupted checkpoints left.
     pub(super) fn sweep(&self, _held: &ContainerLock) -> Result<()> {
         for entry in self.entries()?.into_iter().filter(|entry| !entry.is_complete()) {
-            fs::remove_dir_all(&entry.directory).with_context(|| {
-                format!(
-                    "removing what an interrupted checkpoint left at {}",
-                    entry.directory.display()
-                )
-            })?;
+            entry.remove().context("removing what an interrupted checkpoint left")?;
         }
         Ok(())
     }
@@ -193,8 +192,7 @@ impl Shelf {
         for entry in &versions {
             // Without a manifest it is no version: the next checkpoint removes what is left of it.
             manifest::withdraw(&entry.directory)?;
-            fs::remove_dir_all(&entry.directory)
-                .with_context(|| format!("removing {}", entry.directory.display()))?;
+            entry.remove()?;
         }
         Ok(versions.into_iter().map(|entry| entry.version).collect())
     }

@@ -10,10 +10,11 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::fs::{check_name, create_file, names};
+use super::remove;
 
 /// An opened directory, and the path that messages call it by.
 #[derive(Debug)]
@@ -30,6 +31,18 @@ impl Directory {
         Ok(Self { fd, path: path.to_owned() })
     }
 
+    /// Opens the directory that a path of the caller's is in, and says by which name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] where the path ends in no name.
+    pub fn above(path: &Path) -> io::Result<(Self, Vec<u8>)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        Ok((Self::open(parent)?, name.as_encoded_bytes().to_vec()))
+    }
+
     /// The path of the directory, for messages and for programs that want one.
     pub fn path(&self) -> &Path {
         &self.path
@@ -42,6 +55,23 @@ impl Directory {
     pub fn sub(&self, name: &str) -> io::Result<Option<Self>> {
         let found = self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
         Ok(found.map(|fd| Self { fd, path: self.path.join(name) }))
+    }
+
+    /// Makes the directory `name`, for root alone, and opens it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] where anything has the name.
+    pub fn make(&self, name: &str) -> io::Result<Self> {
+        check(name)?;
+        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU)?;
+        self.sub(name)?.ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    /// What kind of file `name` is, itself, and how many names it has; `None` if there is no such name.
+    pub fn look(&self, name: &str) -> io::Result<Option<(FileType, u64)>> {
+        let Some(entry) = self.open_at(name, OFlags::PATH)? else { return Ok(None) };
+        let found = rustix::fs::fstat(entry)?;
+        Ok(Some((FileType::from_raw_mode(found.st_mode), found.st_nlink)))
     }
 
     /// Opens the regular file `name` for reading; `None` if there is no such name.
@@ -102,6 +132,40 @@ impl Directory {
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Removes a name with all that is below it, however deep that is. Nothing is done where there is
+    /// no such name.
+    pub fn remove_tree(&self, name: &str) -> anyhow::Result<()> {
+        remove::tree(&self.fd, name.as_bytes())
+    }
+
+    /// What all that is in it takes on disk, in bytes.
+    pub fn bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for name in self.names()? {
+            let found = rustix::fs::statat(&self.fd, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
+            bytes += found.st_blocks.cast_unsigned() * 512;
+            if FileType::from_raw_mode(found.st_mode).is_dir()
+                && let Ok(name) = std::str::from_utf8(&name)
+                && let Some(below) = self.sub(name)?
+            {
+                bytes += below.bytes()?;
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Gives the regular file `name` of another directory the same name here.
+    ///
+    /// # Errors
+    /// Where it is not there or no regular file, and where anything has the name here.
+    pub fn link_from(&self, other: &Self, name: &str) -> io::Result<()> {
+        let Some((kind, _)) = other.look(name)? else { return Err(ErrorKind::NotFound.into()) };
+        if kind != FileType::RegularFile {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        Ok(rustix::fs::linkat(&other.fd, name, &self.fd, name, AtFlags::empty())?)
     }
 
     /// Its names, without `.` and `..`, in no order.
@@ -171,7 +235,6 @@ fn check(name: &str) -> io::Result<()> {
 }
 
 fn ensure_regular(entry: &OwnedFd) -> io::Result<()> {
-    use rustix::fs::FileType;
     match FileType::from_raw_mode(rustix::fs::fstat(entry)?.st_mode) {
         FileType::RegularFile => Ok(()),
         FileType::Symlink => Err(Errno::LOOP.into()),

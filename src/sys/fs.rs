@@ -244,6 +244,27 @@ pub fn dirty_pages(file: impl AsFd) -> Option<u64> {
     (result == 0).then(|| answer[1] + answer[2])
 }
 
+/// A path as it stands in errors: escaped, and the root with a name.
+pub fn shown(path: &[u8]) -> String {
+    format!("/{}", crate::bytes::ByteString::from(path))
+}
+
+/// `parent/name`, where the root is the empty path.
+pub fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}
+
+/// The parent and the last name of a path; the root has neither.
+pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    if path.is_empty() {
+        return None;
+    }
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => Some((&path[..slash], &path[slash + 1..])),
+        None => Some((b"", path)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ pub mod named;
 pub mod owned;
 pub mod pid;
 pub mod process;
+pub mod remove;
 pub mod signals;
 pub mod socket;
 pub mod sockopt;

@@ -24,6 +24,7 @@ mod foreign;
 mod freeze;
 mod handed;
 mod hooks;
+mod hostile;
 mod kinds;
 mod limits;
 mod main_job;

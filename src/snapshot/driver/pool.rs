@@ -17,10 +17,9 @@ use crate::fault::{self, Point};
 use crate::proc::Proc;
 use crate::proc::mountinfo::mount_of;
 use crate::snapshot::probe::Root;
-use crate::snapshot::{remove, split};
-use crate::sys::btrfs;
-use crate::sys::fs;
+use crate::snapshot::split;
 use crate::sys::inode::DevIno;
+use crate::sys::{btrfs, fs, remove};
 
 /// Where snapshots are.
 const DIRECTORY: &str = ".ocicle";

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
-use super::{join, shown, split};
-use crate::sys::inode::DevIno;
-use crate::sys::{btrfs, fs};
+use super::fs::{join, shown, split};
+use super::inode::DevIno;
+use super::{btrfs, fs};
 
 /// Names of directories that are remembered at once, those of all levels; of each level one is, at
 /// least.
@@ -21,7 +21,7 @@ const WAITING: usize = 16 << 10;
 const BATCH: usize = 1 << 10;
 
 /// Removes a path below a root with all that is in it. Nothing is done where there is none.
-pub(super) fn tree(root: impl AsFd, path: &[u8]) -> Result<()> {
+pub fn tree(root: impl AsFd, path: &[u8]) -> Result<()> {
     let (parent, name) = split(path).context("the root cannot be removed")?;
     let at = fs::open_dir(&root, parent)?;
     let level = Level { inode: DevIno::of(&at)?, waiting: vec![name.into()] };
