@@ -78,3 +78,75 @@ fn a_name_is_found_where_it_stands() {
     let code = "#[test]\nfn one() {}\non_each_runtime!(two, |machine| {});\nfn three() {}";
     assert_eq!(tests_in(code).collect::<Vec<_>>(), ["one", "two"]);
 }
+
+/// Calls of the standard library that write, make, rename or remove by path, and that open by path.
+const BY_PATH: [&str; 17] = [
+    "fs::write(",
+    "fs::rename(",
+    "fs::remove_dir_all(",
+    "fs::remove_dir(",
+    "fs::remove_file(",
+    "fs::create_dir(",
+    "fs::create_dir_all(",
+    "fs::copy(",
+    "fs::hard_link(",
+    "fs::set_permissions(",
+    "File::create(",
+    "File::open(",
+    "File::options(",
+    "OpenOptions::new(",
+    "symlink(",
+    "chown(",
+    "fs::renameat(rustix::fs::CWD",
+];
+
+/// Who may use them, and on what: none of it is in a checkpoint, a store, a staging directory or a
+/// container.
+const MAY: [(&str, &str); 16] = [
+    ("src/apart.rs", "a control group"),
+    ("src/checkpoint/connections.rs", "/proc"),
+    ("src/commands/generate.rs", "where the administrator wants man pages"),
+    ("src/criu/configuration.rs", "the door's own directory"),
+    ("src/criu/door.rs", "/run/ocicle"),
+    ("src/criu/plugin.rs", "the door's own directory"),
+    ("src/freezer/mod.rs", "a control group"),
+    ("src/lend/mod.rs", "/run/ocicle"),
+    ("src/machine.rs", "/run/ocicle"),
+    ("src/proc/oom.rs", "/proc"),
+    ("src/restore/remedies.rs", "a mount of one file, by who wrote config.json"),
+    ("src/runtime/ended.rs", "/run/ocicle"),
+    ("src/runtime/log.rs", "the log that the engine named"),
+    ("src/runtime/mod.rs", "programs of the machine"),
+    ("src/store/lock.rs", "/run/ocicle"),
+    ("src/substitute/rewrite/mod.rs", "a new directory of ocicle's own"),
+];
+
+/// The lines of a source before its tests that are no comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+/// Is it a call of that name, and not of one that ends with it?
+fn calls(line: &str, call: &str) -> bool {
+    line.match_indices(call)
+        .any(|(at, _)| !line[..at].ends_with(|one: char| one.is_alphanumeric() || one == '_'))
+}
+
+#[test]
+fn nothing_goes_around_the_opened_directory() {
+    let mut using = BTreeSet::new();
+    for path in sources(top().join("src")) {
+        let name = path.strip_prefix(top()).unwrap().to_str().unwrap().to_owned();
+        let is_test = name.ends_with("/tests.rs");
+        let text = read(&path);
+        let found = code(&text).find(|line| BY_PATH.iter().any(|call| calls(line, call)));
+        if let Some(line) = found.filter(|_| !is_test && !name.starts_with("src/sys/")) {
+            let may = MAY.iter().any(|(file, _)| *file == name);
+            assert!(may, "{name} uses a path, not an opened directory: {}", line.trim());
+            using.insert(name);
+        }
+    }
+    let unused: Vec<_> = MAY.iter().filter(|(file, _)| !using.contains(*file)).collect();
+    assert!(unused.is_empty(), "these use no path any more: {unused:?}");
+}

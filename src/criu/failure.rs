@@ -1,6 +1,6 @@
 //! Why CRIU failed, in its own words.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,6 +13,7 @@ use crate::bytes::ByteString;
 use crate::hint::{FULL, WithHint};
 use crate::runtime::exit::Ended;
 use crate::runtime::{Runtime, is_telling, message_of};
+use crate::sys::directory::Directory;
 
 /// A log larger than this is read from its end.
 const LOG_LIMIT: u64 = 64 << 20;
@@ -39,36 +40,61 @@ impl Logs {
     /// Whether CRIU restored the processes: what ends with another status then is the container.
     pub fn say_restored(&self) -> bool {
         const DONE: &[u8] = b"Restore finished successfully";
-        let log = self.newest().and_then(|path| tail(&path)).unwrap_or_default();
+        let log = self.newest().and_then(|log| log.tail()).unwrap_or_default();
         log.windows(DONE.len()).any(|words| words == DONE)
     }
 
     /// The log that was written last, and what CRIU's `stats-dump` beside it says.
     pub fn of_dump(&self) -> Option<(Vec<u8>, Option<DumpStats>)> {
-        let path = self.newest()?;
-        let stats = ImageDir::open(path.parent()?).and_then(|directory| directory.dump_stats());
-        Some((tail(&path)?, stats.ok().flatten()))
+        let log = self.newest()?;
+        let stats = ImageDir::open(log.path.parent()?).and_then(|directory| directory.dump_stats());
+        Some((log.tail()?, stats.ok().flatten()))
     }
 
     /// Whether CRIU failed over something that is over in a moment.
     pub fn say_passing(&self) -> bool {
-        self.newest().and_then(|path| tail(&path)).is_some_and(|log| log::is_passing(&log))
+        self.newest().and_then(|log| log.tail()).is_some_and(|log| log::is_passing(&log))
     }
 
     /// The log that was written last.
-    fn newest(&self) -> Option<PathBuf> {
-        let logs = self
-            .directories
-            .iter()
-            .filter_map(|directory| fs::read_dir(directory).ok())
-            .flatten()
-            .flatten();
-        logs.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
-            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-            .filter(|(written, _)| *written >= self.since)
-            .max()
-            .map(|(_, path)| path)
+    fn newest(&self) -> Option<Log> {
+        let opened = self.directories.iter().filter_map(|path| Directory::open(path).ok());
+        let logs: Vec<Log> = opened.flat_map(|directory| logs_in(&directory)).collect();
+        logs.into_iter().filter(|log| log.written >= self.since).max_by_key(|log| log.written)
     }
+}
+
+/// A log, opened.
+struct Log {
+    written: SystemTime,
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// The end of it.
+    fn tail(&self) -> Option<Vec<u8>> {
+        let mut file = &self.file;
+        let length = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_LIMIT))).ok()?;
+        let mut bytes = Vec::new();
+        file.take(LOG_LIMIT).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+}
+
+/// Those of a directory that are regular files: an image directory may have links and fifos by such
+/// names.
+fn logs_in(directory: &Directory) -> Vec<Log> {
+    let names = directory.names().unwrap_or_default();
+    let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    let logs = names.filter(|name| Path::new(name).extension().is_some_and(|end| end == "log"));
+    let open = |name: String| {
+        let file = directory.file(&name).ok()??;
+        let written = file.metadata().ok()?.modified().ok()?;
+        Some(Log { written, path: directory.path().join(name), file })
+    };
+    logs.filter_map(open).collect()
 }
 
 /// Says why a command of the runtime failed: CRIU's first real error, or what the runtime said.
@@ -80,7 +106,8 @@ pub fn explain(
     logs: &Logs,
 ) -> anyhow::Error {
     let log = logs.newest();
-    let cause = log.as_deref().and_then(|path| log::explain(&tail(path)?));
+    let cause = log.as_ref().and_then(|log| log::explain(&log.tail()?));
+    let log = log.map(|log| log.path);
     let said = errors.and_then(last_words);
     match (cause, log) {
         (Some(cause), Some(path)) => {
@@ -108,15 +135,6 @@ pub fn explain(
             }
         }
     }
-}
-
-fn tail(path: &Path) -> Option<Vec<u8>> {
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_LIMIT))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_LIMIT).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
 }
 
 /// The last line of what the runtime wrote to its standard error.

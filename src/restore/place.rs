@@ -4,8 +4,7 @@
 //! from one image directory at once: each holds the lock of its view as long as it lives, and what
 //! nobody holds was left by one that was killed.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -14,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
 use crate::store::lock::ImagesLock;
+use crate::sys::directory::Directory;
 
 /// How the name of a view begins.
 const VIEW: &str = ".ocicle-view-";
@@ -34,7 +34,9 @@ impl ViewPlace {
         let make = |place: &Path| tempfile::Builder::new().prefix(VIEW).tempdir_in(place);
         let directory =
             make(images).or_else(|_| make(otherwise)).context("making a view of the images")?;
-        let file = open(directory.path()).context("opening the view of the images")?;
+        let file = Directory::open(directory.path())
+            .and_then(|opened| opened.as_file())
+            .context("opening the view of the images")?;
         let owned = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| error)
             .context("locking the view of the images")?;
@@ -47,32 +49,21 @@ impl ViewPlace {
     }
 }
 
-fn open(directory: &Path) -> std::io::Result<File> {
-    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    OpenOptions::new().read(true).custom_flags(flags).open(directory)
-}
-
 /// Removes the views that nobody holds.
 fn remove_unowned(images: &Path) -> Result<()> {
-    for entry in fs::read_dir(images)? {
-        let entry = entry?;
-        let is_view = entry.file_name().as_encoded_bytes().starts_with(VIEW.as_bytes());
-        if !is_view || !entry.file_type()?.is_dir() {
+    let images = Directory::open(images)?;
+    for name in images.names()? {
+        let Some(name) = std::str::from_utf8(&name).ok().filter(|name| name.starts_with(VIEW))
+        else {
             continue;
-        }
-        let path = entry.path();
-        // One that has just ended may be gone by now.
-        let Ok(file) = open(&path) else { continue };
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(_unowned) => match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("removing {}", path.display()));
-                }
-                _ => {}
-            },
+        };
+        // One that has just ended may be gone by now, and what is no directory is no view.
+        let Ok(Some(view)) = images.sub(name) else { continue };
+        match Flock::lock(view.as_file()?, FlockArg::LockExclusiveNonblock) {
+            Ok(_unowned) => images.remove_tree(name)?,
             Err((_, Errno::EWOULDBLOCK)) => {}
             Err((_, error)) => {
-                return Err(error).with_context(|| format!("locking {}", path.display()));
+                return Err(error).with_context(|| format!("locking {}", view.path().display()));
             }
         }
     }
@@ -81,6 +72,8 @@ fn remove_unowned(images: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -92,7 +85,8 @@ mod tests {
         fs::write(images.path().join(".ocicle-view-file"), "").unwrap();
         let living = images.path().join(".ocicle-view-living");
         fs::create_dir(&living).unwrap();
-        let owner = Flock::lock(open(&living).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        let owner =
+            Flock::lock(File::open(&living).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
         remove_unowned(images.path()).unwrap();
         assert!(!leftover.exists() && living.exists());
         drop(owner);

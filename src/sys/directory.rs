@@ -178,6 +178,11 @@ impl Directory {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
+    /// A descriptor of the directory of its own, for a lock (flock(2)).
+    pub fn as_file(&self) -> io::Result<File> {
+        Ok(self.open_again()?.into())
+    }
+
     /// A descriptor of its own, with a position of its own.
     fn open_again(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

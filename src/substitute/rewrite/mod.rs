@@ -32,6 +32,7 @@ use crate::criu::images::wire::{BadMessage, Message};
 use crate::criu::images::{ImageDir, Images, LOCKS, TaskImages};
 use crate::files::FileId;
 use crate::hint::WithHint;
+use crate::sys::directory::Directory;
 use crate::sys::pid::InnerPid;
 
 use rest::Rest;
@@ -565,9 +566,17 @@ fn is_image(name: &OsStr) -> bool {
 /// it is read at the next restore, to see that it was not written.
 fn show(original: &Path, shown: &Path, is_image: bool) -> std::io::Result<()> {
     if is_image && !original.parent().is_some_and(|above| shown.starts_with(above)) {
-        return std::fs::copy(original, shown).map(drop);
+        return copy(original, shown);
     }
     symlink(relative(original, shown), shown)
+}
+
+fn copy(original: &Path, shown: &Path) -> std::io::Result<()> {
+    let (directory, name) = Directory::above(original)?;
+    let name = String::from_utf8(name).map_err(std::io::Error::other)?;
+    let mut from = directory.file(&name)?.ok_or(std::io::ErrorKind::NotFound)?;
+    let mut to = File::options().write(true).create_new(true).mode(0o600).open(shown)?;
+    std::io::copy(&mut from, &mut to).map(drop)
 }
 
 /// The way from the directory of `from` to `to`, both absolute and without links.
