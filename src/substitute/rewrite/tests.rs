@@ -124,12 +124,12 @@ fn said(kind: ImageKind, message: &Message<'_>) -> Result<String, BadMessage> {
                     let shut = message.need_message(16, "usk")?.number(12);
                     format!("socket {} peer {} shut {shut:?}", file.id, socket.peer)
                 }
-                _ => format!("file {} {:?}", file.id, file.kind),
+                _ => format!("file {} {:?}", file.id, file.kind.kind()),
             }
         }
         ImageKind::FdInfo => {
             let fd = FdEntry::read(message)?;
-            format!("fd {} is {} {:?}", fd.fd, fd.file, fd.kind)
+            format!("fd {} is {} {:?}", fd.fd, fd.file, fd.kind.kind())
         }
         ImageKind::RemapPath => format!("remap of {}", Remap::read(message)?.file),
         ImageKind::TtyInfo => format!(
