@@ -27,7 +27,7 @@
 //! |---|---|---|
 //! | discover, preflight | nothing has been done | nothing has been done |
 //! | the guardian starts; parts are copied while the container runs | what was copied is removed | the guardian removes it |
-//! | the runtime starts its CRIU, which is admitted, and waits in its pre-dump script | CRIU is refused, or the script fails, and the runtime with it | the same |
+//! | the runtime starts its CRIU, which is admitted, and waits in its pre-dump script | CRIU gets no answer, or the script fails, and the runtime with it | the same |
 //! | **freeze** by the cgroup, unless the caller has frozen it | [`Frozen`](freezer::Frozen) thaws on its drop | the guardian thaws |
 //! | what CRIU was told is looked at again; it goes on and dumps; beside it the snapshot copies what has changed since | post-dump is answered with an error: CRIU fails and lets go | CRIU fails as nobody answers; the guardian thaws, waits for CRIU, and thaws again |
 //! | post-dump: both are there, and in stop mode **the commit**, staged parts and manifest synced | as above | before the manifest: as above; after it, it is a checkpoint |

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 /// A path of names: of a module, or of what is in one.
 type Names = Vec<String>;
@@ -26,6 +26,8 @@ struct Source {
     types: Vec<String>,
     /// The literals.
     literals: Vec<String>,
+    /// Pairs of bare numbers, as types.
+    pairs: Vec<String>,
 }
 
 impl Source {
@@ -40,6 +42,7 @@ impl Source {
             named: BTreeSet::new(),
             types: Vec::new(),
             literals: Vec::new(),
+            pairs: Vec::new(),
         };
         source.scan(&module, &tokens.into_iter().collect::<Vec<_>>());
         source
@@ -68,6 +71,7 @@ impl Source {
                     self.path(here, &tokens[at..])
                 }
                 [TokenTree::Group(group), ..] => {
+                    self.pairs.extend(pair_of_numbers(group));
                     self.scan(here, &group.stream().into_iter().collect::<Vec<_>>());
                     1
                 }
@@ -159,6 +163,15 @@ impl Source {
 
 fn is_punct(token: &TokenTree, what: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == what)
+}
+
+/// `(u64, u64)` and its like: two types of numbers, and nothing else.
+fn pair_of_numbers(group: &Group) -> Option<String> {
+    let inner: Vec<_> = group.stream().into_iter().collect();
+    let is_number = |token: &TokenTree| NUMBERS.contains(&token.to_string().as_str());
+    let [one, comma, other] = &inner[..] else { return None };
+    let is_pair = group.delimiter() == Delimiter::Parenthesis && is_punct(comma, ',');
+    (is_pair && is_number(one) && is_number(other)).then(|| format!("({one}, {other})"))
 }
 
 fn is_for_tests(attribute: &str) -> bool {
@@ -385,6 +398,55 @@ fn no_two_types_that_others_see_have_one_name() {
         .map(|(name, files)| format!("{name}: {}", files.join(", ")))
         .collect();
     assert!(twice.is_empty(), "one name for several types:\n{}", twice.join("\n"));
+}
+
+/// The types of numbers of which two have no meaning of their own: device and inode, offset and length,
+/// seconds and nanoseconds, process and descriptor.
+const NUMBERS: [&str; 4] = ["u64", "i64", "i32", "u32"];
+
+/// Who may have pairs of them: what gives them a name, where they are written; versions; ranges of
+/// users, whose meaning is one line away.
+const PAIRS: [&str; 6] = [
+    "sys/extent.rs",
+    "sys/time.rs",
+    "doctor/mod.rs",
+    "container/users.rs",
+    "files/problems.rs",
+    "restore/remedies.rs",
+];
+
+#[test]
+fn pairs_of_numbers_have_names() {
+    let house = House::read();
+    let unnamed = house.sources.iter().filter(|source| !PAIRS.contains(&source.file.as_str()));
+    let found: Vec<_> = unnamed
+        .flat_map(|source| source.pairs.iter().map(|pair| format!("{}: {pair}", source.file)))
+        .collect();
+    assert!(found.is_empty(), "a struct says which number is which:\n{}", found.join("\n"));
+}
+
+/// What the annotations of engines begin with.
+const OF_ENGINES: [&str; 5] = [
+    "io.kubernetes.",
+    "io.container.manager",
+    "io.podman.annotations.",
+    "org.criu.checkpoint.",
+    "nerdctl/",
+];
+
+#[test]
+fn the_annotations_of_engines_stand_once() {
+    let house = House::read();
+    let mut wrong = Vec::new();
+    for source in house.sources.iter().filter(|one| one.file != "container/annotations.rs") {
+        let is_key = |literal: &&String| {
+            let text = literal.trim_matches('"');
+            OF_ENGINES.iter().any(|begin| text.starts_with(begin))
+        };
+        let keys = source.literals.iter().filter(is_key);
+        wrong.extend(keys.map(|literal| format!("{}: {literal}", source.file)));
+    }
+    assert!(wrong.is_empty(), "they stand in container/annotations.rs:\n{}", wrong.join("\n"));
 }
 
 /// Who may name `/proc` beside the module that reads it: calls that take a path for a descriptor of

@@ -16,6 +16,16 @@ pub const POD: [&str; 2] = ["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod
 pub const NAMESPACE: [&str; 2] =
     ["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"];
 
+/// Which engine made it: podman and CRI-O.
+pub const MANAGER: &str = "io.container.manager";
+
+/// What it is to a pod: of containerd alone.
+pub const CRI_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// What the names of podman (`libpod/define/annotations.go`) and of checkpointctl begin with, in the
+/// manifest of an image that has a checkpoint; other engines follow the latter.
+pub const OF_CHECKPOINTS: [&str; 2] = ["io.podman.annotations.checkpoint.", "org.criu.checkpoint."];
+
 /// What the first of these annotations says that is there and says anything.
 pub fn first(names: &[&str], value: impl Fn(&str) -> Option<String>) -> Option<String> {
     names.iter().find_map(|name| value(name).filter(|text| !text.is_empty()))

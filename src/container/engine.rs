@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::annotations::{CRI_TYPE, MANAGER};
+
 /// What made a container and looks after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,9 +71,9 @@ impl Engine {
         annotations: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Option<Self> {
         annotations.into_iter().find_map(|(name, value)| match (name, value) {
-            ("io.container.manager", "libpod") => Some(Self::Podman),
-            ("io.container.manager", "cri-o") => Some(Self::CriO),
-            ("io.kubernetes.cri.container-type", _) => Some(Self::Containerd),
+            (MANAGER, "libpod") => Some(Self::Podman),
+            (MANAGER, "cri-o") => Some(Self::CriO),
+            (CRI_TYPE, _) => Some(Self::Containerd),
             _ => None,
         })
     }

@@ -203,11 +203,6 @@ impl WaitingCriu<'_> {
         let mut batches = fds.chunks(BATCH);
         batches.try_for_each(|batch| self.channel.send(&Answer::Continue, batch))
     }
-
-    /// Sends it away: the runtime's command fails.
-    pub fn refuse(self, why: &str) -> Result<()> {
-        self.channel.send(&Answer::Stop(why.to_owned()), &[])
-    }
 }
 
 impl WaitingScript {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gather::{Gathered, Layer};
 use crate::bytes::ByteString;
+use crate::container::annotations::OF_CHECKPOINTS;
 use crate::container::{Engine, annotations};
 use crate::store::manifest::Manifest;
 
@@ -110,13 +111,11 @@ impl Provenance {
         origin
     }
 
-    /// The annotations of podman (`libpod/define/annotations.go`) and of checkpointctl, which other
-    /// engines follow: a prefix each, and mostly the same names behind it.
+    /// What the annotations of checkpoints say: those of each writer begin otherwise, and have mostly
+    /// the same names behind that.
     fn annotated(&mut self, annotations: &BTreeMap<String, String>) {
         for (name, value) in annotations {
-            let name = ["io.podman.annotations.checkpoint.", "org.criu.checkpoint."]
-                .iter()
-                .find_map(|prefix| name.strip_prefix(prefix));
+            let name = OF_CHECKPOINTS.iter().find_map(|prefix| name.strip_prefix(prefix));
             let field = match name {
                 Some("name" | "container.name") => &mut self.container,
                 Some("pod.name") => &mut self.pod,

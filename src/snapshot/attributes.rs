@@ -9,28 +9,17 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::index::{Fingerprint, Meta, is_overlay_xattr};
+use super::inode::InodeKind;
 use crate::bytes::ByteString;
 use crate::limits::{self, Limit};
 use crate::sys::fs;
 use crate::sys::inode::{DevIno, Device};
 use crate::sys::time::Time;
 
-/// What an inode is, as far as stat(2) and readlink(2) tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    Dir,
-    File,
-    Symlink(Vec<u8>),
-    Char(Device),
-    Block(Device),
-    Fifo,
-    Socket,
-}
-
 /// An inode that was looked at.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
-    pub shape: Shape,
+    pub kind: InodeKind,
     pub meta: Meta,
     pub identity: Fingerprint,
     pub device: Device,
@@ -41,27 +30,27 @@ impl Found {
     /// Looks at what an `O_PATH` descriptor refers to.
     pub(super) fn look(entry: impl AsFd) -> io::Result<Self> {
         let stat = fs::stat(&entry)?;
-        let shape = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Shape::Dir,
-            FileType::Symlink => Shape::Symlink(fs::link_target(&entry)?),
-            FileType::CharacterDevice => Shape::Char(Device::from_stat(stat.st_rdev)),
-            FileType::BlockDevice => Shape::Block(Device::from_stat(stat.st_rdev)),
-            FileType::Fifo => Shape::Fifo,
-            FileType::Socket => Shape::Socket,
-            _ => Shape::File,
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => InodeKind::Dir,
+            FileType::Symlink => InodeKind::Symlink(fs::link_target(&entry)?),
+            FileType::CharacterDevice => InodeKind::Char(Device::from_stat(stat.st_rdev)),
+            FileType::BlockDevice => InodeKind::Block(Device::from_stat(stat.st_rdev)),
+            FileType::Fifo => InodeKind::Fifo,
+            FileType::Socket => InodeKind::Socket,
+            _ => InodeKind::File(()),
         };
         let xattrs = xattrs(&entry)?;
         let identity = identity(&stat);
         let meta = Meta {
             // The mode of a symbolic link means nothing and cannot be set.
-            mode: if matches!(shape, Shape::Symlink(_)) { 0o777 } else { stat.st_mode & 0o7777 },
+            mode: if kind.is_symlink() { 0o777 } else { stat.st_mode & 0o7777 },
             uid: stat.st_uid,
             gid: stat.st_gid,
             mtime: identity.mtime,
             xattrs,
         };
         Ok(Self {
-            shape,
+            kind,
             meta,
             identity,
             device: Device::from_stat(stat.st_dev),
@@ -105,7 +94,7 @@ pub(super) fn identity(stat: &Stat) -> Fingerprint {
 /// that must go first; everything changes ctime, and only the last step sets mtime.
 pub(super) fn apply(entry: impl AsFd, meta: &Meta) -> Result<()> {
     let now = Found::look(&entry).context("reading its attributes")?;
-    let is_link = matches!(now.shape, Shape::Symlink(_));
+    let is_link = now.kind.is_symlink();
     let changes_owner = (now.meta.uid, now.meta.gid) != (meta.uid, meta.gid);
     if changes_owner {
         fs::set_owner(&entry, meta.uid, meta.gid).context("setting its owner")?;

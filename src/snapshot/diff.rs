@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::attributes::{Found, Shape};
+use super::attributes::Found;
 use super::index::{Content, Entry, Kind, Meta};
+use super::inode::InodeKind;
 use super::part::{Lookup, PackedPart};
 use super::plan::{self, Action, Verb, is_stored, look_lower};
 use super::probe::Root;
@@ -22,7 +23,6 @@ use super::{join, shown, split};
 use crate::bytes::ByteString;
 use crate::limits::PATH_LIMIT;
 use crate::sys::fs;
-use crate::sys::inode::Device;
 
 /// What became of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -140,7 +140,7 @@ impl Now<'_> {
             Verb::Create if !is_replaced => changes.push(Change::of(path, Fate::Removed, vec![])),
             Verb::Remove | Verb::Create => {
                 changes.extend(self.compare(path, false)?);
-                if self.look(path)?.is_some_and(|(found, _)| found.shape == Shape::Dir) {
+                if self.look(path)?.is_some_and(|(found, _)| found.kind.is_dir()) {
                     self.tell_inside(path, changes)?;
                 }
             }
@@ -169,7 +169,7 @@ impl Now<'_> {
     }
 
     fn is_to_be_read(&self, found: &Found) -> bool {
-        found.shape == Shape::Dir && self.root.holds(found.device)
+        found.kind.is_dir() && self.root.holds(found.device)
     }
 
     fn tell_inside(&self, path: &[u8], changes: &mut Vec<Change>) -> Result<()> {
@@ -267,7 +267,7 @@ fn add_all_below(root: BorrowedFd<'_>, path: &[u8], to: &mut BTreeSet<Vec<u8>>) 
         for name in fs::names(&dir)? {
             let child = join(&path, &name);
             if let Some((found, _)) = look_lower(&dir, &name)?
-                && found.shape == Shape::Dir
+                && found.kind.is_dir()
             {
                 todo.push(child.clone());
             }
@@ -335,7 +335,7 @@ fn compare(
     let mut what: Vec<Aspect> = differing_kind(was, is)?.into_iter().collect();
     what.extend(differing_attributes(was_meta, is_meta));
     // What has changed in a directory is told for itself.
-    if what == [Aspect::Time] && Form::of(is) == Form::Dir {
+    if what == [Aspect::Time] && kind_of(is).is_some_and(|kind| kind.is_dir()) {
         what.clear();
     }
     if what.is_empty() && other_links {
@@ -357,57 +357,25 @@ fn differing_attributes(was: &Meta, is: &Meta) -> impl Iterator<Item = Aspect> {
 
 /// In what two things differ that both are there, but for their attributes.
 fn differing_kind(was: &State<'_>, is: &State<'_>) -> Result<Option<Aspect>> {
-    let (was_shape, is_shape) = (Form::of(was), Form::of(is));
-    Ok(match (&was_shape, &is_shape) {
-        (Form::File(was_size), Form::File(is_size)) => {
+    let kinds = (kind_of(was), kind_of(is));
+    Ok(match &kinds {
+        (Some(InodeKind::File(was_size)), Some(InodeKind::File(is_size))) => {
             (was_size != is_size || !is_same_content(was, is)?).then_some(Aspect::Content)
         }
-        _ if was_shape == is_shape => None,
-        (Form::Symlink(_), Form::Symlink(_)) => Some(Aspect::Target),
-        (Form::Char(..), Form::Char(..)) | (Form::Block(..), Form::Block(..)) => {
-            Some(Aspect::Device)
-        }
+        (was, is) if was == is => None,
+        (Some(InodeKind::Symlink(_)), Some(InodeKind::Symlink(_))) => Some(Aspect::Target),
+        (Some(InodeKind::Char(_)), Some(InodeKind::Char(_)))
+        | (Some(InodeKind::Block(_)), Some(InodeKind::Block(_))) => Some(Aspect::Device),
         _ => Some(Aspect::Type),
     })
 }
 
-/// What a state is, wherever that is known from.
-#[derive(PartialEq, Eq)]
-enum Form<'a> {
-    Dir,
-    File(u64),
-    Symlink(&'a [u8]),
-    Char(Device),
-    Block(Device),
-    Fifo,
-    Socket,
-    Nothing,
-}
-
-impl<'a> Form<'a> {
-    fn of(state: &'a State<'_>) -> Self {
-        match state {
-            State::Entry(_, entry) => match &entry.kind {
-                Kind::Dir { .. } => Self::Dir,
-                Kind::File { size, .. } => Self::File(*size),
-                Kind::Symlink { target } => Self::Symlink(target.as_bytes()),
-                Kind::Char(device) => Self::Char(*device),
-                Kind::Block(device) => Self::Block(*device),
-                Kind::Fifo => Self::Fifo,
-                Kind::Socket => Self::Socket,
-                Kind::Link { .. } | Kind::Whiteout => Self::Nothing,
-            },
-            State::Found(found, _) => match &found.shape {
-                Shape::Dir => Self::Dir,
-                Shape::File => Self::File(found.identity.size),
-                Shape::Symlink(target) => Self::Symlink(target),
-                Shape::Char(device) => Self::Char(*device),
-                Shape::Block(device) => Self::Block(*device),
-                Shape::Fifo => Self::Fifo,
-                Shape::Socket => Self::Socket,
-            },
-            State::Absent | State::Unknown => Self::Nothing,
-        }
+/// What a state is, wherever that is known from; a regular file with its length. `None` for nothing.
+fn kind_of<'a>(state: &'a State<'_>) -> Option<InodeKind<u64, &'a [u8]>> {
+    match state {
+        State::Entry(_, entry) => entry.kind.inode(),
+        State::Found(found, _) => Some(found.kind.by_ref().map_file(|()| found.identity.size)),
+        State::Absent | State::Unknown => None,
     }
 }
 

@@ -14,9 +14,10 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::attributes::{Found, Shape, apply};
+use super::attributes::{Found, apply};
 use super::copy::{Way, copy_file};
 use super::index::{Content, Entry, Kind, Meta};
+use super::inode::InodeKind;
 use super::node::make_node;
 use super::opened::Opened;
 use super::paths::Id;
@@ -61,7 +62,7 @@ impl Made<'_> {
     fn is_dir(&self) -> bool {
         match self {
             Self::Entry(entry) => matches!(entry.kind, Kind::Dir { .. }),
-            Self::Lower(found, _) => found.shape == Shape::Dir,
+            Self::Lower(found, _) => found.kind.is_dir(),
         }
     }
 }
@@ -262,14 +263,14 @@ impl Work<'_> {
                 let written = self.write(&file, *size, content)?;
                 Ok((file.into(), written))
             }
-            Made::Lower(Found { shape: Shape::File, .. }, entry) => {
+            Made::Lower(Found { kind: InodeKind::File(()), .. }, entry) => {
                 let target = fs::create_file(desk, name)?;
                 let source = fs::open_for_reading(entry)?;
                 let copied = copy_file(&source, &target, Way::Cache)?.moved();
                 Ok((target, copied))
             }
-            Made::Entry(entry) => node(desk, name, &shape(&entry.kind)?),
-            Made::Lower(found, _) => node(desk, name, &found.shape),
+            Made::Entry(entry) => node(desk, name, &without_bytes(&entry.kind)?),
+            Made::Lower(found, _) => node(desk, name, &found.kind),
         }
     }
 
@@ -367,22 +368,16 @@ impl Work<'_> {
 }
 
 /// What an inode without bytes is.
-fn shape(kind: &Kind) -> Result<Shape> {
-    Ok(match kind {
-        Kind::Symlink { target } => Shape::Symlink(target.as_bytes().to_vec()),
-        Kind::Char(device) => Shape::Char(*device),
-        Kind::Block(device) => Shape::Block(*device),
-        Kind::Fifo => Shape::Fifo,
-        Kind::Socket => Shape::Socket,
-        Kind::File { .. } | Kind::Dir { .. } | Kind::Link { .. } | Kind::Whiteout => {
-            bail!("it is no inode without bytes")
-        }
-    })
+fn without_bytes(kind: &Kind) -> Result<InodeKind> {
+    match kind.inode() {
+        None | Some(InodeKind::File(_) | InodeKind::Dir) => bail!("it is no inode without bytes"),
+        Some(kind) => Ok(kind.map_file(drop).into_owned()),
+    }
 }
 
 /// Makes an inode without bytes, and opens it.
-fn node(desk: &OwnedFd, name: &[u8], shape: &Shape) -> Result<(OwnedFd, u64)> {
-    make_node(desk, name, shape)?;
+fn node(desk: &OwnedFd, name: &[u8], kind: &InodeKind) -> Result<(OwnedFd, u64)> {
+    make_node(desk, name, kind)?;
     Ok((fs::open_entry(desk, name)?.context("it is gone")?, 0))
 }
 

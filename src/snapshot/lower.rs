@@ -11,11 +11,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::attributes::{Found, Shape};
+use super::attributes::Found;
 use super::join;
 use crate::bytes::ByteString;
 use crate::digest::digest;
 
+use super::inode::InodeKind;
 use crate::sys::fs;
 use crate::sys::inode::Device;
 
@@ -74,22 +75,22 @@ pub(super) fn digest_of(layer: &OwnedFd, prefix: &str) -> Result<Option<String>>
 
 /// `None` for a file for which no bytes are left.
 fn entry(found: &OwnedFd, path: &[u8], prefix: &str, left: &mut u64) -> Result<Option<Entry>> {
-    let Found { shape, meta, identity, .. } = Found::look(found)?;
-    let kind = match shape {
-        Shape::File if identity.size > *left => return Ok(None),
-        Shape::File => {
+    let Found { kind, meta, identity, .. } = Found::look(found)?;
+    let kind = match kind {
+        InodeKind::File(()) if identity.size > *left => return Ok(None),
+        InodeKind::File(()) => {
             let mut bytes = Vec::new();
             let file = File::from(fs::open_for_reading(found.as_fd())?);
             file.take(*left).read_to_end(&mut bytes)?;
             *left -= bytes.len() as u64;
             Kind::File(digest(&bytes))
         }
-        Shape::Dir => Kind::Dir,
-        Shape::Symlink(target) => Kind::Symlink(target.into()),
-        Shape::Char(Device { major, minor }) => Kind::Device(false, major, minor),
-        Shape::Block(Device { major, minor }) => Kind::Device(true, major, minor),
-        Shape::Fifo => Kind::Fifo,
-        Shape::Socket => Kind::Socket,
+        InodeKind::Dir => Kind::Dir,
+        InodeKind::Symlink(target) => Kind::Symlink(target.into()),
+        InodeKind::Char(Device { major, minor }) => Kind::Device(false, major, minor),
+        InodeKind::Block(Device { major, minor }) => Kind::Device(true, major, minor),
+        InodeKind::Fifo => Kind::Fifo,
+        InodeKind::Socket => Kind::Socket,
     };
     let mut xattrs: Vec<_> = meta.xattrs.into_iter().collect();
     for name in MEANINGFUL {

@@ -30,6 +30,7 @@ mod execute;
 mod gain;
 mod identity;
 mod index;
+mod inode;
 mod layer;
 mod lower;
 mod node;

@@ -302,7 +302,8 @@ impl<'a> Packer<'a> {
         let same_kind = match (&was.kind, &inode.kind) {
             (Kind::File { content: was, .. }, Kind::File { .. }) => Some(was) == content,
             (Kind::File { .. }, _) | (_, Kind::File { .. }) => false,
-            (was, is) => *was == without_content(is),
+            (Kind::Dir { opaque: was }, Kind::Dir { opaque: is }) => was == is,
+            (was, is) => was.inode() == is.inode(),
         };
         // Links of one layer to a file of another are not understood everywhere, so that a change
         // of one name writes them all.
@@ -571,27 +572,9 @@ fn same_names(
 
 /// An entry of the index that is written.
 fn packed(entry: &Entry<StagedContent>, content: Option<Content>) -> Result<Entry> {
-    let kind = match &entry.kind {
-        Kind::File { size, .. } => {
-            Kind::File { size: *size, content: content.context("finding its content")? }
-        }
-        kind => without_content(kind),
-    };
+    let known = |_| content.context("finding its content");
+    let kind = entry.kind.clone().try_map(known, Ok)?;
     Ok(Entry { kind, meta: entry.meta.clone(), identity: entry.identity.clone() })
-}
-
-/// A kind that is no file, for an index with content of another type.
-fn without_content(kind: &Kind<StagedContent>) -> Kind {
-    match kind {
-        Kind::Dir { opaque } => Kind::Dir { opaque: *opaque },
-        Kind::Symlink { target } => Kind::Symlink { target: target.clone() },
-        Kind::Link { to } => Kind::Link { to: *to },
-        Kind::Char(device) => Kind::Char(*device),
-        Kind::Block(device) => Kind::Block(*device),
-        Kind::Fifo => Kind::Fifo,
-        Kind::Socket => Kind::Socket,
-        Kind::File { .. } | Kind::Whiteout => Kind::Whiteout,
-    }
 }
 
 /// Hashes bytes, many of them by all processors.

@@ -240,11 +240,6 @@ impl<T> Paths<T> {
         self.nodes.get(id.at())?.value.as_ref()
     }
 
-    /// A value, to be changed.
-    pub fn value_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.nodes.get_mut(id.at())?.value.as_mut()
-    }
-
     /// A path, spelt out.
     pub fn path(&self, id: Id) -> Vec<u8> {
         self.path_from(Id::ROOT, id)
@@ -270,6 +265,7 @@ impl<T> Paths<T> {
     }
 
     /// How many bytes a path has.
+    #[cfg(test)]
     pub fn path_length(&self, id: Id) -> usize {
         self.up(id).map(|id| self.name(id).len() + 1).sum::<usize>().saturating_sub(1)
     }

@@ -12,10 +12,11 @@ use rayon::prelude::*;
 use rustix::fs::AtFlags;
 
 use super::BUFFER;
-use super::attributes::{Found, Shape, identity};
+use super::attributes::{Found, identity};
 use super::driver::HeldLocally;
 use super::identity::Form;
 use super::index::{Content, Digest, Entry, Index, Kind, Meta};
+use super::inode::InodeKind;
 use super::layer::FRAME;
 use super::opened::Opened;
 use super::part::PackedPart;
@@ -381,13 +382,13 @@ impl<'a> Comparison<'a> {
                 return Ok(step);
             }
             Wanted::Entry(_, entry) => matches!(entry.kind, Kind::Dir { .. }),
-            Wanted::Lower(found, _) => found.shape == Shape::Dir,
+            Wanted::Lower(found, _) => found.kind.is_dir(),
         };
         let Some((found, opened)) = present else {
             step.verb = Some(Verb::Create);
             return Ok(step);
         };
-        if is_dir != (found.shape == Shape::Dir) {
+        if is_dir != (found.kind.is_dir()) {
             step.remove = true;
             step.verb = Some(Verb::Create);
             return Ok(step);
@@ -412,24 +413,19 @@ impl<'a> Comparison<'a> {
         };
         Ok(match (same, *meta == found.meta) {
             (false, _) => Some(Verb::Replace),
-            (true, false) if gains_rights(&found.shape, &found.meta, meta) => Some(Verb::Replace),
+            (true, false) if gains_rights(&found.kind, &found.meta, meta) => Some(Verb::Replace),
             (true, false) => Some(Verb::Attributes),
             (true, true) => None,
         })
     }
 
     fn is_same_entry(&self, kind: &Kind, found: &Found, entry: &OwnedFd) -> Result<bool> {
-        Ok(match (kind, &found.shape) {
-            (Kind::Dir { .. }, Shape::Dir)
-            | (Kind::Fifo, Shape::Fifo)
-            | (Kind::Socket, Shape::Socket) => true,
-            (Kind::Symlink { target }, Shape::Symlink(is)) => target.as_bytes() == is,
-            (Kind::Char(was), Shape::Char(is)) | (Kind::Block(was), Shape::Block(is)) => was == is,
-            (Kind::File { size, content }, Shape::File) => {
+        Ok(match (kind, &found.kind) {
+            (Kind::File { size, content }, InodeKind::File(())) => {
                 *size == found.identity.size
                     && is_stored(self.part, content, *size, &fs::open_for_reading(entry)?.into())?
             }
-            _ => false,
+            (kind, found) => kind.inode().map(|kind| kind.map_file(drop)) == Some(found.by_ref()),
         })
     }
 
@@ -445,11 +441,11 @@ impl<'a> Comparison<'a> {
     ) -> Result<Option<Child>> {
         let opaque = match wanted {
             Wanted::Entry(_, Entry { kind: Kind::Dir { opaque }, .. }) => *opaque,
-            Wanted::Lower(found, _) if found.shape == Shape::Dir => false,
+            Wanted::Lower(found, _) if found.kind.is_dir() => false,
             _ => return Ok(None),
         };
         let present = match present {
-            Some((found, _)) if found.shape == Shape::Dir => {
+            Some((found, _)) if found.kind.is_dir() => {
                 // What is mounted there is not the part's.
                 if !self.root.holds(found.device) {
                     return Ok(None);
@@ -546,10 +542,10 @@ impl View {
 
 /// Whether a file of one owner is to get another's rights with its attributes: its owner may have it
 /// open, and write it until then.
-fn gains_rights(shape: &Shape, is: &Meta, was: &Meta) -> bool {
+fn gains_rights(kind: &InodeKind, is: &Meta, was: &Meta) -> bool {
     let has_rights = was.mode & 0o6000 != 0
         || was.xattrs.keys().any(|name| name.as_bytes().starts_with(b"security.capability"));
-    *shape == Shape::File && has_rights && (is.uid, is.gid) != (was.uid, was.gid)
+    kind.is_file() && has_rights && (is.uid, is.gid) != (was.uid, was.gid)
 }
 
 /// The number of the character device that hides a name of the layers below (overlayfs).
@@ -560,15 +556,14 @@ const WHITEOUT: Device = Device::new(0, 0);
 pub(super) fn look_lower(dir: impl AsFd, name: &[u8]) -> Result<Option<(Found, OwnedFd)>> {
     let Some(entry) = fs::open_entry(dir, name)? else { return Ok(None) };
     let found = Found::look(&entry)?;
-    Ok((found.shape != Shape::Char(WHITEOUT)).then_some((found, entry)))
+    Ok((found.kind != InodeKind::Char(WHITEOUT)).then_some((found, entry)))
 }
 
 fn is_same_lower(want: &Found, lower: &OwnedFd, found: &Found, entry: &OwnedFd) -> Result<bool> {
-    if want.shape != found.shape {
+    if want.kind != found.kind {
         return Ok(false);
     }
-    if want.shape != Shape::File || want.inode() == found.inode() && want.identity == found.identity
-    {
+    if !want.kind.is_file() || want.inode() == found.inode() && want.identity == found.identity {
         return Ok(true);
     }
     let size = want.identity.size;

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
-use super::attributes::{Found, Shape};
+use super::attributes::Found;
 use super::identity::Form;
 use super::index::{Entry, Kind};
 use super::part::{Lookup, PackedPart};
@@ -37,26 +37,13 @@ impl Shows for PackedPart {
     fn shows(&self, path: &[u8]) -> ShownAt {
         match self.lookup(path) {
             Lookup::Present(Entry { kind, meta, .. }) => {
-                let (kind, size) = kind_and_size(kind);
+                let size = if let Kind::File { size, .. } = kind { *size } else { 0 };
+                let kind = kind.inode().map_or(FileType::Unknown, |kind| kind.file_type());
                 ShownAt::Present { mode: meta.mode | kind.as_raw_mode(), size }
             }
             Lookup::Absent => ShownAt::Absent,
             Lookup::Below => ShownAt::Below,
         }
-    }
-}
-
-/// The type of what a snapshot holds, and the length of a regular file.
-fn kind_and_size(kind: &Kind) -> (FileType, u64) {
-    match kind {
-        Kind::File { size, .. } => (FileType::RegularFile, *size),
-        Kind::Dir { .. } => (FileType::Directory, 0),
-        Kind::Symlink { .. } => (FileType::Symlink, 0),
-        Kind::Char { .. } => (FileType::CharacterDevice, 0),
-        Kind::Block { .. } => (FileType::BlockDevice, 0),
-        Kind::Fifo => (FileType::Fifo, 0),
-        Kind::Socket => (FileType::Socket, 0),
-        Kind::Link { .. } | Kind::Whiteout => (FileType::Unknown, 0),
     }
 }
 
@@ -68,7 +55,7 @@ pub(super) fn shown_in(tree: &Tree, form: Form, path: &[u8]) -> ShownAt {
         let is_it = at.len() == path.len();
         match tree.get(at) {
             Some(Seen::Inode { found, .. }) if is_it => return present(found),
-            Some(Seen::Inode { found, opaque: false, .. }) if found.shape == Shape::Dir => {}
+            Some(Seen::Inode { found, opaque: false, .. }) if found.kind.is_dir() => {}
             None => {}
             Some(Seen::Inode { .. } | Seen::Whiteout) => return ShownAt::Absent,
         }
@@ -81,16 +68,8 @@ pub(super) fn shown_in(tree: &Tree, form: Form, path: &[u8]) -> ShownAt {
 }
 
 fn present(found: &Found) -> ShownAt {
-    let (kind, size) = match found.shape {
-        Shape::File => (FileType::RegularFile, found.identity.size),
-        Shape::Dir => (FileType::Directory, 0),
-        Shape::Symlink(_) => (FileType::Symlink, 0),
-        Shape::Char(..) => (FileType::CharacterDevice, 0),
-        Shape::Block(..) => (FileType::BlockDevice, 0),
-        Shape::Fifo => (FileType::Fifo, 0),
-        Shape::Socket => (FileType::Socket, 0),
-    };
-    ShownAt::Present { mode: found.meta.mode | kind.as_raw_mode(), size }
+    let size = if found.kind.is_file() { found.identity.size } else { 0 };
+    ShownAt::Present { mode: found.meta.mode | found.kind.file_type().as_raw_mode(), size }
 }
 
 /// What is below a directory that holds all of a snapshot. What cannot be looked at is not there.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::BUFFER;
-use super::attributes::{Found, Shape};
+use super::attributes::Found;
 use super::index::Old;
 use super::index::{Content, Entry, Fingerprint, Index, Kind, Meta};
 use super::part::PackedPart;
@@ -75,7 +75,7 @@ pub(super) fn entries(
         let entry = match seen {
             Seen::Whiteout => nothing_but(Kind::Whiteout),
             Seen::Inode { found, opaque, .. } => {
-                let shares = found.shape != Shape::Dir && found.names > 1;
+                let shares = !found.kind.is_dir() && found.names > 1;
                 match first.get(&found.inode()) {
                     Some(to) if shares => nothing_but(Kind::Link { to: *to }),
                     _ => {
@@ -123,20 +123,12 @@ fn entry(
     opaque: bool,
     content: impl Fn(&Found) -> Result<(StagedContent, Option<Fingerprint>)>,
 ) -> Result<Entry<StagedContent>> {
-    let mut trusted = None;
-    let kind = match &found.shape {
-        Shape::Dir => Kind::Dir { opaque },
-        Shape::Symlink(target) => Kind::Symlink { target: target.clone().into() },
-        Shape::Char(device) => Kind::Char(*device),
-        Shape::Block(device) => Kind::Block(*device),
-        Shape::Fifo => Kind::Fifo,
-        Shape::Socket => Kind::Socket,
-        Shape::File => {
-            let (content, identity) = content(found)?;
-            trusted = identity;
-            Kind::File { size: found.identity.size, content }
-        }
+    let (content, trusted) = match found.kind.is_file() {
+        true => content(found)?,
+        false => (StagedContent::Empty, None),
     };
+    let kind = found.kind.clone().map_file(|()| (found.identity.size, content));
+    let kind = Kind::of_inode(kind, opaque);
     Ok(Entry { kind, meta: found.meta.clone(), identity: trusted })
 }
 

@@ -17,9 +17,10 @@ use rustix::io::Errno;
 use tar_core::parse::ParsedEntry;
 use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
-use super::attributes::{Found, Shape};
+use super::attributes::Found;
 use super::copy::extents;
 use super::index::{Meta, is_overlay_xattr};
+use super::inode::InodeKind;
 use super::node::make_node;
 use super::stored::StoredBlocks;
 use super::tar::{
@@ -103,7 +104,7 @@ impl<W: Write> Packer<W> {
             let entry = fs::open_entry(&dir, &name)?.context("a name in it is gone")?;
             let found = look(&entry)?;
             let path = join(path, &name);
-            if found.shape == Shape::Dir {
+            if found.kind.is_dir() {
                 dirs.push((path, found));
             } else {
                 self.pack_entry(&path, &entry, &found)
@@ -114,7 +115,7 @@ impl<W: Write> Packer<W> {
     }
 
     fn pack_entry(&mut self, path: &[u8], entry: &OwnedFd, found: &Found) -> Result<()> {
-        if found.shape == Shape::Socket {
+        if found.kind == InodeKind::Socket {
             return Ok(());
         }
         let name = join(b".", path);
@@ -125,13 +126,13 @@ impl<W: Write> Packer<W> {
             charge(&mut self.taken, &name, &Meta::default())?;
             self.first.insert(found.inode(), name.clone());
         }
-        let member = match &found.shape {
-            Shape::File => return self.pack_file(&name, entry, found),
-            Shape::Socket | Shape::Dir => return Ok(()),
-            Shape::Symlink(target) => Member::Symlink(target),
-            Shape::Char(device) => Member::Char(*device),
-            Shape::Block(device) => Member::Block(*device),
-            Shape::Fifo => Member::Fifo,
+        let member = match &found.kind {
+            InodeKind::File(()) => return self.pack_file(&name, entry, found),
+            InodeKind::Socket | InodeKind::Dir => return Ok(()),
+            InodeKind::Symlink(target) => Member::Symlink(target),
+            InodeKind::Char(device) => Member::Char(*device),
+            InodeKind::Block(device) => Member::Block(*device),
+            InodeKind::Fifo => Member::Fifo,
         };
         Ok(self.tar.header(&name, &found.meta, &member)?)
     }
@@ -232,7 +233,7 @@ enum What {
     /// Another name of what is at this path.
     Link(Vec<u8>),
     /// Anything without bytes.
-    Node(Shape),
+    Node(InodeKind),
 }
 
 impl Packed {
@@ -258,11 +259,15 @@ impl Packed {
                 What::File(entry.size, vec![Extent::new(0, entry.size)])
             }
             (EntryType::Link, None) => What::Link(relative(target()?)?),
-            (EntryType::Symlink, None) => What::Node(Shape::Symlink(target()?.to_vec())),
-            (EntryType::Char, None) => device().map(|device| What::Node(Shape::Char(device)))?,
-            (EntryType::Block, None) => device().map(|device| What::Node(Shape::Block(device)))?,
-            (EntryType::Directory, None) => What::Node(Shape::Dir),
-            (EntryType::Fifo, None) => What::Node(Shape::Fifo),
+            (EntryType::Symlink, None) => What::Node(InodeKind::Symlink(target()?.to_vec())),
+            (EntryType::Char, None) => {
+                device().map(|device| What::Node(InodeKind::Char(device)))?
+            }
+            (EntryType::Block, None) => {
+                device().map(|device| What::Node(InodeKind::Block(device)))?
+            }
+            (EntryType::Directory, None) => What::Node(InodeKind::Dir),
+            (EntryType::Fifo, None) => What::Node(InodeKind::Fifo),
             (other, None) => bail!("{} is a member of type {other:?}", shown(&path)),
         };
         let is_file = matches!(what, What::File(..));
@@ -318,16 +323,16 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn unpack(&mut self, packed: &Packed, from: &mut impl Read) -> Result<()> {
         let Some((parent, name)) = split(&packed.path) else {
-            ensure!(matches!(packed.what, What::Node(Shape::Dir)), "the root is no directory");
+            ensure!(matches!(packed.what, What::Node(InodeKind::Dir)), "the root is no directory");
             return self.keep(Vec::new(), &packed.meta);
         };
         let dir = self.open_dir(parent)?;
         match &packed.what {
-            What::Node(Shape::Dir) => {
+            What::Node(InodeKind::Dir) => {
                 make_dir(&dir, name)?;
                 return self.keep(packed.path.clone(), &packed.meta);
             }
-            What::Node(shape) => replacing(&dir, name, || make_node(&dir, name, shape))?,
+            What::Node(kind) => replacing(&dir, name, || make_node(&dir, name, kind))?,
             What::Link(first) => return self.link(first, &dir, name),
             What::File(length, extents) => {
                 let file = replacing(&dir, name, || fs::create_file(&dir, name))?;

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, Stat};
 
-use super::attributes::{Found, Shape, identity, is_racy};
+use super::attributes::{Found, identity, is_racy};
 use super::index::Fingerprint;
+use super::inode::InodeKind;
 use super::opened::{Opened, as_fd, is_absent};
 use super::paths::{Id, Paths, Weigh};
 use super::probe::{Overlay, Root};
@@ -35,8 +36,8 @@ pub(super) enum Seen {
 impl Weigh for Seen {
     fn weight(&self) -> u64 {
         let Self::Inode { found, .. } = self else { return 0 };
-        let target = match &found.shape {
-            Shape::Symlink(target) => target.len(),
+        let target = match &found.kind {
+            InodeKind::Symlink(target) => target.len(),
             _ => 0,
         };
         found.meta.weight() + target as u64
@@ -93,7 +94,7 @@ impl Stamp {
     fn of_dir(seen: &Seen, begun: Time) -> Option<Self> {
         let Seen::Inode { found, upper, .. } = seen else { return None };
         let stamp = upper.as_ref().map_or_else(|| Self::of(found), |upper| (**upper).clone());
-        let proves = found.shape == Shape::Dir && !is_racy(stamp.identity.ctime, begun);
+        let proves = found.kind.is_dir() && !is_racy(stamp.identity.ctime, begun);
         proves.then_some(stamp)
     }
 
@@ -157,9 +158,8 @@ impl Known {
             Some(upper) => (Some(&**upper).filter(is_one).cloned(), true),
             None => (Some(Stamp::of(found)), false),
         };
-        let proves =
-            |stamp: &Stamp| found.shape != Shape::Dir && !is_racy(stamp.identity.ctime, begun);
-        let copied = (found.shape == Shape::File).then_some(*copied);
+        let proves = |stamp: &Stamp| !found.kind.is_dir() && !is_racy(stamp.identity.ctime, begun);
+        let copied = (found.kind.is_file()).then_some(*copied);
         Some(Self { stamp: stamp.filter(proves), in_upper, inode: found.inode(), copied })
     }
 
@@ -460,7 +460,7 @@ fn is_crius_own<T>(tree: &Paths<T>, dir: Id, name: &[u8]) -> bool {
 /// Whether it is a further name that CRIU gives a file of the container, and takes again while this
 /// walks.
 fn is_crius_link(found: &Found, name: &[u8]) -> bool {
-    remaps::is_link(name) && found.shape != Shape::Dir && found.names > 1
+    remaps::is_link(name) && !found.kind.is_dir() && found.names > 1
 }
 
 struct Looked {
@@ -501,7 +501,7 @@ fn look(
         Some(upper) => fs::open_entry(upper, name)?,
         None => None,
     };
-    let is_dir = found.shape == Shape::Dir;
+    let is_dir = found.kind.is_dir();
     let (mut opaque, mut whole) = (false, dir.whole);
     if let (true, Some(overlay), Some(below)) = (is_dir, root.overlay(), &below) {
         let (is_opaque, renamed) = upper_state(overlay, below)?;
@@ -583,7 +583,7 @@ mod tests {
             assert_ne!(found(&again, name).unwrap().meta.uid, 4711, "{name}");
         }
         assert!(found(&again, "goes").is_none());
-        assert_eq!(found(&again, "becomes").unwrap().shape, Shape::Dir);
+        assert_eq!(found(&again, "becomes").unwrap().kind, InodeKind::Dir);
     }
 
     #[test]

@@ -40,6 +40,7 @@ impl PathPattern {
     }
 
     /// The pattern that one path alone has the form of.
+    #[cfg(test)]
     pub fn exact(path: impl Into<ByteString>) -> Self {
         Self(vec![Piece::Text(path.into())])
     }

@@ -53,12 +53,6 @@ pub fn stat_behind(link: &Path) -> Result<Stat> {
     read(statx(CWD, link, flags(), StatxFlags::BASIC_STATS)?)
 }
 
-/// What is known of what has a name in a directory, which has to be looked up there; of a link
-/// itself.
-pub fn stat_in(directory: impl AsFd, name: &std::ffi::CStr) -> Result<Stat> {
-    read(statx(directory, name, flags() | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?)
-}
-
 fn flags() -> AtFlags {
     AtFlags::STATX_DONT_SYNC
 }
@@ -98,8 +92,5 @@ mod tests {
             assert_eq!((known.st_uid, known.st_gid), (told.st_uid, told.st_gid));
             assert_eq!(stat_behind(Path::new(&crate::sys::fs::proc_path(&file))).unwrap(), known);
         }
-        let top = std::fs::File::open(directory.path()).unwrap();
-        assert!(stat_in(&top, c"file").unwrap().is_file());
-        assert_eq!(stat_in(&top, c"none"), Err(rustix::io::Errno::NOENT));
     }
 }

@@ -12,20 +12,17 @@ pub mod wire;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use anyhow::{Context, Result, anyhow};
 
 use crate::container::Holder;
+use crate::sys::directory::Directory;
 use crate::sys::pid::InnerPid;
 use entries::{
-    Core, FdEntry, FdType, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet,
-    Pagemap, Remap, TreeEntry, TtyInfo, mount_key,
+    Core, FdEntry, FdType, FileEntry, FileLock, Fs, Ids, Inventory, MemfdInode, Mm, Packet, Remap,
+    TreeEntry, TtyInfo, mount_key,
 };
 use image::{Image, ImageKind, MAX_IMAGE};
 
@@ -43,15 +40,14 @@ pub struct ImageDir {
 
 #[derive(Debug)]
 enum Place {
-    Directory(OwnedFd),
+    Directory(Directory),
     Memory(BTreeMap<String, Vec<u8>>),
 }
 
 impl ImageDir {
     /// Opens a directory, which may be reached by a link.
     pub fn open(path: &Path) -> Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty())
+        let dir = Directory::open(path)
             .with_context(|| format!("opening the image directory {}", path.display()))?;
         Ok(Self { place: Place::Directory(dir), path: path.to_owned() })
     }
@@ -112,13 +108,6 @@ impl ImageDir {
         image.read_one(read).map(Some).with_context(|| self.reading(name))
     }
 
-    /// The memory of a process that the images have.
-    pub fn pagemap(&self, pid: InnerPid) -> Result<Option<Pagemap>> {
-        let name = format!("pagemap-{pid}.img");
-        let Some(image) = self.find(ImageKind::Pagemap, &name)? else { return Ok(None) };
-        Pagemap::read(&image).map(Some).with_context(|| self.reading(&name))
-    }
-
     /// The locks.
     pub fn locks(&self) -> Result<Vec<FileLock>> {
         self.all(ImageKind::FileLocks, LOCKS, FileLock::read)
@@ -131,20 +120,13 @@ impl ImageDir {
 }
 
 /// The bytes of a regular file, of which no more than the limit is read.
-fn read_regular(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(Errno::LOOP) => anyhow::bail!("it is a symbolic link"),
-        Err(error) => return Err(error.into()),
-    };
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-    ensure!(kind == FileType::RegularFile, "it is no regular file");
-    let mut bytes = Vec::new();
-    File::from(file).take(MAX_IMAGE + 1).read_to_end(&mut bytes)?;
-    ensure!(bytes.len() as u64 <= MAX_IMAGE, "it is larger than {MAX_IMAGE} bytes");
-    Ok(Some(bytes))
+fn read_regular(dir: &Directory, name: &str) -> Result<Option<Vec<u8>>> {
+    dir.read(name, MAX_IMAGE).map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => anyhow!("it is no regular file"),
+        ErrorKind::FileTooLarge => anyhow!("it is larger than {MAX_IMAGE} bytes"),
+        _ if error.raw_os_error() == Some(libc::ELOOP) => anyhow!("it is a symbolic link"),
+        _ => error.into(),
+    })
 }
 
 /// A process of a checkpoint.

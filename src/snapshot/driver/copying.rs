@@ -16,7 +16,7 @@ use super::{CopyStats, Driver, DriverName, Lease};
 use crate::files::Suspects;
 use crate::freezer::{Frozen, Still};
 use crate::limits::Weight;
-use crate::snapshot::attributes::{Found, Shape, identity, is_racy};
+use crate::snapshot::attributes::{Found, identity, is_racy};
 use crate::snapshot::cache::Cache;
 use crate::snapshot::copy::{self, copy_file};
 use crate::snapshot::identity::Form;
@@ -112,7 +112,7 @@ impl CopyDriver {
         for path in fresh {
             let Some(Seen::Inode { found, upper, .. }) = tree.value(*path) else { continue };
             let has_others = found.names > 1;
-            if found.shape != Shape::File || has_others && !seen.insert(found.inode()) {
+            if !found.kind.is_file() || has_others && !seen.insert(found.inode()) {
                 continue;
             }
             let is_volatile = suspects.contains(found.inode())

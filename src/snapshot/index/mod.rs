@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Form, RootIdentity};
+use super::inode::InodeKind;
 use super::paths::{Id, Paths, Weigh};
 use super::shown;
 use crate::bytes::ByteString;
@@ -102,6 +103,59 @@ pub enum Kind<C = Content, L = Id> {
     Socket,
     /// Nothing, where a lower layer has something.
     Whiteout,
+}
+
+impl<C, L> Kind<C, L> {
+    /// The same, with content and links of another kind.
+    ///
+    /// # Errors
+    /// Those of finding these.
+    pub(super) fn try_map<D, M>(
+        self,
+        content: impl FnOnce(C) -> Result<D>,
+        link: impl FnOnce(L) -> Result<M>,
+    ) -> Result<Kind<D, M>> {
+        Ok(match self {
+            Self::Dir { opaque } => Kind::Dir { opaque },
+            Self::File { size, content: bytes } => Kind::File { size, content: content(bytes)? },
+            Self::Symlink { target } => Kind::Symlink { target },
+            Self::Link { to } => Kind::Link { to: link(to)? },
+            Self::Char(device) => Kind::Char(device),
+            Self::Block(device) => Kind::Block(device),
+            Self::Fifo => Kind::Fifo,
+            Self::Socket => Kind::Socket,
+            Self::Whiteout => Kind::Whiteout,
+        })
+    }
+
+    /// What an inode is in an index; of a regular file `kind` has the length and the content, and of
+    /// a directory `opaque` says whether nothing of the layers below shows through.
+    pub(super) fn of_inode(kind: InodeKind<(u64, C)>, opaque: bool) -> Self {
+        match kind {
+            InodeKind::Dir => Self::Dir { opaque },
+            InodeKind::File((size, content)) => Self::File { size, content },
+            InodeKind::Symlink(target) => Self::Symlink { target: target.into() },
+            InodeKind::Char(device) => Self::Char(device),
+            InodeKind::Block(device) => Self::Block(device),
+            InodeKind::Fifo => Self::Fifo,
+            InodeKind::Socket => Self::Socket,
+        }
+    }
+
+    /// What inode it is; a regular file with its length. `None` for another name of one, and for
+    /// nothing.
+    pub(super) fn inode(&self) -> Option<InodeKind<u64, &[u8]>> {
+        Some(match self {
+            Self::Dir { .. } => InodeKind::Dir,
+            Self::File { size, .. } => InodeKind::File(*size),
+            Self::Symlink { target } => InodeKind::Symlink(target.as_bytes()),
+            Self::Char(device) => InodeKind::Char(*device),
+            Self::Block(device) => InodeKind::Block(*device),
+            Self::Fifo => InodeKind::Fifo,
+            Self::Socket => InodeKind::Socket,
+            Self::Link { .. } | Self::Whiteout => return None,
+        })
+    }
 }
 
 /// The bytes of a regular file in a part: a run of a layer's bytes, and where they belong.

@@ -114,20 +114,11 @@ fn linked<C>(
     entries: Option<&Paths<Entry<C>>>,
     Entry { kind, meta, identity }: Entry<C, ByteString>,
 ) -> Result<Entry<C>> {
-    let kind = match kind {
-        Kind::Link { to } => {
-            let first = entries.and_then(|entries| entries.find(to.as_bytes()));
-            Kind::Link { to: first.context("it links to nothing, or to a later path")? }
-        }
-        Kind::Dir { opaque } => Kind::Dir { opaque },
-        Kind::File { size, content } => Kind::File { size, content },
-        Kind::Symlink { target } => Kind::Symlink { target },
-        Kind::Char(device) => Kind::Char(device),
-        Kind::Block(device) => Kind::Block(device),
-        Kind::Fifo => Kind::Fifo,
-        Kind::Socket => Kind::Socket,
-        Kind::Whiteout => Kind::Whiteout,
+    let place = |to: ByteString| {
+        let first = entries.and_then(|entries| entries.find(to.as_bytes()));
+        first.context("it links to nothing, or to a later path")
     };
+    let kind = kind.try_map(Ok, place)?;
     Ok(Entry { kind, meta, identity })
 }
 
