@@ -418,7 +418,9 @@ const PAIRS: [&str; 6] = [
 #[test]
 fn pairs_of_numbers_have_names() {
     let house = House::read();
-    let unnamed = house.sources.iter().filter(|source| !PAIRS.contains(&source.file.as_str()));
+    let unnamed = house.sources.iter().filter(|source| {
+        !PAIRS.contains(&source.file.as_str()) && !source.file.ends_with("/tests.rs")
+    });
     let found: Vec<_> = unnamed
         .flat_map(|source| source.pairs.iter().map(|pair| format!("{}: {pair}", source.file)))
         .collect();
