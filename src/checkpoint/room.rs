@@ -81,4 +81,11 @@ mod tests {
         assert!(room.0.metadata().unwrap().len() >= size);
         assert_eq!(directory.path().read_dir().unwrap().count(), 0);
     }
+
+    #[test]
+    fn no_room_is_made_where_no_file_can_be_without_a_name() {
+        let directory = Path::new("/proc");
+        assert_eq!(Room::of(directory, 1).unwrap_err().to_string(), "making a file");
+        assert!(Room::make(directory, false, SMALL).is_none());
+    }
 }

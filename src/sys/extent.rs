@@ -94,4 +94,13 @@ mod tests {
         let cut = next_data(&file, 256 << 10, (256 << 10) + 3).unwrap();
         assert_eq!(cut, Some(Extent::new(256 << 10, 3)));
     }
+
+    /// As on a file system that does not say where holes are.
+    #[test]
+    fn where_holes_are_not_told_all_is_data() {
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        let refused = rustix::fs::seek(&file, SeekFrom::Data(5));
+        assert_eq!(refused, Err(Errno::INVAL));
+        assert_eq!(next_data(&file, 5, 100).unwrap(), Some(Extent::new(5, 95)));
+    }
 }

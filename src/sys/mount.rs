@@ -87,3 +87,42 @@ fn mount_lowers(lowers: &Lowers<'_>, one_by_one: bool) -> Result<OwnedFd, Errno>
     fsconfig_create(&context)?;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fs;
+
+    /// The one way is that of Linux before 6.7, which takes a list.
+    #[test]
+    fn layers_in_a_list_show_what_they_show_one_by_one() {
+        let top = tempfile::tempdir().unwrap();
+        let layer = |name: &str, files: &[&str]| {
+            let path = top.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            files.iter().for_each(|file| std::fs::write(path.join(file), name).unwrap());
+            fs::open_host_dir(&path).unwrap()
+        };
+        let layers = [layer("upper", &["both", "first"]), layer("lower", &["both", "second"])];
+        let lowers = Lowers {
+            layers: &layers,
+            data_only: &[],
+            metacopy: false,
+            redirect: false,
+            user_xattr: false,
+        };
+        for one_by_one in [true, false] {
+            let shown = match mount_lowers(&lowers, one_by_one) {
+                // This kernel has only the other way.
+                Err(Errno::INVAL) if one_by_one => continue,
+                shown => shown.unwrap(),
+            };
+            let mut names = fs::names(fs::open_dir(&shown, b"").unwrap()).unwrap();
+            names.sort();
+            assert_eq!(names, [&b"both"[..], b"first", b"second"], "{one_by_one}");
+            let both = fs::open_for_reading(fs::open_entry(&shown, b"both").unwrap().unwrap());
+            let text = std::io::read_to_string(std::fs::File::from(both.unwrap())).unwrap();
+            assert_eq!(text, "upper", "{one_by_one}");
+        }
+    }
+}

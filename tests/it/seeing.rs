@@ -4,7 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{self, Machine, Shim, outcome, poll_for, run, wait_for_program};
+use crate::support::{
+    self, Machine, Refused, Shim, Variant, on_machine, outcome, poll_for, run, wait_for_program,
+};
+use nix::errno::Errno;
 use serde_json::Value;
 
 fn json(command: &mut Command) -> Value {
@@ -271,5 +274,17 @@ fn what_is_no_checkpoint_is_refused() {
             assert!(errors.starts_with("error: inspecting "), "{errors}");
             fs::remove_file(path).unwrap();
         }
+    });
+}
+
+/// Nothing else tells which descriptors are one open file.
+#[test]
+fn a_kernel_without_kcmp_is_found_by_the_doctor() {
+    on_machine(Variant::RuncV2, |machine| {
+        let told = || outcome(machine.ocicle().args(["doctor", "--format", "json"])).1;
+        let advice = "a kernel with CONFIG_CHECKPOINT_RESTORE is needed";
+        assert!(!told().contains(advice), "{}", told());
+        Refused::new(libc::SYS_kcmp, Errno::ENOSYS).install();
+        assert!(told().contains(advice), "{}", told());
     });
 }
