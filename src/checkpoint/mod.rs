@@ -21,6 +21,7 @@ mod images_in_memory;
 mod links;
 mod locks;
 mod needed;
+mod outside;
 mod parts;
 mod record;
 mod room;
@@ -57,6 +58,7 @@ pub use directory::ImageDirectory;
 use dump::{Ahead, Dump, Dumped};
 pub use images_in_memory::ImagesIn;
 use needed::needed;
+use outside::not_held;
 use parts::CopiedAhead;
 use record::Begun;
 use sharing::Sharing;
@@ -153,8 +155,10 @@ pub fn checkpoint(
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(container)?;
     let comeback = Comeback::of(request, container, restorable)?;
-    comeback.ensure_foreseen(&request.volumes_of(container, filesystem)?)?;
-    let begun = Begun::of(request, container, root.identity(), filesystem)?;
+    let volumes = request.volumes_of(container, filesystem)?;
+    comeback.ensure_foreseen(&volumes)?;
+    let not_held = not_held(container, filesystem, &volumes);
+    let begun = Begun::of(request, container, root.identity(), filesystem, not_held)?;
 
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, request.disposable, &guardian, held)?;
@@ -181,6 +185,7 @@ pub fn checkpoint(
     let (images, made) = (&request.images, Some((&dump.timeline, facts)));
     let manifest = store::complete(images, manifest, made, progress, directory.alone())?;
     dump.guardian.dismiss()?;
+    outside::say(&manifest.not_held);
     Ok(manifest)
 }
 

@@ -12,12 +12,14 @@ use crate::container::Container;
 use crate::files::verify::HeldFile;
 use crate::freezer::{CgroupVersion, FreezerState, FrozenBy};
 use crate::machine;
+use crate::proc::Proc;
 use crate::snapshot::{Compression, RootIdentity};
 use crate::store::choices::Filesystem;
 use crate::store::manifest::{
     self, ContainerRecord, External, Features, Freeze, Left, LinkRemap, LostEvents, Manifest,
-    Owner, PartRecord, Programs, SCHEMA, State, Unsupported,
+    NotHeld, Owner, PartRecord, Programs, SCHEMA, State, Unsupported,
 };
+use crate::sys::loopback;
 
 /// What is known before the freeze.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub(super) struct Begun {
     filesystem: Filesystem,
     compression: Compression,
     root: RootIdentity,
+    not_held: Vec<NotHeld>,
+    loopback: bool,
 }
 
 /// What is known as soon as the container stands still.
@@ -52,6 +56,7 @@ impl Begun {
         container: &Container,
         root: &RootIdentity,
         filesystem: Filesystem,
+        not_held: Vec<NotHeld>,
     ) -> Result<Self> {
         let frozen = container.freezer.state()? == Some(FreezerState::Frozen);
         let left = match (request.leave_running, frozen) {
@@ -76,6 +81,8 @@ impl Begun {
             filesystem,
             compression: request.compression,
             root: root.clone(),
+            not_held,
+            loopback: container.bundle.has_own_network() && has_loopback(container),
         })
     }
 
@@ -122,9 +129,16 @@ impl Begun {
             owners,
             lost_events,
             link_remaps,
+            not_held: self.not_held,
+            loopback: self.loopback,
             must_substitute: Vec::new(),
         }
     }
+}
+
+/// Whether programs of the container reach each other by it. What cannot be seen is as ever.
+fn has_loopback(container: &Container) -> bool {
+    loopback::is_up(&Proc::of(container.init).at("ns/net")).unwrap_or_default()
 }
 
 /// What is refused by who does not know how to compare the files, or to read the indexes.

@@ -9,6 +9,7 @@ use super::dump::{TakenParts, lost_events, take};
 use super::freeze::freeze;
 use super::links::Links;
 use super::locks::Locks;
+use super::outside::{self, not_held};
 use super::parts::{self, CopiedAhead};
 use super::record::{Begun, FreezeFacts};
 use super::{CheckpointRequest, ImageDirectory, copy_first};
@@ -42,8 +43,10 @@ pub fn under_dump(
     container.ensure_root_is(root.path())?;
     let filesystem = request.filesystem_of(container)?;
     let comeback = Comeback::of(request, container, restorable)?;
-    comeback.ensure_foreseen(&request.volumes_of(container, filesystem)?)?;
-    let begun = Begun::of(request, container, root.identity(), filesystem)?;
+    let volumes = request.volumes_of(container, filesystem)?;
+    comeback.ensure_foreseen(&volumes)?;
+    let not_held = not_held(container, filesystem, &volumes);
+    let begun = Begun::of(request, container, root.identity(), filesystem, not_held)?;
     let guardian = Guardian::start(held, request.max_freeze)?;
     let directory = ImageDirectory::prepare(&request.images, false, &guardian, held)?;
 
@@ -78,5 +81,6 @@ pub fn under_dump(
     guardian.ensure_in_time()?;
     directory.commit_staged(&manifest)?;
     frozen.thaw()?;
+    outside::say(&manifest.not_held);
     guardian.dismiss()
 }

@@ -23,6 +23,8 @@ const KEPT: u64 = 256 << 20;
 const NAMES: usize = 100_000;
 /// How deep directories are looked into: as deep as the blobs of an OCI layout lie.
 const DEPTH: usize = 3;
+/// What podman copies of the root file system itself, an archive in its archive.
+pub(super) const PODMANS_DIFF: &str = "rootfs-diff.tar";
 /// What makes a directory one of CRIU's images.
 const INVENTORY: &str = "inventory.img";
 
@@ -44,6 +46,8 @@ pub(super) struct Gathered {
     pub layer: Option<Layer>,
     /// Files that could not be read as they are.
     pub sparse: BTreeSet<String>,
+    /// Whether podman's copy of the root file system is broken.
+    pub has_cut_diff: bool,
     /// How it was compressed.
     pub compression: Option<CompressedAs>,
 }
@@ -130,6 +134,11 @@ impl Gathered {
         if let Some(pages) = pages_in(name) {
             let memory = self.memory.entry(directory.to_owned()).or_default();
             return read_arguments(memory, pages, content);
+        }
+        if path == PODMANS_DIFF {
+            // Go's own writer has no such gap: the container changed a file that was being copied.
+            self.has_cut_diff = tar::walk(content, &mut |_, _| Ok(())).is_err();
+            return Ok(());
         }
         if outer && is_blob(&path) {
             return self.visit_blob(path, size, content);
@@ -321,6 +330,29 @@ mod tests {
         for bad in [&b"../a"[..], b"a/../../b", b"./", b"", b"a\xff"] {
             assert_eq!(normal(bad), None, "{bad:?}");
         }
+    }
+
+    /// An archive as podman makes it, of whose own archive so many bytes are there.
+    fn exported(length: u64) -> Gathered {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path();
+        std::fs::write(top.join("file"), vec![b'x'; 3000]).unwrap();
+        let tar = |name: &str, of: &str| {
+            let mut tar = std::process::Command::new("tar");
+            tar.arg("-C").arg(top).arg("-cf").arg(top.join(name)).arg(of);
+            assert!(tar.status().unwrap().success());
+        };
+        tar(PODMANS_DIFF, "file");
+        File::options().write(true).open(top.join(PODMANS_DIFF)).unwrap().set_len(length).unwrap();
+        tar("web.tar", PODMANS_DIFF);
+        Gathered::of(&top.join("web.tar")).unwrap()
+    }
+
+    #[test]
+    fn an_archive_that_podman_has_cut_is_known() {
+        assert!(!exported(10240).has_cut_diff);
+        let cut = exported(2048);
+        assert!(cut.has_cut_diff && cut.sizes[PODMANS_DIFF] == 2048);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::criu::images::{DumpStats, Images, TaskImages};
 use crate::files::{OpenFile, Table};
 use crate::hint::WithHint;
 use crate::store::STAGING;
-use crate::store::manifest::{self, Freeze, Left, Manifest, Phase, State};
+use crate::store::manifest::{self, Freeze, Left, Manifest, PartRecord, Phase, State};
 use crate::sys::pid::InnerPid;
 
 /// The version of the JSON form.
@@ -149,8 +149,11 @@ fn report(gathered: &Gathered, form: ArchiveForm, origin: Provenance) -> Result<
     let table = table_in(gathered, &images);
     warn_of_files(&images, &table, &mut warnings);
     warn_of_sizes(gathered, manifest.as_ref(), &mut warnings);
+    warnings.extend(gathered.has_cut_diff.then(|| of_cut_diff(manifest.as_ref())));
     let lost = manifest.iter().flat_map(|manifest| &manifest.lost_events);
     warnings.extend(lost.map(ToString::to_string));
+    let not_held = manifest.iter().flat_map(|manifest| &manifest.not_held);
+    warnings.extend(not_held.map(ToString::to_string));
     Ok(InspectReport {
         schema: SCHEMA,
         form,
@@ -285,6 +288,19 @@ fn warn_of_sizes(gathered: &Gathered, manifest: Option<&Manifest>, warnings: &mu
         gathered.sparse.iter().map(|path| ByteString::from(&**path)).collect();
     for path in sparse {
         warnings.push(format!("{path} is stored without its holes and was not read"));
+    }
+}
+
+/// What podman copied while the container went on, and cannot unpack (*unexpected EOF*).
+fn of_cut_diff(manifest: Option<&Manifest>) -> String {
+    let diff = gather::PODMANS_DIFF;
+    let said = format!("{diff}, podman's own copy of the files, ends too early: podman refuses it");
+    match manifest.is_some_and(|manifest| manifest.parts.iter().any(PartRecord::is_root)) {
+        true => format!(
+            "{said}. ocicle's snapshot holds the files: remove that copy from the archive, uncompressed, \
+             with `tar --delete -f ARCHIVE {diff}`; --ignore-rootfs leaves it out from the beginning"
+        ),
+        false => said,
     }
 }
 

@@ -14,6 +14,7 @@ mod crun;
 mod dry_run;
 mod in_place;
 mod links;
+mod not_held;
 mod place;
 mod plan;
 mod preflight;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::console::Console;
 use super::links::CriusNames;
+use super::not_held::say_what_is_not_held;
 use super::preflight;
 use super::reconcile::{self, Target, ensure_volume_is_unused};
 use super::remedies::{self, Remedy};
@@ -220,7 +221,8 @@ impl<'a> RestorePlan<'a> {
     pub fn carry_out(mut self, progress: &dyn Progress) -> Result<Ended> {
         let Examined { request, manifest, images, .. } = self.examined;
         let door = Door::open()?;
-        let view = ImageView::make(&door, request, manifest, images, &self.treatments())?;
+        let with = (manifest, &self.examined.bundle);
+        let view = ImageView::make(&door, request, with, images, &self.treatments())?;
         let site = |path: &Path| self.sites.site(path);
         let around = self.examined.around(&site);
         let replacements = substitute::open(&mut self.prepared, &around).hint(FITTING)?;
@@ -238,6 +240,7 @@ impl<'a> RestorePlan<'a> {
         } else {
             None
         };
+        say_what_is_not_held(manifest, &self.examined.bundle);
         ended::withdraw(&request.id);
         let _names = CriusNames::make(manifest, &self.sites)?;
         run::run(request, manifest, &door, &view, &replacements, console.as_ref())

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use super::console::Console;
 use super::place::ViewPlace;
 use super::{RestoreRequest, crun};
+use crate::container::Bundle;
 use crate::criu::configuration::Configuration;
 use crate::criu::door::{Door, Visitor};
 use crate::criu::failure::{self, Logs};
@@ -49,7 +50,7 @@ impl ImageView {
     pub(super) fn make(
         door: &Door,
         request: &RestoreRequest,
-        manifest: &Manifest,
+        (manifest, bundle): (&Manifest, &Bundle),
         images: &Path,
         treatments: &[Treatment],
     ) -> Result<Self> {
@@ -60,7 +61,10 @@ impl ImageView {
             (cgroups::relocatable(&dir)?, Vec::new())
         };
         let external = crun::mounts(&request.runtime, images)?;
-        let mut configuration = Configuration { external, ..Configuration::default() };
+        let has_loopback = manifest.loopback && bundle.has_own_network();
+        let action_script = has_loopback.then(|| door.action_script());
+        let mut configuration =
+            Configuration { action_script, external, ..Configuration::default() };
         if treatments.is_empty() && groups.is_none() {
             configuration.plugin.locks = locks_to_take_again(&dir)?;
             return Ok(Self { images: images.to_owned(), configuration, flags, _directory: None });

@@ -96,6 +96,12 @@ pub struct Manifest {
     /// What a restore names anew for CRIU: files whose name was removed, and that have another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub link_remaps: Vec<LinkRemap>,
+    /// What the container could write, and the checkpoint does not hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_held: Vec<NotHeld>,
+    /// Whether the loopback interface was up, in a network of the container's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub loopback: bool,
     /// Events that waited to be read, and that no restore has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_events: Vec<LostEvents>,
@@ -113,6 +119,25 @@ pub struct Owner {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+}
+
+/// A directory that was mounted from outside, and is no part of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotHeld {
+    /// Where the container saw it.
+    pub destination: ByteString,
+    /// Where it was on the host.
+    pub source: PathBuf,
+}
+
+impl fmt::Display for NotHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the checkpoint does not hold {}, which the container can write",
+            self.destination
+        )
+    }
 }
 
 /// A file that CRIU knows by a name of its own ([`crate::criu::remaps`]).

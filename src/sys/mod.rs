@@ -16,6 +16,7 @@ pub mod handle;
 pub mod inherited;
 pub mod inode;
 pub mod kcmp;
+pub mod loopback;
 pub mod mount;
 pub mod mqueue;
 pub mod named;

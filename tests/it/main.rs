@@ -31,6 +31,7 @@ mod main_job;
 mod mistakes;
 mod names;
 mod neighbour;
+mod outside;
 mod parts;
 mod pause;
 mod podman;
