@@ -79,14 +79,18 @@ fn must_be_on_disk(request: &CheckpointRequest) -> bool {
     !request.leave_running || several
 }
 
+/// Copies an image to a new file. The directory may be anybody's: what has the name there is replaced,
+/// and never written to.
 fn copy(from: &Directory, to: &Directory, name: &str) -> Result<()> {
-    // By its buffer, where std::io::copy would read 8 KiB at a time.
     let source = from.file(name)?.context("it is missing")?;
+    // The root of a user namespace reads some of them: the mode is the one that CRIU chose.
+    let permissions = source.metadata()?.permissions();
+    let (file, new) = to.begin(name)?;
+    // By its buffer, where std::io::copy would read 8 KiB at a time.
     let mut source = BufReader::with_capacity(1 << 20, source);
-    let (target, new) = to.begin(name)?;
-    let mut target = DirectStream::new(target);
+    let mut target = DirectStream::new(file);
     std::io::copy(&mut source, &mut target)?;
-    target.finish()?;
+    target.finish()?.set_permissions(permissions)?;
     Ok(new.finish()?)
 }
 
@@ -115,7 +119,30 @@ fn ensure_room(machine: &MachineMemory, needed: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
+
+    #[test]
+    fn an_image_replaces_a_link_and_keeps_its_mode() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        fs::write(at("victim"), "of the host").unwrap();
+        fs::write(at("pages-1.img"), "of the container").unwrap();
+        fs::set_permissions(at("pages-1.img"), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::create_dir(at("images")).unwrap();
+        for name in ["images/pages-1.img", "images/pages-1.img.partial"] {
+            symlink(at("victim"), at(name)).unwrap();
+        }
+        let images = Directory::open(&at("images")).unwrap();
+        copy(&Directory::open(top.path()).unwrap(), &images, "pages-1.img").unwrap();
+        assert_eq!(fs::read(at("victim")).unwrap(), b"of the host");
+        let made = fs::symlink_metadata(at("images/pages-1.img")).unwrap();
+        assert!(made.is_file());
+        assert_eq!(made.permissions().mode() & 0o7777, 0o644);
+        assert_eq!(fs::read(at("images/pages-1.img")).unwrap(), b"of the container");
+    }
 
     #[test]
     fn memory_is_chosen_where_the_disk_would_be_waited_for() {

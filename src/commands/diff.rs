@@ -51,8 +51,7 @@ pub fn run(store: &Store, whose: Whose<'_>, options: &DiffOptions) -> Result<Exi
             (compared.with_context(context)?, name_of(&entry))
         }
         None => {
-            let bundle =
-                Bundle::read(options.bundle.as_ref().unwrap_or(&manifest.container.bundle));
+            let bundle = bundle_of(options.bundle.as_deref(), &manifest.container.bundle);
             let compared = bundle.and_then(|bundle| since(&before.directory, &manifest, &bundle));
             (compared.with_context(context)?, "now".to_owned())
         }
@@ -63,6 +62,16 @@ pub fn run(store: &Store, whose: Whose<'_>, options: &DiffOptions) -> Result<Exi
     }
     let differs = compared.iter().any(|part| !part.difference.changes.is_empty());
     Ok(if options.exit_code && differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The bundle that has the files of now. One that only the checkpoint names may be anybody's, and says
+/// which files of the host are compared and listed.
+fn bundle_of(said: Option<&Path>, recorded: &Path) -> Result<Bundle> {
+    if let Some(said) = said {
+        return Bundle::read(said);
+    }
+    Bundle::ensure_roots_alone(recorded)?;
+    Bundle::read(recorded)
 }
 
 fn open(
@@ -126,4 +135,25 @@ fn to_json(compared: &[Compared], before: &str, after: &str) -> Value {
         .collect();
     let notes: Vec<&String> = compared.iter().flat_map(|part| &part.difference.notes).collect();
     json!({ "schema": 1, "before": before, "after": after, "changes": changes, "notes": notes })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn files_of_a_bundle_that_is_not_roots_alone_are_not_compared() {
+        let made = tempfile::tempdir().unwrap();
+        let spec = r#"{ "ociVersion": "1.0.2", "root": { "path": "rootfs" } }"#;
+        fs::create_dir(made.path().join("rootfs")).unwrap();
+        fs::write(made.path().join("config.json"), spec).unwrap();
+        let nobodys = Path::new("/nobody/named/this");
+        fs::set_permissions(made.path(), Permissions::from_mode(0o777)).unwrap();
+        let refused = format!("{:#}", bundle_of(None, made.path()).unwrap_err());
+        assert!(refused.contains("is not root's alone"), "{refused}");
+        bundle_of(Some(made.path()), nobodys).unwrap();
+    }
 }
