@@ -12,9 +12,11 @@ use crate::runtime::arguments::is_flag_of_runtimes;
 use crate::substitute::{Origin, parse_each};
 
 /// Flags that a message gives to a program of others, each with that.
-const OF_OTHERS: [(&str, &str); 4] = [
+const OF_OTHERS: [(&str, &str); 6] = [
     ("--container", "ocicle with"),
     ("--runtime", "podman"),
+    ("--checkpoint", "docker"),
+    ("--export", "crictl"),
     ("--export", "podman"),
     ("--namespace", "ctr"),
 ];
