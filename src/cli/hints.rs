@@ -12,13 +12,15 @@ use crate::runtime::arguments::is_flag_of_runtimes;
 use crate::substitute::{Origin, parse_each};
 
 /// Flags that a message gives to a program of others, each with that.
-const OF_OTHERS: [(&str, &str); 6] = [
+const OF_OTHERS: [(&str, &str); 8] = [
     ("--container", "ocicle with"),
     ("--runtime", "podman"),
     ("--checkpoint", "docker"),
     ("--export", "crictl"),
     ("--export", "podman"),
     ("--namespace", "ctr"),
+    ("--delete", "tar"),
+    ("--ignore-rootfs", "podman"),
 ];
 
 /// The texts in the sources that a person may read, each with its file.

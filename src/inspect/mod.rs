@@ -298,7 +298,7 @@ fn of_cut_diff(manifest: Option<&Manifest>) -> String {
     match manifest.is_some_and(|manifest| manifest.parts.iter().any(PartRecord::is_root)) {
         true => format!(
             "{said}. ocicle's snapshot holds the files: remove that copy from the archive, uncompressed, \
-             with `tar --delete -f ARCHIVE {diff}`; --ignore-rootfs leaves it out from the beginning"
+             with `tar --delete -f ARCHIVE {diff}`; podman's --ignore-rootfs leaves it out from the beginning"
         ),
         false => said,
     }

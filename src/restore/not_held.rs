@@ -13,17 +13,16 @@ use crate::proc::Proc;
 use crate::proc::mountinfo::{Mount, mount_of};
 use crate::store::manifest::{Manifest, NotHeld};
 use crate::sys::fs;
+use crate::sys::time::Time;
 
 /// So many names are looked at.
 const MOST: usize = 100_000;
 
-/// A moment by the clock that file systems stamp with: seconds and nanoseconds.
-type Moment = (i64, i64);
-
 /// Says of each such directory what has changed in it since the checkpoint.
 pub(super) fn say_what_is_not_held(manifest: &Manifest, bundle: &Bundle) {
     let mounts = Proc::own().mounts().unwrap_or_default();
-    let since = (manifest.created.as_second(), manifest.created.subsec_nanosecond().into());
+    let created = manifest.created;
+    let since = Time::from_kernel(created.as_second(), created.subsec_nanosecond().into());
     for bind in bundle.visible_binds() {
         let is_it = |one: &&NotHeld| one.destination.as_path() == bind.destination;
         if let Some(one) = manifest.not_held.iter().find(is_it) {
@@ -32,7 +31,7 @@ pub(super) fn say_what_is_not_held(manifest: &Manifest, bundle: &Bundle) {
     }
 }
 
-fn since_then(source: &Path, since: Moment, mounts: &[Mount]) -> String {
+fn since_then(source: &Path, since: Time, mounts: &[Mount]) -> String {
     if mount_of(mounts, source).is_some_and(Mount::is_remote) {
         return "whether it has changed since is not known: a server elsewhere has it".to_owned();
     }
@@ -45,7 +44,7 @@ fn since_then(source: &Path, since: Moment, mounts: &[Mount]) -> String {
 /// What was changed, made or removed since a moment: the kernel sets the time of an inode's last change,
 /// and nobody sets it back.
 struct Changed {
-    since: Moment,
+    since: Time,
     count: usize,
     first: Option<ByteString>,
     /// How many names may still be looked at.
@@ -53,7 +52,7 @@ struct Changed {
 }
 
 impl Changed {
-    fn below(top: &Path, since: Moment) -> io::Result<Self> {
+    fn below(top: &Path, since: Time) -> io::Result<Self> {
         let mut changed = Self { since, count: 0, first: None, left: MOST };
         let top = fs::open_host_dir(top)?;
         let device = rustix::fs::fstat(&top)?.st_dev;
@@ -79,7 +78,7 @@ impl Changed {
             if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
                 waiting.push_back(below.clone());
             }
-            if (found.st_ctime, found.st_ctime_nsec as i64) > self.since {
+            if Time::from_kernel(found.st_ctime, found.st_ctime_nsec.cast_signed()) > self.since {
                 self.count += 1;
                 self.first.get_or_insert_with(|| below.into());
             }
