@@ -15,6 +15,8 @@ mod aside;
 mod hidden;
 mod locks;
 #[cfg(target_arch = "x86_64")]
+mod restarted;
+#[cfg(target_arch = "x86_64")]
 mod sleepers;
 mod told;
 mod tracee;

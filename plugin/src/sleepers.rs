@@ -20,6 +20,7 @@ use libc::{c_long, c_uint, iovec, pid_t};
 
 use crate::arch::Registers;
 use crate::hidden::Hidden;
+use crate::restarted::call_of;
 use crate::told::told;
 use crate::tracee::{NT_PRSTATUS, Tracee};
 
@@ -43,6 +44,8 @@ struct Sleeper {
     registers: Registers,
     /// Those of its floating point unit.
     extended: Vec<u8>,
+    /// The number of the call, by which it is made again.
+    call: c_long,
     /// The result at which the kernel makes the call again, by its restart block or anew.
     result: i64,
 }
@@ -106,11 +109,12 @@ unsafe fn hide(tid: pid_t, place: *const iovec) {
     }
     // SAFETY: as the caller promises; a program of 64 bits has as many.
     let Some(registers) = (unsafe { place.iov_base.cast::<Registers>().as_mut() }) else { return };
-    let sleeps = seen(|all| {
+    let call = seen(|all| {
         let sleeper = all.entry(tid).or_insert_with(|| Sleeper::find(Tracee(tid), registers));
-        sleeper.as_ref().is_some_and(|sleeper| sleeper.is_as_found(registers))
+        sleeper.as_ref().filter(|sleeper| sleeper.is_as_found(registers)).map(|one| one.call)
     });
-    if sleeps {
+    if let Some(call) = call {
+        registers.orig_rax = call.cast_unsigned();
         registers.rax = (-ERESTARTNOHAND).cast_unsigned();
     }
 }
@@ -128,8 +132,11 @@ impl Sleeper {
         if is_to_handle_a_signal(tracee.0) {
             return None;
         }
+        let read = |at, into: &mut [u8]| tracee.read(at, into).is_ok();
+        let call =
+            if call == libc::SYS_restart_syscall { call_of(registers, &read)? } else { call };
         let extended = tracee.extended().ok()?;
-        Some(Self { registers: *registers, extended, result })
+        Some(Self { registers: *registers, extended, call, result })
     }
 
     /// Whether nothing has been done to it.
@@ -140,8 +147,8 @@ impl Sleeper {
 
     /// Whether it is about to make the call again: `syscall` has two bytes.
     fn is_at_its_call(&self, now: &Registers) -> bool {
-        let was = &self.registers;
-        (now.rip, now.rax) == (was.rip.wrapping_sub(2), was.orig_rax)
+        let at = self.registers.rip.wrapping_sub(2);
+        (now.rip, now.rax) == (at, self.call.cast_unsigned())
     }
 }
 
