@@ -39,6 +39,8 @@ pub enum Point {
     Packed,
     /// The manifest of the whole checkpoint is there.
     ManifestWritten,
+    /// A restore has its plan, and has changed nothing yet.
+    Planned,
     /// A restore has made a writable snapshot.
     SnapshotMade,
     /// A restore has put that in the place of the subvolume.
@@ -66,6 +68,7 @@ impl Point {
             Self::Thawed => "thawed",
             Self::Packed => "packed",
             Self::ManifestWritten => "manifest-written",
+            Self::Planned => "planned",
             Self::SnapshotMade => "snapshot-made",
             Self::SnapshotExchanged => "snapshot-exchanged",
         }

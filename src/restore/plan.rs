@@ -22,6 +22,7 @@ use super::sites::FutureMounts;
 use super::{RestoreRequest, bounds, ensure_not_alive, make_room, rules, verify};
 use crate::container::{Bundle, Container, Identity};
 use crate::criu::door::Door;
+use crate::fault::{self, Point};
 use crate::files::{FileId, FileKind, OpenFile, Table};
 use crate::hint::WithHint;
 use crate::policy::Policies;
@@ -219,6 +220,7 @@ impl<'a> RestorePlan<'a> {
     /// Sockets are connected and programs are run first, then something is changed. An error behind
     /// that leaves the files as they were at the checkpoint, and no container.
     pub fn carry_out(mut self, progress: &dyn Progress) -> Result<Ended> {
+        fault::point(Point::Planned);
         let Examined { request, manifest, images, .. } = self.examined;
         let door = Door::open()?;
         let with = (manifest, &self.examined.bundle);

@@ -166,7 +166,7 @@ fn checkpoints(bundle: &Bundle<'_>) -> [PathBuf; 2] {
 }
 
 on_each_runtime!(images_of_somebody_hostile, |machine| {
-    let rounds = std::env::var("OCICLE_ROUNDS").map_or(16, |rounds| rounds.parse().unwrap());
+    let rounds = std::env::var("OCICLE_ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
     let seed = std::env::var("OCICLE_SEED").map_or(0x0c1c1e, |seed| seed.parse().unwrap());
     let [ended, living] = ["ended", "living"].map(|name| {
         machine.bundle(name).args(["workload", "journal", "/data"]).shim(Shim::Bare).make()

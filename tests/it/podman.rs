@@ -451,6 +451,12 @@ fn inspect(machine: &Machine, what: &str) -> serde_json::Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// Whether tar reads podman's own copy of the files in an archive to its end.
+fn is_copy_whole(archive: &str) -> bool {
+    let read = "tar -xOf \"$0\" rootfs-diff.tar | tar -tf - >/dev/null 2>&1";
+    Command::new("sh").args(["-c", read, archive]).status().unwrap().success()
+}
+
 with_podman!(every_form_of_a_checkpoint_is_told, |machine| {
     let podman = Podman::new(machine, Shim::Ocicle);
     start(&podman, "web", &[], &format!("exec 3>/log; {LOG}"));
@@ -497,7 +503,17 @@ with_podman!(every_form_of_a_checkpoint_is_told, |machine| {
             report["processes"][0]["command"].as_array().unwrap_or_else(|| panic!("{what}"));
         assert_eq!(words[..2], ["sh", "-c"], "{what}");
         assert!(report["files"].as_array().unwrap().iter().any(|file| file["name"] == "/log"));
-        assert_eq!(report["warnings"], serde_json::json!([]), "{what}");
+        // The container writes while podman copies: podman's own copy may be cut then.
+        let (cut, others): (Vec<&str>, Vec<&str>) = report["warnings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|warning| warning.as_str())
+            .partition(|warning| warning.starts_with("rootfs-diff.tar, "));
+        assert_eq!(others, [""; 0], "{what}");
+        if *form == "archive" {
+            assert_eq!(!cut.is_empty(), !is_copy_whole(what), "{what}: {cut:?}");
+        }
         assert!(report["parts"][0]["bytes"].as_u64().unwrap() > 0, "{what}");
         if *form != "directory" {
             assert_eq!(report["container"], "web", "{what}");

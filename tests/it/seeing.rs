@@ -1,6 +1,7 @@
 //! Seeing: what `ocicle inspect`, `ps` and `doctor` tell of real containers and checkpoints.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -185,7 +186,15 @@ on_each_runtime!(long_work_is_shown_on_a_terminal, |machine: &Machine| {
         command.arg("checkpoint").args(flags).args(more).arg(bundle.id());
         command
     };
-    let shown = on_terminal(&checkpoint(&["--leave-running"]), None);
+    // It takes longer than what needs no bar.
+    let slow = bundle.dir().join("slow");
+    fs::write(&slow, "#!/bin/sh\nexec timeout 0.6 tail -f /dev/null\n").unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    let slowed = |command: &mut Command, point: &str| {
+        command.env("OCICLE_FAULT_RUN", format!("{point}:{}", slow.display()));
+        on_terminal(command, None)
+    };
+    let shown = slowed(&mut checkpoint(&["--leave-running"]), "thawed");
     assert!(shown.contains("packing ") && shown.contains("MiB"), "{shown}");
     assert!(shown.contains(&format!("{}@v1", bundle.id())), "{shown}");
     fs::remove_file(bundle.path("data/big")).unwrap();
@@ -195,7 +204,7 @@ on_each_runtime!(long_work_is_shown_on_a_terminal, |machine: &Machine| {
     drop(container);
     let mut restore = machine.ocicle();
     restore.arg("restore").args(flags).arg(format!("{}@v1", bundle.id()));
-    let shown = on_terminal(&restore, None);
+    let shown = slowed(&mut restore, "planned");
     assert!(shown.contains("restoring "), "{shown}");
     let inspected = on_terminal(machine.ocicle().args(["inspect", bundle.id()]), None);
     assert!(inspected.contains("\x1b[") && inspected.contains("PROCESSES"), "{inspected}");
