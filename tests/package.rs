@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tempfile::TempDir;
 
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -17,30 +19,34 @@ fn output(command: &mut Command) -> String {
     told.into_owned()
 }
 
-/// The package of the programs under test, stripped of what only a debugger reads.
-fn package() -> &'static Path {
-    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
-    PACKAGE.get_or_init(|| {
-        let directory =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("package-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        for (name, program) in [
-            ("ocicle", env!("CARGO_BIN_EXE_ocicle")),
-            ("ocicle-runtime", env!("CARGO_BIN_EXE_ocicle-runtime")),
-        ] {
-            output(Command::new("strip").args(["-o"]).arg(directory.join(name)).arg(program));
-        }
-        let build = Path::new(CHECKOUT).join("packaging/deb");
-        PathBuf::from(output(Command::new(build).arg(&directory).arg(&directory)).trim())
+/// The package of the programs under test, stripped of what only a debugger reads. It goes with the
+/// last test that has it.
+struct Package {
+    _directory: TempDir,
+    path: PathBuf,
+}
+
+fn package() -> Arc<Package> {
+    static PACKAGE: Mutex<Weak<Package>> = Mutex::new(Weak::new());
+    let mut package = PACKAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    package.upgrade().unwrap_or_else(|| {
+        let built = Arc::new(build());
+        *package = Arc::downgrade(&built);
+        built
     })
 }
 
-struct Discard;
-
-impl Drop for Discard {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(package().parent().unwrap());
+fn build() -> Package {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (name, program) in [
+        ("ocicle", env!("CARGO_BIN_EXE_ocicle")),
+        ("ocicle-runtime", env!("CARGO_BIN_EXE_ocicle-runtime")),
+    ] {
+        output(Command::new("strip").args(["-o"]).arg(directory.path().join(name)).arg(program));
     }
+    let build = Path::new(CHECKOUT).join("packaging/deb");
+    let path = output(Command::new(build).arg(directory.path()).arg(directory.path()));
+    Package { path: PathBuf::from(path.trim()), _directory: directory }
 }
 
 /// Everything of a tree but what dpkg itself remembers.
@@ -50,7 +56,7 @@ const LIST: &str = "list() { find / -xdev -not -path '/proc/*' -not -path '/var/
 
 #[test]
 fn it_installs_on_a_fresh_debian_and_leaves_nothing() {
-    let _discard = Discard;
+    let package = package();
     let script = LIST.to_owned()
         + r#"
         list >/run/before
@@ -86,7 +92,7 @@ fn it_installs_on_a_fresh_debian_and_leaves_nothing() {
         echo done
         "#;
     let fresh = Path::new(CHECKOUT).join("tests/testbed/fresh");
-    let told = output(Command::new(fresh).arg(script).arg(package()));
+    let told = output(Command::new(fresh).arg(script).arg(&package.path));
     assert!(told.ends_with("done\n"), "{told}");
 }
 
@@ -206,7 +212,8 @@ fn in_the_testbed(script: &str) -> String {
     let script = format!("set -euxo pipefail\n{LIST}{PREPARE}{script}{REMOVE}");
     let enter = Path::new(CHECKOUT).join("tests/testbed/enter");
     let mut command = Command::new(enter);
-    command.args(["bash", "-c", &script]).env("PACKAGE", package()).env("CHECKOUT", CHECKOUT);
+    let package = package();
+    command.args(["bash", "-c", &script]).env("PACKAGE", &package.path).env("CHECKOUT", CHECKOUT);
     let told = output(&mut command);
     assert!(told.ends_with("done\n"), "{told}");
     told
@@ -214,7 +221,6 @@ fn in_the_testbed(script: &str) -> String {
 
 #[test]
 fn the_page_of_podman_is_followed_to_the_letter() {
-    let _discard = Discard;
     let commands = commands_below("docs/engines/podman.md", "## Step by step");
     let told = in_the_testbed(&format!(
         r#"{}
@@ -231,7 +237,6 @@ fn the_page_of_podman_is_followed_to_the_letter() {
 /// The lines of the README that show what goes wrong do so, and those that show it right too.
 #[test]
 fn the_readme_shows_what_happens() {
-    let _discard = Discard;
     let [mut wrong, right] = ["## What goes wrong today", "## The same with ocicle"]
         .map(|heading| commands_below("README.md", heading));
     assert!(wrong.len() + right.len() <= 10);
@@ -253,7 +258,6 @@ fn the_readme_shows_what_happens() {
 
 #[test]
 fn the_page_of_hooks_is_followed_to_the_letter() {
-    let _discard = Discard;
     let [criu, hooks] = ["# Without the shim", "# OCI hooks"]
         .map(|heading| commands_below("docs/hooks.md", heading).join("\n"));
     in_the_testbed(&format!(
